@@ -1,0 +1,224 @@
+"""PEP 517 backend: setuptools, plus one rule: what the user's environment has is used, only what it lacks is asked for.
+
+pip builds in an environment of its own, in which torch is absent even if the user has it. This backend asks the interpreter
+outside what is installed there. So a package is built against the torch that it will run with, torch is a build requirement only
+where there is none, and a machine without a network builds with the tools it has. setup.py finds its tools through the same
+functions, so that a build without isolation takes the same road.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+# Lowest versions. An older setuptools cannot read pyproject.toml's licence.
+TORCH = (2, 11)
+SETUPTOOLS = (77,)
+PYBIND11 = (2, 13)
+NINJA = (1, 5)
+
+_PROBE = """
+import importlib.metadata, json, os, sys
+versions = {}
+for name in ("setuptools", "pybind11", "ninja"):
+    try:
+        versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+try:
+    import torch
+    torch = (torch.__version__, os.path.dirname(torch.__file__))
+except Exception:
+    torch = None
+print()
+print(json.dumps({"versions": versions, "torch": torch, "path": [entry for entry in sys.path if entry]}))
+"""
+
+
+class Torch(NamedTuple):
+    version: str
+    root: Path
+
+    @property
+    def include(self) -> Path:
+        return self.root / "include"
+
+    @property
+    def lib(self) -> Path:
+        return self.root / "lib"
+
+
+def _at_least(version: str | None, minimum: tuple[int, ...]) -> bool:
+    return version is not None and tuple(int(part) for part in re.findall(r"\d+", version)[: len(minimum)]) >= minimum
+
+
+@functools.cache
+def _probe(*python_options: str) -> dict:
+    # From the interpreter's own folder: a folder called torch in the current one must not be taken for it.
+    folder = os.path.dirname(sys.executable)
+    command = [sys.executable, *python_options, "-c", _PROBE]
+    output = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=folder, check=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def _outside() -> dict:
+    """What the user's environment has: pip isolates a build through PYTHONPATH, which `-E` ignores."""
+    return _probe("-E")
+
+
+def _usable_torch(probe: dict) -> Torch | None:
+    if probe["torch"] is None or not _at_least(probe["torch"][0], TORCH):
+        return None
+    return Torch(probe["torch"][0], Path(probe["torch"][1]))
+
+
+def find_torch() -> Torch:
+    """The torch to build against: the one outside, else the one that was installed for this build.
+
+    Raises:
+        SystemExit: neither has a torch that is new enough.
+    """
+    torch = _usable_torch(_outside()) or _usable_torch(_probe())
+    if torch is None:
+        raise SystemExit(
+            f"error: building caan_kernels needs torch>={_dotted(TORCH)}, and {sys.executable} has none: pip install torch"
+        )
+    return torch
+
+
+def find_cxx() -> list[str]:
+    """The C++ compiler's command: $CXX, else the first of g++, c++ and clang++ on the path.
+
+    Raises:
+        SystemExit: there is none, or it does not know C++20, which torch's headers need.
+    """
+    named = os.environ.get("CXX")
+    candidates = [shlex.split(named)] if named else [["g++"], ["c++"], ["clang++"]]
+    for command in candidates:
+        if shutil.which(command[0]) is None:
+            continue
+        trial = [*command, "-std=c++20", "-fsyntax-only", "-x", "c++", os.devnull]
+        if subprocess.run(trial, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
+            return command
+    tried = " or ".join(shlex.join(command) for command in candidates)
+    raise SystemExit(
+        f"error: caan_kernels needs a C++20 compiler (GCC 11, Clang 14 or later) and found none as {tried}: "
+        "install one (Debian, Ubuntu: apt-get install g++) or name it in CXX"
+    )
+
+
+def find_nvcc() -> str | None:
+    """The path of nvcc, or None for a build without CUDA; whether a GPU is plugged in plays no part.
+
+    Raises:
+        SystemExit: CAAN_CUDA=1 and no nvcc, or a CAAN_CUDA that is neither 0 nor 1.
+    """
+    wanted = os.environ.get("CAAN_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"error: CAAN_CUDA must be 0 or 1, not {wanted!r}")
+    if wanted == "0":
+        return None
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        nvcc = shutil.which("nvcc", path=os.path.join(os.environ[name], "bin")) if os.environ.get(name) else None
+        if nvcc:
+            return nvcc
+    nvcc = shutil.which("nvcc")
+    if nvcc is None and wanted == "1":
+        raise SystemExit("error: CAAN_CUDA=1, but there is no nvcc in CUDA_HOME, CUDA_PATH or PATH")
+    return nvcc
+
+
+def find_ninja() -> str:
+    """The path of ninja: the Python package's, else the first on the path."""
+    if importlib.util.find_spec("ninja"):
+        return os.path.join(importlib.import_module("ninja").BIN_DIR, "ninja")
+    ninja = shutil.which("ninja")
+    if ninja is None:
+        raise SystemExit("error: building caan_kernels needs ninja: pip install ninja")
+    return ninja
+
+
+def pybind11_include() -> str:
+    if importlib.util.find_spec("pybind11") is None:
+        raise SystemExit("error: building caan_kernels needs pybind11: pip install pybind11")
+    return importlib.import_module("pybind11").get_include()
+
+
+def _check_tools() -> None:
+    # Before setuptools speaks and before anything is downloaded: without these the build cannot end well.
+    find_cxx()
+    find_nvcc()
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def _lacking(**minimums: tuple[int, ...]) -> list[str]:
+    versions = _outside()["versions"]
+    return [f"{name}>={_dotted(low)}" for name, low in minimums.items() if not _at_least(versions.get(name), low)]
+
+
+def _build_requirements() -> list[str]:
+    _check_tools()
+    lacking = _lacking(setuptools=SETUPTOOLS, pybind11=PYBIND11)
+    if shutil.which("ninja") is None:
+        lacking += _lacking(ninja=NINJA)
+    return lacking if _usable_torch(_outside()) else [*lacking, f"torch>={_dotted(TORCH)}"]
+
+
+def _setuptools():
+    """setuptools' own backend, after the packages that were not asked for have been made importable."""
+    if any(importlib.util.find_spec(name) is None for name in ("setuptools", "pybind11", "ninja")):
+        sys.path += [entry for entry in _outside()["path"] if entry not in sys.path]
+    setuptools = importlib.import_module("setuptools")
+    if not _at_least(setuptools.__version__, SETUPTOOLS):
+        raise SystemExit(
+            f"error: building caan_kernels needs setuptools>={_dotted(SETUPTOOLS)}, this is {setuptools.__version__}: "
+            "pip install --upgrade setuptools, or build with isolation"
+        )
+    return importlib.import_module("setuptools.build_meta")
+
+
+def get_requires_for_build_wheel(config_settings=None):
+    return _build_requirements()
+
+
+def get_requires_for_build_editable(config_settings=None):
+    return _build_requirements()
+
+
+def get_requires_for_build_sdist(config_settings=None):
+    return _lacking(setuptools=SETUPTOOLS)
+
+
+def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
+    return _setuptools().prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+
+
+def prepare_metadata_for_build_editable(metadata_directory, config_settings=None):
+    return _setuptools().prepare_metadata_for_build_editable(metadata_directory, config_settings)
+
+
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    _check_tools()
+    return _setuptools().build_wheel(wheel_directory, config_settings, metadata_directory)
+
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    _check_tools()
+    return _setuptools().build_editable(wheel_directory, config_settings, metadata_directory)
+
+
+def build_sdist(sdist_directory, config_settings=None):
+    return _setuptools().build_sdist(sdist_directory, config_settings)

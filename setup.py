@@ -1,0 +1,228 @@
+"""What is compiled, and how.
+
+Two libraries come out. `caan_kernels/_ops.so` holds the kernels and their registration through torch's stable ABI: it names no
+Python version, and one build serves every torch from 2.11. `caan_kernels/_host.*.so` is a small pybind11 module for host code.
+
+Environment variables: CONTRIBUTING.md.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "build_backend"))
+import caan_build  # noqa: E402
+
+# Never -ffast-math: NaN, Inf and the order of sums are part of what the kernels promise.
+CXX_FLAGS = """
+    -std=c++20 -O3 -DNDEBUG -fPIC -Wall -Wextra
+    -fno-math-errno -fno-trapping-math -ffp-contract=fast
+    -fvisibility=hidden -fno-semantic-interposition
+""".split()
+
+# Additional flags of single files, from the instruction set that every processor has to the newest. The end of a kernel
+# file's name tells its instruction set.
+FILE_FLAGS = {
+    "csrc/cpu/kernels_generic.cpp": [],
+    "csrc/cpu/kernels_avx2.cpp": "-mavx2 -mfma -mf16c".split(),
+    # -Wno-*: GCC 12 warns of uninitialised values inside its own AVX-512 header.
+    "csrc/cpu/kernels_avx512.cpp": """
+        -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -Wno-uninitialized -Wno-maybe-uninitialized
+    """.split(),
+}
+X86_ONLY = {"csrc/cpu/kernels_avx2.cpp", "csrc/cpu/kernels_avx512.cpp"}
+
+TARGET_TORCH = "0x{:02x}{:02x}000000000000".format(*caan_build.TORCH)
+TORCH_FLAGS = [f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"]
+# By name only: Python has loaded torch's libraries before ours, whichever version they are.
+TORCH_LIBRARIES = "-ltorch -ltorch_cpu -lc10".split()
+
+NVCC_FLAGS = "-std=c++20 -O3 -DNDEBUG --threads=2".split()
+DEFAULT_CUDA_ARCHS = "80+PTX,90a"
+
+HOST_SOURCES = ["csrc/bindings/module.cpp", "csrc/cpu/plan.cpp"]
+
+
+def ops_sources() -> list[str]:
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    found = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cpu/*.cpp"))
+    # The linker keeps the first copy of an inline function that several files share: it must be one that every processor can run.
+    ordered = [source for source in found if source not in FILE_FLAGS] + [source for source in FILE_FLAGS if source in found]
+    return ["csrc/bindings/torch_ops.cpp", *(source for source in ordered if x86 or source not in X86_ONLY)]
+
+
+def cuda_sources() -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cuda/*.cu"))
+
+
+def cuda_architectures() -> list[str]:
+    listed = os.environ.get("CAAN_CUDA_ARCHS") or DEFAULT_CUDA_ARCHS
+    architectures = [architecture.strip() for architecture in listed.split(",")]
+    for architecture in architectures:
+        if not re.fullmatch(r"\d{2,3}[af]?(\+PTX)?", architecture):
+            raise SystemExit(f"error: CAAN_CUDA_ARCHS={listed}: {architecture!r} is not like 80, 90a or 80+PTX")
+    return architectures
+
+
+def gencode_flags(architectures: list[str]) -> list[str]:
+    flags = []
+    for architecture in architectures:
+        number, _, ptx = architecture.partition("+")
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if ptx:
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
+def job_count() -> int:
+    """Compile jobs at once: one a core, 2 GiB of free memory each; MAX_JOBS overrides."""
+    if os.environ.get("MAX_JOBS"):
+        return max(1, int(os.environ["MAX_JOBS"]))
+    memory = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            memory = int(line.split()[1]) * 1024
+    # A container's limit is not in /proc/meminfo.
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and limit.read_text().strip().isdigit():
+        memory = min(memory, int(limit.read_text()))
+    return max(1, min(len(os.sched_getaffinity(0)), memory // 2**31))
+
+
+def python_include() -> str:
+    include = sysconfig.get_paths()["include"]
+    if not os.path.exists(os.path.join(include, "Python.h")):
+        raise SystemExit(f"error: no Python.h in {include}: install Python's headers (Debian, Ubuntu: python3-dev)")
+    return include
+
+
+class NinjaFile:
+    """The text of a build.ninja: one rule a tool, one statement a file, so that only what changed is built again."""
+
+    def __init__(self, folder: Path, cxx: list[str], nvcc: str | None):
+        dependencies = ("deps = gcc", "depfile = $out.d")
+        self.lines = ["ninja_required_version = 1.5", f"builddir = {folder}", f"cxx = {self.command(cxx)}"]
+        self.rule("cxx", "$cxx -MD -MF $out.d $flags -c $in -o $out", "description = compiling $in", *dependencies)
+        self.rule("link", "$linker -shared $in $flags -o $out", "description = linking $out")
+        if nvcc:
+            self.lines.append(f"nvcc = {self.command([nvcc, '-ccbin', cxx[-1]])}")
+            self.rule("nvcc", "$nvcc -MD -MF $out.d $flags -c $in -o $out", "description = compiling $in", *dependencies)
+
+    @staticmethod
+    def command(arguments: list[str]) -> str:
+        return shlex.join(arguments).replace("$", "$$")
+
+    @staticmethod
+    def path(path: str | Path) -> str:
+        return re.sub(r"([$ :])", r"$\1", str(path))
+
+    def rule(self, name: str, command: str, *variables: str) -> None:
+        self.lines += [f"rule {name}", f"  command = {command}", *(f"  {line}" for line in variables)]
+
+    def build(self, rule: str, output: Path, inputs: list[str | Path], flags: list[str], **variables: str) -> Path:
+        self.lines.append(f"build {self.path(output)}: {rule} {' '.join(map(self.path, inputs))}")
+        self.lines.append(f"  flags = {self.command(flags)}")
+        self.lines += [f"  {name} = {value}" for name, value in variables.items()]
+        return output
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines) + "\n"
+
+
+def write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
+def c_string(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def build_info_header(version: str, torch_version: str, cxx: list[str], architectures: list[str]) -> str:
+    compiler = subprocess.run([*cxx, "--version"], stdout=subprocess.PIPE, text=True).stdout.splitlines()[0]
+    sources = ops_sources()
+    sets = [Path(source).stem.removeprefix("kernels_") for source in FILE_FLAGS if source in sources]
+    facts = {
+        "version": c_string(version),
+        "compiler": c_string(compiler),
+        "cxx_flags": c_string(" ".join(CXX_FLAGS)),
+        "cpu_instruction_sets": "{" + ", ".join(map(c_string, sets)) + "}",
+        "cuda_architectures": "{" + ", ".join(map(c_string, architectures)) + "}",
+        "torch_target_abi": c_string("{}.{}".format(*caan_build.TORCH)),
+        "torch_built_with": c_string(torch_version),
+    }
+    lines = ["#pragma once", "", "#include <string>", "#include <vector>", "", "namespace caan::build_facts {"]
+    for name, value in facts.items():
+        kind = "std::vector<std::string>" if value.startswith("{") else "std::string"
+        lines.append(f"inline const {kind} {name} = {value};")
+    return "\n".join([*lines, "}", ""])
+
+
+class NinjaBuild(build_ext):
+    def get_ext_filename(self, fullname: str) -> str:
+        if fullname.rpartition(".")[2] == "_ops":
+            return os.path.join(*fullname.split(".")) + ".so"
+        return super().get_ext_filename(fullname)
+
+    def build_extensions(self) -> None:
+        if sys.platform != "linux":
+            raise SystemExit(f"error: caan_kernels builds on Linux only, this is {sys.platform}")
+        cxx, torch = caan_build.find_cxx(), caan_build.find_torch()
+        sources = cuda_sources()
+        nvcc = caan_build.find_nvcc() if sources else None
+        architectures = cuda_architectures() if nvcc else []
+
+        # Not setuptools' own folder, which is a new one for every editable install.
+        folder = Path("build", f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
+        (ROOT / folder).mkdir(parents=True, exist_ok=True)
+        header = build_info_header(self.distribution.get_version(), torch.version, cxx, architectures)
+        write_if_changed(ROOT / folder / "build_facts.h", header)
+
+        common = [*shlex.split(os.environ.get("CXXFLAGS", "")), *CXX_FLAGS, "-Icsrc"]
+        link = shlex.split(os.environ.get("LDFLAGS", ""))
+        torch_include = [f"-isystem{torch.include}"]
+        ninja_file = NinjaFile(folder, cxx, nvcc)
+
+        def compiled(source: str, flags: list[str], library: str) -> Path:
+            return ninja_file.build("cxx", folder / library / f"{source}.o", [source], [*flags, *FILE_FLAGS.get(source, [])])
+
+        objects = [compiled(source, [*common, *TORCH_FLAGS, *torch_include], "ops") for source in ops_sources()]
+        if nvcc:
+            flags = [*NVCC_FLAGS, "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc", *gencode_flags(architectures)]
+            objects += [ninja_file.build("nvcc", folder / f"{source}.o", [source], flags) for source in sources]
+        libraries = [f"-L{torch.lib}", *TORCH_LIBRARIES]
+        # nvcc knows where its static CUDA runtime lies.
+        linker = "$nvcc" if nvcc else "$cxx"
+        linker_flags = [*link, *libraries, *(["-cudart=static"] if nvcc else [])]
+        outputs = {"_ops": ninja_file.build("link", folder / "_ops.so", objects, linker_flags, linker=linker)}
+
+        python_includes = [f"-isystem{include}" for include in (caan_build.pybind11_include(), python_include())]
+        host = [compiled(source, [*common, *python_includes, f"-I{folder}"], "host") for source in HOST_SOURCES]
+        outputs["_host"] = ninja_file.build("link", folder / "_host.so", host, link, linker="$cxx")
+
+        write_if_changed(ROOT / folder / "build.ninja", str(ninja_file))
+        command = [caan_build.find_ninja(), "-f", str(folder / "build.ninja"), "-j", str(job_count())]
+        print(f"building against torch {torch.version} in {torch.root}:", shlex.join(command), flush=True)
+        if subprocess.run(command, cwd=ROOT).returncode != 0:
+            raise SystemExit("error: the C++ build of caan_kernels failed, its message is above")
+        for extension in self.extensions:
+            target = self.get_ext_fullpath(extension.name)
+            self.mkpath(os.path.dirname(target))
+            self.copy_file(str(ROOT / outputs[extension.name.rpartition(".")[2]]), target)
+
+
+setup(
+    ext_modules=[Extension("caan_kernels._ops", ops_sources()), Extension("caan_kernels._host", HOST_SOURCES)],
+    cmdclass={"build_ext": NinjaBuild},
+)

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# All set-up on a fresh machine, into .venv: torch (its CPU build where there is no NVIDIA GPU), the package built from this tree,
+# and what its tests and benchmark need. A second run only builds what changed.
+# Usage: tools/setup.sh [extras], by default test,bench.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+torch=2.13.0
+cpu_index=https://download.pytorch.org/whl/cpu
+
+[[ -x .venv/bin/pip ]] || "${PYTHON:-python3}" -m venv .venv
+pip=(.venv/bin/python -m pip --disable-pip-version-check)
+
+if ! .venv/bin/python -c "import torch" 2>/dev/null; then
+  if nvidia-smi -L >/dev/null 2>&1; then
+    "${pip[@]}" install "torch==$torch"
+  else
+    # +cpu is never the build with CUDA. The indexes that pip is set up with come first: a mirror may have it, and may be all there is.
+    "${pip[@]}" install "torch==$torch+cpu" 2>/dev/null ||
+      "${pip[@]}" install "torch==$torch+cpu" --extra-index-url "$cpu_index"
+  fi
+fi
+"${pip[@]}" install -e ".[${1:-test,bench}]"

@@ -1,0 +1,398 @@
+// Gradients of the pairs that have one. Each pair is scored again, then walked backwards; nothing was kept from the forward pass.
+//
+//   s = v̂·û / (|v̂| |û|)           dv̂, dû
+//   v̂ = fᵀV                        df = V dv̂, dV += f dv̂ᵀ; the word side alike
+//   f = softmax(t w), t = tanh(Y)  dl = f (df - f·df); dw += tᵀ dl; dY = dl wᵀ (1 - t²)
+//   Y = X Z, Z = Xᵀ own + other    dZ = Xᵀ dY; dX = dY Zᵀ + own dZᵀ; d own += X dZ; d other += dZ
+//   R = P / |P|                    dP = (dR - R (R·dR)) / |P| by rows, the same by columns for C
+//   S = V (U affinityᵀ)ᵀ           dS = dA (1 - A²); dV += dS (U affinityᵀ); d(U affinityᵀ) += dSᵀ V
+//
+// Pairs that share neither image nor caption run at once; order_by_level() fixes the order in which pairs add to a row.
+
+template <class F, int R>
+CAAN_INLINE void add_tile(F* to, int64_t stride, int64_t columns, Vec<F> (&acc)[R][tile_vectors]) {
+  constexpr int64_t W = panel_width<F>;
+  if (columns >= W) {
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < tile_vectors; ++c) {
+        F* p = to + r * stride + c * lanes<F>;
+        store(p, load(p) + acc[r][c]);
+      }
+    return;
+  }
+  F row[W];
+  for (int r = 0; r < R; ++r) {
+    for (int c = 0; c < tile_vectors; ++c) store(row + c * lanes<F>, acc[r][c]);
+    for (int64_t c = 0; c < columns; ++c) to[r * stride + c] += row[c];
+  }
+}
+
+// to (rows, stride) += left (depth, rows; k-major) right (depth, panel), in `columns` columns.
+template <class F>
+void add_product(F* to, int64_t stride, int64_t columns, const F* left, int64_t lda, int64_t rows, const F* right, int64_t depth) {
+  for_row_tiles(rows, [&](int64_t r0, auto height) {
+    Vec<F> acc[height.count][tile_vectors];
+    clear<F>(acc);
+    multiply_add<F>(acc, left + r0, lda, right, panel_width<F>, depth);
+    add_tile<F>(to + r0 * stride, stride, columns, acc);
+  });
+}
+
+// lanes-wide partial sums: to[r][j] += sum over the panel of left[r] * right[j], rows of a panel each.
+template <class F>
+void add_dots(F* to, const F* left, int64_t rows, const F* right, int64_t columns) {
+  constexpr int64_t W = panel_width<F>, L = lanes<F>;
+  const auto block = [&](int64_t r0, int64_t j0, auto height, auto breadth) {
+    Vec<F> acc[height.count][breadth.count];
+    for (int r = 0; r < height.count; ++r)
+      for (int j = 0; j < breadth.count; ++j) acc[r][j] = load(to + ((r0 + r) * columns + j0 + j) * L);
+    for (int c = 0; c < tile_vectors; ++c) {
+      Vec<F> b[breadth.count];
+      for (int j = 0; j < breadth.count; ++j) b[j] = load(right + (j0 + j) * W + c * L);
+      for (int r = 0; r < height.count; ++r) {
+        const Vec<F> a = load(left + (r0 + r) * W + c * L);
+        for (int j = 0; j < breadth.count; ++j) acc[r][j] += a * b[j];
+      }
+    }
+    for (int r = 0; r < height.count; ++r)
+      for (int j = 0; j < breadth.count; ++j) store(to + ((r0 + r) * columns + j0 + j) * L, acc[r][j]);
+  };
+  for (int64_t j = 0; j < columns;) {
+    const bool wide = j + 4 <= columns;
+    int64_t r = 0;
+    for (; r + 2 <= rows; r += 2) wide ? block(r, j, Rows<2>{}, Rows<4>{}) : block(r, j, Rows<2>{}, Rows<1>{});
+    for (; r < rows; ++r) wide ? block(r, j, Rows<1>{}, Rows<4>{}) : block(r, j, Rows<1>{}, Rows<1>{});
+    j += wide ? 4 : 1;
+  }
+}
+
+template <class F>
+struct GradientScratch {
+  Buffer<F> d_rows, d_columns_t; // dR (m, n) and dCᵀ (n, m), without padding
+  Buffer<F> dots;                // their partial sums
+  Buffer<F> d_alignment;         // dS (m, ldn)
+  Buffer<F> d_alignment_t;       // (n + 1, ldm); row n is f, so that dV takes both its terms in one product
+  Buffer<F> dy, z, dz;           // panels
+  Buffer<F> d_region_pooled, d_word_pooled;
+  Buffer<F> d_region_logits, d_word_logits;
+  Buffer<F> panel; // columns of V, or of U affinityᵀ with dv̂ behind them
+
+  void fit(int64_t m, int64_t n, int64_t ldm, int64_t ldn, int64_t width) {
+    constexpr int64_t W = panel_width<F>;
+    const int64_t longer = larger(m, n);
+    d_rows.resize(m * n);
+    d_columns_t.resize(m * n);
+    dots.resize(m * n * lanes<F>);
+    d_alignment.resize(m * ldn);
+    d_alignment_t.resize((n + 1) * ldm);
+    for (Buffer<F>* b : {&dy, &z, &dz}) b->resize(longer * W);
+    d_region_pooled.resize(padded<F>(width));
+    d_word_pooled.resize(padded<F>(width));
+    d_region_logits.resize(ldm);
+    d_word_logits.resize(ldn);
+    panel.resize((longer + 1) * W);
+  }
+};
+
+// Adds to d_own (p rows), d_other (q rows) and d_weight; writes d_x (p, q).
+template <class F>
+void side_gradients(const Side<F>& side, int64_t hidden, const Options& options, const F* d_logits, GradientScratch<F>& g, F* d_x,
+                    F* d_own, int64_t own_stride, F* d_other, int64_t other_stride, F* d_weight) {
+  constexpr int64_t W = panel_width<F>;
+  const int64_t p = side.p, q = side.q;
+  for (int64_t i = 0; i < p * q * lanes<F>; i += lanes<F>) store(g.dots + i, Vec<F>{});
+  for (int64_t h = 0; h < hidden; h += W) {
+    const int64_t columns = smaller(W, hidden - h);
+    const F* own = side.own + h * p;
+    const F* other = side.other + h * q;
+    for_row_tiles(q, [&](int64_t j0, auto height) {
+      Vec<F> acc[height.count][tile_vectors];
+      if (options.inter)
+        load_tile<F>(acc, other + j0 * W, W);
+      else
+        clear<F>(acc);
+      if (options.intra) multiply_add<F>(acc, side.x + j0, side.ldq, own, W, p);
+      store_tile<F>(g.z + j0 * W, W, acc);
+    });
+    Vec<F> weight[tile_vectors], dw[tile_vectors] = {};
+    for (int c = 0; c < tile_vectors; ++c) weight[c] = load(side.weight + h + c * lanes<F>);
+    for_row_tiles(p, [&](int64_t r0, auto height) {
+      Vec<F> acc[height.count][tile_vectors];
+      clear<F>(acc);
+      multiply_add<F>(acc, side.x_t + r0, side.ldp, g.z.data(), W, q);
+      for (int r = 0; r < height.count; ++r)
+        for (int c = 0; c < tile_vectors; ++c) {
+          const Vec<F> t = tanh(acc[r][c]);
+          const F d = d_logits[r0 + r];
+          dw[c] += d * t;
+          acc[r][c] = d * weight[c] * (F(1) - t * t);
+        }
+      store_tile<F>(g.dy + r0 * W, W, acc);
+    });
+    for (int c = 0; c < tile_vectors; ++c) store(d_weight + h + c * lanes<F>, load(d_weight + h + c * lanes<F>) + dw[c]);
+    for_row_tiles(q, [&](int64_t j0, auto height) {
+      Vec<F> acc[height.count][tile_vectors];
+      clear<F>(acc);
+      multiply_add<F>(acc, side.x + j0, side.ldq, g.dy.data(), W, p);
+      store_tile<F>(g.dz + j0 * W, W, acc);
+      if (options.inter) add_tile<F>(d_other + j0 * other_stride + h, other_stride, columns, acc);
+    });
+    add_dots<F>(g.dots, g.dy, p, g.z, q);
+    if (options.intra) {
+      add_dots<F>(g.dots, own, p, g.dz, q);
+      add_product<F>(d_own + h, own_stride, columns, side.x_t, side.ldp, p, g.dz, q);
+    }
+  }
+  for (int64_t i = 0; i < p * q; ++i) d_x[i] = sum<F>(load(g.dots + i * lanes<F>));
+}
+
+// d_logits = f (df - f·df), df = rows · d_pooled.
+template <class F, class T>
+void softmax_gradients(F* d_logits, const F* attention, const T* rows, const F* d_pooled, int64_t count, int64_t width) {
+  F mean = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    const T* row = rows + r * width;
+    Vec<F> dot{};
+    int64_t d = 0;
+    for (; d + lanes<F> <= width; d += lanes<F>) dot += load_wide(row + d) * load(d_pooled + d);
+    if (d < width) dot += load_head(row + d, width - d) * load(d_pooled + d);
+    d_logits[r] = sum<F>(dot);
+    mean += attention[r] * d_logits[r];
+  }
+  for (int64_t r = 0; r < count; ++r) d_logits[r] = attention[r] * (d_logits[r] - mean);
+}
+
+// dP of P = max(A, 0) from dR and dC, then dS.
+template <class F>
+void normalization_gradients(const PairScratch<F>& s, GradientScratch<F>& g, int64_t m, int64_t n, const Options& options) {
+  const int64_t ldn = s.ldn, ldm = s.ldm;
+  const F temperature = F(options.temperature);
+  for (int64_t r = 0; r < m; ++r) {
+    F dot = 0;
+    for (int64_t j = 0; j < n; ++j) dot += s.rows[r * ldn + j] * g.d_rows[r * n + j];
+    const bool floored = !(s.row_norms[r] > norm_floor<F>);
+    const F scale = F(1) / at_least_scalar(s.row_norms[r], norm_floor<F>);
+    for (int64_t j = 0; j < n; ++j) {
+      const F x = s.rows[r * ldn + j], d = g.d_rows[r * n + j];
+      g.d_alignment[r * ldn + j] = options.softmax ? temperature * x * (d - dot) : floored ? d * scale : (d - x * dot) * scale;
+    }
+  }
+  for (int64_t j = 0; j < n; ++j) {
+    F dot = 0;
+    for (int64_t r = 0; r < m; ++r) dot += s.columns[r * ldn + j] * g.d_columns_t[j * m + r];
+    const bool floored = !(s.column_norms[j] > norm_floor<F>);
+    const F scale = F(1) / at_least_scalar(s.column_norms[j], norm_floor<F>);
+    for (int64_t r = 0; r < m; ++r) {
+      const F x = s.columns[r * ldn + j], d = g.d_columns_t[j * m + r];
+      g.d_alignment[r * ldn + j] += options.softmax ? temperature * x * (d - dot) : floored ? d * scale : (d - x * dot) * scale;
+    }
+  }
+  for (int64_t r = 0; r < m; ++r) {
+    for (int64_t j = 0; j < n; ++j) {
+      const F a = s.alignment[r * ldn + j];
+      F& d = g.d_alignment[r * ldn + j];
+      d = options.softmax || a > 0 ? d * (F(1) - a * a) : F(0);
+      g.d_alignment_t[j * ldm + r] = d;
+    }
+    g.d_alignment_t[n * ldm + r] = s.region_attention[r];
+  }
+}
+
+template <class T>
+class Differentiator {
+  using F = Real<T>;
+  static constexpr int64_t W = panel_width<F>;
+  // Pairs whose gradients of the two score vectors are kept apart until they are added up in order.
+  static constexpr int64_t slots = 64;
+
+ public:
+  Differentiator(const Problem& problem, const F* grad_scores, const Gradients& gradients, const Executor& executor)
+      : problem_(problem),
+        grad_scores_(grad_scores),
+        gradients_(gradients),
+        executor_(executor),
+        width_(problem.width),
+        hidden_(problem.hidden),
+        padded_hidden_(padded<F>(problem.hidden)),
+        region_weight_(padded_hidden_),
+        word_weight_(padded_hidden_),
+        d_weights_(slots * 2 * padded_hidden_),
+        total_(2 * padded_hidden_),
+        workers_(new Worker[executor.threads]) {
+    const T* region = static_cast<const T*>(problem.region_score);
+    const T* word = static_cast<const T*>(problem.word_score);
+    for (int64_t h = 0; h < padded_hidden_; ++h) {
+      region_weight_[h] = h < hidden_ ? widen(region[h]) : F(0);
+      word_weight_[h] = h < hidden_ ? widen(word[h]) : F(0);
+    }
+    for (int64_t h = 0; h < 2 * padded_hidden_; ++h) total_[h] = 0;
+  }
+  ~Differentiator() { delete[] workers_; }
+  Differentiator(const Differentiator&) = delete;
+  Differentiator& operator=(const Differentiator&) = delete;
+
+  void run() {
+    const int64_t regions = problem_.images * problem_.regions_per_image, words = problem_.captions * problem_.words_per_caption;
+    accumulate_in(d_regions_, gradients_.regions, regions * width_);
+    accumulate_in(d_region_products_, gradients_.region_products, regions * 2 * hidden_);
+    accumulate_in(d_words_, gradients_.words, words * width_);
+    accumulate_in(d_word_products_, gradients_.word_products, words * (width_ + 2 * hidden_));
+
+    std::vector<GradientEntry> entries;
+    const int64_t scores = problem_.score_count();
+    for (int64_t s = 0; s < scores; ++s) {
+      const int64_t image = problem_.pairs ? problem_.pairs[2 * s] : s / problem_.captions;
+      const int64_t caption = problem_.pairs ? problem_.pairs[2 * s + 1] : s % problem_.captions;
+      const bool empty = problem_.region_count(image) == 0 || problem_.word_count(caption) == 0;
+      if (!(grad_scores_[s] == 0) && !empty) entries.push_back({image, caption, double(grad_scores_[s])});
+      // All pairs come in order, so they may be handled part by part; the entries of a pair list have to be sorted as a whole.
+      if (!problem_.pairs && int64_t(entries.size()) == planned_pairs) run_entries(entries);
+    }
+    run_entries(entries);
+
+    write_out(d_regions_, gradients_.regions, regions * width_);
+    write_out(d_region_products_, gradients_.region_products, regions * 2 * hidden_);
+    write_out(d_words_, gradients_.words, words * width_);
+    write_out(d_word_products_, gradients_.word_products, words * (width_ + 2 * hidden_));
+    for (int64_t h = 0; h < hidden_; ++h) {
+      static_cast<T*>(gradients_.region_score)[h] = narrow<T>(total_[h]);
+      static_cast<T*>(gradients_.word_score)[h] = narrow<T>(total_[padded_hidden_ + h]);
+    }
+  }
+
+ private:
+  struct Worker {
+    PackedImage<T> image;
+    Buffer<F> word_affinity, word_intra, word_inter;
+    PairScratch<F> pair;
+    GradientScratch<F> gradient;
+  };
+  // Sums live in the output itself where it has the arithmetic type, beside it where it is narrower.
+  struct Sums {
+    Buffer<F> own;
+    F* at = nullptr;
+  };
+
+  static constexpr bool same_type = sizeof(T) == sizeof(F);
+
+  void accumulate_in(Sums& sums, void* out, int64_t count) {
+    if constexpr (same_type) {
+      sums.at = static_cast<F*>(out);
+    } else {
+      sums.own.resize(count);
+      sums.at = sums.own;
+    }
+    in_parts(count, [&](int64_t i) { sums.at[i] = 0; });
+  }
+  void write_out(const Sums& sums, void* out, int64_t count) {
+    if constexpr (!same_type) in_parts(count, [&](int64_t i) { static_cast<T*>(out)[i] = narrow<T>(sums.at[i]); });
+  }
+  template <class Body>
+  void in_parts(int64_t count, Body body) {
+    constexpr int64_t part = 1 << 16;
+    parallel_units(executor_, (count + part - 1) / part, [&](int64_t u, int64_t) {
+      for (int64_t i = u * part, end = smaller(count, i + part); i < end; ++i) body(i);
+    });
+  }
+
+  void run_entries(std::vector<GradientEntry>& entries) {
+    const auto bounds = order_by_level(entries, problem_.images, problem_.captions);
+    for (size_t level = 0; level + 1 < bounds.size(); ++level)
+      for (int64_t begin = bounds[level]; begin < bounds[level + 1]; begin += slots) {
+        const int64_t count = smaller(slots, bounds[level + 1] - begin);
+        parallel_units(executor_, count, [&](int64_t slot, int64_t worker) {
+          run_pair(entries[begin + slot], d_weights_ + slot * 2 * padded_hidden_, workers_[worker]);
+        });
+        for (int64_t slot = 0; slot < count; ++slot)
+          for (int64_t h = 0; h < 2 * padded_hidden_; ++h) total_[h] += d_weights_[slot * 2 * padded_hidden_ + h];
+      }
+    entries.clear();
+  }
+
+  void run_pair(const GradientEntry& entry, F* d_weights, Worker& worker) {
+    const int64_t m = problem_.region_count(entry.image), n = problem_.word_count(entry.caption);
+    const int64_t first_region = entry.image * problem_.regions_per_image, first_word = entry.caption * problem_.words_per_caption;
+    const int64_t products = width_ + 2 * hidden_;
+    const T* regions = static_cast<const T*>(problem_.regions) + first_region * width_;
+    const T* words = static_cast<const T*>(problem_.words) + first_word * width_;
+    const T* word_products = static_cast<const T*>(problem_.word_products) + first_word * products;
+    PairScratch<F>& s = worker.pair;
+    GradientScratch<F>& g = worker.gradient;
+    s.fit(m, n, width_);
+    g.fit(m, n, s.ldm, s.ldn, width_);
+    pack_image(worker.image, regions, static_cast<const T*>(problem_.region_products) + first_region * 2 * hidden_, m, width_,
+               hidden_);
+    worker.word_affinity.resize(padded<F>(n) * width_);
+    worker.word_inter.resize(n * padded_hidden_);
+    worker.word_intra.resize(n * padded_hidden_);
+    const RowView<T> view{word_products, products, nullptr};
+    for (int64_t j = 0; j < n; j += W) pack_right_transposed(worker.word_affinity + j * width_, view, j, n - j, 0, width_);
+    pack_panels(worker.word_inter.data(), word_products + width_, n, products, hidden_);
+    pack_panels(worker.word_intra.data(), word_products + width_ + hidden_, n, products, hidden_);
+
+    for (int64_t j = 0; j < n; j += W)
+      for_row_tiles(m, [&](int64_t r0, auto height) {
+        Vec<F> acc[height.count][tile_vectors];
+        clear<F>(acc);
+        multiply_add<F>(acc, worker.image.left + r0 * width_, height.count, worker.word_affinity + j * width_, W, width_);
+        store_tile<F>(s.alignment + r0 * s.ldn + j, s.ldn, acc);
+      });
+    const Similarity<F> similarity = finish_pair<T>(worker.image, worker.word_intra, worker.word_inter, words, n, region_weight_,
+                                                    word_weight_, width_, hidden_, problem_.options, true, s);
+
+    pooled_gradients(similarity, F(entry.gradient), s, g);
+    softmax_gradients<F>(g.d_region_logits.data(), s.region_attention.data(), regions, g.d_region_pooled.data(), m, width_);
+    softmax_gradients<F>(g.d_word_logits.data(), s.word_attention.data(), words, g.d_word_pooled.data(), n, width_);
+
+    F* d_region_products = d_region_products_.at + first_region * 2 * hidden_;
+    F* d_word_products = d_word_products_.at + first_word * products;
+    for (int64_t h = 0; h < 2 * padded_hidden_; ++h) d_weights[h] = 0;
+    const Side<F> region_side{m, n, s.rows, s.rows_t, s.ldm, s.ldn, worker.image.intra, worker.word_inter, region_weight_};
+    const Side<F> word_side{n, m, s.columns_t, s.columns, s.ldn, s.ldm, worker.word_intra, worker.image.inter, word_weight_};
+    side_gradients<F>(region_side, hidden_, problem_.options, g.d_region_logits, g, g.d_rows, d_region_products, 2 * hidden_,
+                      d_word_products + width_, products, d_weights);
+    side_gradients<F>(word_side, hidden_, problem_.options, g.d_word_logits, g, g.d_columns_t, d_word_products + width_ + hidden_,
+                      products, d_region_products + hidden_, 2 * hidden_, d_weights + padded_hidden_);
+
+    normalization_gradients<F>(s, g, m, n, problem_.options);
+    F* d_regions = d_regions_.at + first_region * width_;
+    F* d_words = d_words_.at + first_word * width_;
+    for (int64_t d = 0; d < width_; d += W) {
+      const int64_t columns = smaller(W, width_ - d);
+      pack_right(g.panel.data(), view, d, columns, 0, n);
+      for (int c = 0; c < tile_vectors; ++c) store(g.panel + n * W + c * lanes<F>, load(g.d_region_pooled + d + c * lanes<F>));
+      add_product<F>(d_regions + d, width_, columns, g.d_alignment_t, s.ldm, m, g.panel, n + 1);
+      pack_right(g.panel.data(), RowView<T>{regions, width_, nullptr}, d, columns, 0, m);
+      add_product<F>(d_word_products + d, products, columns, g.d_alignment, s.ldn, n, g.panel, m);
+      for (int64_t j = 0; j < n; ++j)
+        for (int64_t c = 0; c < columns; ++c) d_words[j * width_ + d + c] += s.word_attention[j] * g.d_word_pooled[d + c];
+    }
+  }
+
+  void pooled_gradients(const Similarity<F>& similarity, F gradient, const PairScratch<F>& s, GradientScratch<F>& g) const {
+    F scale = gradient, region_pull = 0, word_pull = 0;
+    if (problem_.options.cosine) {
+      const F region_norm = at_least_scalar(similarity.region_norm, norm_floor<F>);
+      const F word_norm = at_least_scalar(similarity.word_norm, norm_floor<F>);
+      scale = gradient / (region_norm * word_norm);
+      // A norm that is held at its floor passes no gradient.
+      if (similarity.region_norm > norm_floor<F>) region_pull = gradient * similarity.score / (region_norm * region_norm);
+      if (similarity.word_norm > norm_floor<F>) word_pull = gradient * similarity.score / (word_norm * word_norm);
+    }
+    for (int64_t d = 0; d < padded<F>(width_); d += lanes<F>) {
+      const Vec<F> v = load(s.region_pooled + d), u = load(s.word_pooled + d);
+      store(g.d_region_pooled + d, scale * u - region_pull * v);
+      store(g.d_word_pooled + d, scale * v - word_pull * u);
+    }
+  }
+
+  const Problem& problem_;
+  const F* grad_scores_;
+  const Gradients& gradients_;
+  const Executor& executor_;
+  const int64_t width_, hidden_, padded_hidden_;
+  Buffer<F> region_weight_, word_weight_;
+  Buffer<F> d_weights_, total_;
+  Worker* workers_;
+  Sums d_regions_, d_region_products_, d_words_, d_word_products_;
+};

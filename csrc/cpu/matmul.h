@@ -1,0 +1,235 @@
+// Matrix products in which every element is one chain of multiply-adds in the order of k, whatever tile it falls into. So an
+// element's bits depend on its row and its column alone, never on the batch around it or on the number of threads.
+//
+// Left operands are stored k-major (element (r, k) at a[k * lda + r]), right operands as panels of panel_width columns, k-major
+// too.
+
+template <class F, int R>
+CAAN_INLINE void multiply_add(Vec<F> (&acc)[R][tile_vectors], const F* a, int64_t lda, const F* b, int64_t ldb, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k, a += lda, b += ldb) {
+    Vec<F> right[tile_vectors];
+    for (int c = 0; c < tile_vectors; ++c) right[c] = load(b + c * lanes<F>);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int c = 0; c < tile_vectors; ++c) acc[r][c] += a[r] * right[c];
+  }
+}
+
+template <class F, int R>
+CAAN_INLINE void clear(Vec<F> (&acc)[R][tile_vectors]) {
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < tile_vectors; ++c) acc[r][c] = Vec<F>{};
+}
+template <class F, int R>
+CAAN_INLINE void load_tile(Vec<F> (&acc)[R][tile_vectors], const F* p, int64_t stride) {
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < tile_vectors; ++c) acc[r][c] = load(p + r * stride + c * lanes<F>);
+}
+template <class F, int R>
+CAAN_INLINE void store_tile(F* p, int64_t stride, const Vec<F> (&acc)[R][tile_vectors]) {
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < tile_vectors; ++c) store(p + r * stride + c * lanes<F>, acc[r][c]);
+}
+
+template <int R>
+struct Rows {
+  static constexpr int count = R;
+};
+
+// Calls body(first_row, Rows<R>{}) over tiles that share the rows evenly: 14 rows are 5 + 5 + 4, not 6 + 6 + 2, which would leave
+// the multiply-add pipes waiting on too few accumulators.
+template <int R = tile_rows, class Body>
+CAAN_INLINE void with_rows(int64_t rows, int64_t first, Body&& body) {
+  if constexpr (R > 1) {
+    if (rows < R) return with_rows<R - 1>(rows, first, static_cast<Body&&>(body));
+  }
+  body(first, Rows<R>{});
+}
+template <class Body>
+CAAN_INLINE void for_row_tiles(int64_t rows, Body&& body) {
+  const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
+  for (int64_t t = 0, first = 0; t < tiles; ++t) {
+    const int64_t height = rows / tiles + (t < rows % tiles);
+    with_rows(height, first, body);
+    first += height;
+  }
+}
+
+// Memory for one call; filled with NaN under test so that a number read before it was written shows.
+template <class E>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t count) { resize(count); }
+  ~Buffer() { __builtin_free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  // Contents are lost where the buffer grows.
+  void resize(int64_t count) {
+    if (count <= capacity_) return;
+    __builtin_free(data_);
+    const size_t bytes = (size_t(count) * sizeof(E) + 127) / 64 * 64;
+    data_ = static_cast<E*>(aligned_alloc(64, bytes));
+    capacity_ = count;
+    if (!data_) {
+      capacity_ = 0;
+      throw std::bad_alloc();
+    }
+#ifdef CAAN_POISON_WORKSPACE
+    __builtin_memset(data_, 0xff, bytes);
+#endif
+  }
+  E* data() { return data_; }
+  const E* data() const { return data_; }
+  E& operator[](int64_t i) { return data_[i]; }
+  const E& operator[](int64_t i) const { return data_[i]; }
+  operator E*() { return data_; }
+  operator const E*() const { return data_; }
+
+ private:
+  E* data_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
+CAAN_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+CAAN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+CAAN_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Runs body(unit, worker) for every unit once. Threads take the next unit when they are done with one: which thread takes which
+// differs from run to run, so units must not share what they write.
+template <class Body>
+void parallel_units(const Executor& executor, int64_t units, int64_t workers, Body&& body) {
+  struct Shared {
+    Body& body;
+    int64_t units;
+    int64_t next;
+  } shared{body, units, 0};
+  const auto work = [](void* context, int64_t worker) {
+    auto& s = *static_cast<Shared*>(context);
+    for (int64_t u; (u = __atomic_fetch_add(&s.next, 1, __ATOMIC_RELAXED)) < s.units;) s.body(u, worker);
+  };
+  workers = smaller(workers, units);
+  if (workers <= 1)
+    work(&shared, 0);
+  else
+    executor.run(workers, work, &shared);
+}
+template <class Body>
+void parallel_units(const Executor& executor, int64_t units, Body&& body) {
+  parallel_units(executor, units, executor.threads, body);
+}
+
+// Rows of a matrix in memory: row i starts at base + stride * (rows ? rows[i] : i).
+template <class T>
+struct RowView {
+  const T* base;
+  int64_t stride;
+  const int64_t* rows;
+  const T* row(int64_t i) const { return base + stride * (rows ? rows[i] : i); }
+};
+
+// Left operand, rows [first, first + height) and k in [k0, k0 + depth), from a matrix whose rows are the operand's rows.
+template <class F, class T>
+void pack_left(F* out, const RowView<T>& view, int64_t first, int64_t height, int64_t k0, int64_t depth) {
+  for (int64_t r = 0; r < height; ++r) {
+    const T* in = view.row(first + r) + k0;
+    for (int64_t k = 0; k < depth; ++k) out[k * height + r] = widen(in[k]);
+  }
+}
+// The same from a matrix whose columns are the operand's rows.
+template <class F, class T>
+void pack_left_transposed(F* out, const RowView<T>& view, int64_t first, int64_t height, int64_t k0, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k) {
+    const T* in = view.row(k0 + k) + first;
+    for (int64_t r = 0; r < height; ++r) out[k * height + r] = widen(in[r]);
+  }
+}
+// One panel of the right operand, columns [first, first + count) padded with 0, from a matrix whose rows are k.
+template <class F, class T>
+void pack_right(F* out, const RowView<T>& view, int64_t first, int64_t count, int64_t k0, int64_t depth) {
+  constexpr int64_t W = panel_width<F>;
+  for (int64_t k = 0; k < depth; ++k, out += W) {
+    const T* in = view.row(k0 + k) + first;
+    if (count >= W) {
+      for (int64_t c = 0; c < W; c += lanes<F>) store(out + c, load_wide(in + c));
+    } else {
+      for (int64_t c = 0; c < W; ++c) out[c] = c < count ? widen(in[c]) : F(0);
+    }
+  }
+}
+// The same from a matrix whose rows are the operand's columns.
+template <class F, class T>
+void pack_right_transposed(F* out, const RowView<T>& view, int64_t first, int64_t count, int64_t k0, int64_t depth) {
+  constexpr int64_t W = panel_width<F>;
+  for (int64_t c = 0; c < W; ++c) {
+    if (c < count) {
+      const T* in = view.row(first + c) + k0;
+      for (int64_t k = 0; k < depth; ++k) out[k * W + c] = widen(in[k]);
+    } else {
+      for (int64_t k = 0; k < depth; ++k) out[k * W + c] = F(0);
+    }
+  }
+}
+
+// A panel of the right operand stays in the first-level cache over this many k, a block of rows and columns in the second.
+inline constexpr int64_t gemm_depth = 256;
+inline constexpr int64_t gemm_rows = 192;
+inline constexpr int64_t gemm_columns = 384;
+
+// out row i = sum over k of left(i, k) right(k, :). `left_transposed`: view rows are k; `right_transposed`: view rows are columns.
+template <class T, bool left_transposed, bool right_transposed>
+void gemm(RowView<T> left, RowView<T> right, int64_t rows, int64_t columns, int64_t depth, T* out, int64_t out_stride,
+          const int64_t* out_rows, const Executor& executor) {
+  using F = Real<T>;
+  constexpr int64_t W = panel_width<F>;
+  const int64_t row_blocks = (rows + gemm_rows - 1) / gemm_rows;
+  const int64_t column_blocks = (columns + gemm_columns - 1) / gemm_columns;
+  const int64_t workers = smaller(executor.threads, row_blocks * column_blocks);
+  const int64_t left_size = gemm_rows * gemm_depth, right_size = gemm_columns * gemm_depth, sum_size = gemm_rows * gemm_columns;
+  const int64_t worker_size = left_size + right_size + sum_size;
+  Buffer<F> scratch(larger(workers, 1) * worker_size);
+  parallel_units(executor, row_blocks * column_blocks, workers, [&](int64_t unit, int64_t worker) {
+    F* packed_left = scratch + worker * worker_size;
+    F* packed_right = packed_left + left_size;
+    F* sums = packed_right + right_size;
+    const int64_t row0 = unit / column_blocks * gemm_rows, block_rows = smaller(gemm_rows, rows - row0);
+    const int64_t column0 = unit % column_blocks * gemm_columns, block_columns = smaller(gemm_columns, columns - column0);
+    const int64_t panels = (block_columns + W - 1) / W;
+    for (int64_t k0 = 0; k0 == 0 || k0 < depth; k0 += gemm_depth) {
+      const int64_t block_depth = smaller(gemm_depth, depth - k0);
+      for (int64_t p = 0; p < panels; ++p) {
+        F* panel = packed_right + p * W * block_depth;
+        const int64_t first = column0 + p * W, count = block_columns - p * W;
+        if constexpr (right_transposed)
+          pack_right_transposed(panel, right, first, count, k0, block_depth);
+        else
+          pack_right(panel, right, first, count, k0, block_depth);
+      }
+      for_row_tiles(block_rows, [&](int64_t r0, auto height) {
+        F* tile = packed_left + r0 * block_depth;
+        if constexpr (left_transposed)
+          pack_left_transposed(tile, left, row0 + r0, height.count, k0, block_depth);
+        else
+          pack_left(tile, left, row0 + r0, height.count, k0, block_depth);
+      });
+      for (int64_t p = 0; p < panels; ++p)
+        for_row_tiles(block_rows, [&](int64_t r0, auto height) {
+          constexpr int R = height.count;
+          Vec<F> acc[R][tile_vectors];
+          F* sum = sums + r0 * gemm_columns + p * W;
+          if (k0 == 0)
+            clear<F>(acc);
+          else
+            load_tile<F>(acc, sum, gemm_columns);
+          multiply_add<F>(acc, packed_left + r0 * block_depth, R, packed_right + p * W * block_depth, W, block_depth);
+          store_tile<F>(sum, gemm_columns, acc);
+        });
+    }
+    for (int64_t r = 0; r < block_rows; ++r) {
+      T* to = out + (out_rows ? out_rows[row0 + r] : row0 + r) * out_stride + column0;
+      for (int64_t c = 0; c < block_columns; ++c) to[c] = narrow<T>(sums[r * gemm_columns + c]);
+    }
+  });
+}

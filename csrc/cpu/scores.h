@@ -1,0 +1,225 @@
+// All pairs, or a list of them: blocks of images against blocks of captions. A caption block is laid out once and read by all
+// threads; a thread takes an image, lays it out, multiplies it with the block's words panel by panel, and finishes pair after pair.
+
+// Words of a caption block: enough pairs to make laying out an image negligible (1-2% at 70 captions), few enough for the caches.
+inline constexpr int64_t block_words = 1024;
+// What one call may hold of its items, of the 64 MiB that a forward pass may take in all: features that come unprojected are
+// projected block by block, captions anew for every block of images, so most of it goes to the images.
+inline constexpr int64_t image_block_bytes = int64_t(38) << 20;
+inline constexpr int64_t caption_block_bytes = int64_t(14) << 20;
+// Pairs of a pair list that are planned together.
+inline constexpr int64_t planned_pairs = int64_t(1) << 19;
+
+template <class T>
+class Scorer {
+  using F = Real<T>;
+  static constexpr int64_t W = panel_width<F>;
+
+ public:
+  Scorer(const Problem& problem, F* out, const Maps* maps, const Executor& executor)
+      : problem_(problem),
+        out_(out),
+        maps_(maps),
+        executor_(executor),
+        width_(problem.width),
+        hidden_(problem.hidden),
+        padded_hidden_(padded<F>(problem.hidden)),
+        region_weight_(padded_hidden_),
+        word_weight_(padded_hidden_),
+        workers_(new Worker[executor.threads]) {
+    load_padded(region_weight_, static_cast<const T*>(problem.region_score));
+    load_padded(word_weight_, static_cast<const T*>(problem.word_score));
+  }
+  ~Scorer() { delete[] workers_; }
+  Scorer(const Scorer&) = delete;
+  Scorer& operator=(const Scorer&) = delete;
+
+  void run() {
+    for (int64_t i = 0, count = problem_.score_count(); i < count; ++i) out_[i] = 0;
+    BlockLimits limits{INT64_MAX, block_words};
+    int64_t bytes_per_word = (width_ + 2 * padded_hidden_) * int64_t(sizeof(F));
+    if (!problem_.word_products) bytes_per_word += (width_ + 2 * hidden_) * int64_t(sizeof(T));
+    limits.words = larger(1, smaller(block_words, caption_block_bytes / bytes_per_word));
+    if (!problem_.region_products) limits.regions = larger(1, image_block_bytes / larger(1, 2 * hidden_ * int64_t(sizeof(T))));
+    const int64_t step = problem_.pairs ? planned_pairs : 1;
+    const int64_t end = problem_.pairs ? problem_.pair_count : 1;
+    for (int64_t begin = 0; begin < end; begin += step) run_plan(plan_tiles(problem_, limits, begin, smaller(end, begin + step)));
+  }
+
+ private:
+  struct Worker {
+    PackedImage<T> image;
+    PairScratch<F> pair;
+    Buffer<F> alignment; // (word panels, m, W)
+    int64_t panels_done = 0;
+  };
+
+  void load_padded(Buffer<F>& to, const T* from) {
+    for (int64_t h = 0; h < padded_hidden_; ++h) to[h] = h < hidden_ ? widen(from[h]) : F(0);
+  }
+
+  void run_plan(const Plan& plan) {
+    const Tile* loaded = nullptr;
+    for (const Tile& tile : plan.tiles) {
+      if (!problem_.region_products && (!loaded || loaded->image_begin != tile.image_begin)) project_images(plan, tile);
+      if (!loaded || loaded->caption_begin != tile.caption_begin) pack_captions(plan, tile);
+      loaded = &tile;
+      const auto units = split_tile(plan, tile, executor_.threads);
+      parallel_units(executor_, int64_t(units.size()),
+                     [&](int64_t u, int64_t worker) { run_unit(plan, tile, units[u], workers_[worker]); });
+    }
+  }
+
+  const T* image_features(int64_t image) const {
+    return static_cast<const T*>(problem_.regions) + image * problem_.regions_per_image * width_;
+  }
+  const T* image_products(const Plan& plan, int64_t position) const {
+    if (!problem_.region_products) return projected_regions_.data() + region_first_[position - region_base_] * 2 * hidden_;
+    return static_cast<const T*>(problem_.region_products) + plan.images[position] * problem_.regions_per_image * 2 * hidden_;
+  }
+
+  // Rows of (count, length) items that exist, one behind the other, and where each item's begin.
+  template <class Index, class Length>
+  static int64_t list_rows(Buffer<int64_t>& first, Buffer<int64_t>& rows, int64_t begin, int64_t end, int64_t stride, Index index,
+                           Length length) {
+    first.resize(end - begin + 1);
+    int64_t total = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      first[i - begin] = total;
+      total += length(index(i));
+    }
+    first[end - begin] = total;
+    rows.resize(total);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t r = 0; r < length(index(i)); ++r) rows[first[i - begin] + r] = index(i) * stride + r;
+    return total;
+  }
+
+  void project_images(const Plan& plan, const Tile& tile) {
+    region_base_ = tile.image_begin;
+    const int64_t rows = list_rows(
+        region_first_, rows_, tile.image_begin, tile.image_end, problem_.regions_per_image,
+        [&](int64_t i) { return plan.images[i]; }, [&](int64_t i) { return problem_.region_count(i); });
+    projected_regions_.resize(rows * 2 * hidden_);
+    T* out = projected_regions_.data();
+    project<false>(problem_.regions, rows, problem_.region_intra, hidden_, out, 2 * hidden_);
+    project<false>(problem_.regions, rows, problem_.word_inter, hidden_, out + hidden_, 2 * hidden_);
+  }
+
+  // The rows that rows_ lists times a weight (width, columns), or (columns, width) where it is transposed.
+  template <bool transposed>
+  void project(const void* items, int64_t rows, const void* weight, int64_t columns, T* out, int64_t out_stride) {
+    gemm<T, false, transposed>({static_cast<const T*>(items), width_, rows_},
+                               {static_cast<const T*>(weight), transposed ? width_ : columns, nullptr}, rows, columns, width_, out,
+                               out_stride, nullptr, executor_);
+  }
+
+  void pack_captions(const Plan& plan, const Tile& tile) {
+    const int64_t products = width_ + 2 * hidden_;
+    const int64_t words = list_rows(
+        captions_.first, rows_, tile.caption_begin, tile.caption_end, problem_.words_per_caption,
+        [&](int64_t t) { return plan.captions[t]; }, [&](int64_t t) { return problem_.word_count(t); });
+    RowView<T> view{static_cast<const T*>(problem_.word_products), products, rows_};
+    if (!problem_.word_products) {
+      projected_words_.resize(words * products);
+      T* out = projected_words_.data();
+      project<true>(problem_.words, words, problem_.affinity, width_, out, products);
+      project<false>(problem_.words, words, problem_.region_inter, hidden_, out + width_, products);
+      project<false>(problem_.words, words, problem_.word_intra, hidden_, out + width_ + hidden_, products);
+      view = {projected_words_.data(), products, nullptr};
+    }
+    const int64_t captions = tile.caption_end - tile.caption_begin, panels = (words + W - 1) / W;
+    captions_.affinity.resize(panels * W * width_);
+    captions_.inter.resize(words * padded_hidden_);
+    captions_.intra.resize(words * padded_hidden_);
+    captions_.features.resize(captions);
+    parallel_units(executor_, panels, [&](int64_t p, int64_t) {
+      pack_right_transposed(captions_.affinity + p * W * width_, view, p * W, words - p * W, 0, width_);
+    });
+    parallel_units(executor_, captions, [&](int64_t c, int64_t) {
+      const int64_t first = captions_.first[c], n = captions_.first[c + 1] - first;
+      const T* rows = view.row(first);
+      pack_panels(captions_.inter + first * padded_hidden_, rows + width_, n, products, hidden_);
+      pack_panels(captions_.intra + first * padded_hidden_, rows + width_ + hidden_, n, products, hidden_);
+      captions_.features[c] =
+          static_cast<const T*>(problem_.words) + plan.captions[tile.caption_begin + c] * problem_.words_per_caption * width_;
+    });
+  }
+
+  void run_unit(const Plan& plan, const Tile& tile, const Unit& unit, Worker& worker) {
+    const int64_t image = plan.images[unit.image], m = problem_.region_count(image);
+    pack_image(worker.image, image_features(image), image_products(plan, unit.image), m, width_, hidden_);
+    const int64_t words = captions_.first[tile.caption_end - tile.caption_begin];
+    worker.alignment.resize((words + W - 1) / W * W * m);
+    worker.panels_done = 0;
+    for (int64_t e = unit.begin; e < unit.end; ++e) {
+      const int64_t position = plan.all_pairs ? e : plan.entries[e].caption;
+      const int64_t out = plan.all_pairs ? image * problem_.captions + plan.captions[e] : plan.entries[e].out;
+      out_[out] = score_pair(position - tile.caption_begin, out, worker);
+    }
+  }
+
+  // S = V (U affinityᵀ)ᵀ for the panels that hold words [first, end) of the block, unless an earlier caption has brought them.
+  void align(int64_t first, int64_t end, Worker& worker) {
+    const int64_t m = worker.image.regions;
+    for (int64_t p = larger(worker.panels_done, first / W); p * W < end; ++p) {
+      for (int64_t k = 0; k == 0 || k < width_; k += gemm_depth)
+        for_row_tiles(m, [&](int64_t r0, auto height) {
+          Vec<F> acc[height.count][tile_vectors];
+          F* to = worker.alignment + (p * m + r0) * W;
+          if (k == 0)
+            clear<F>(acc);
+          else
+            load_tile<F>(acc, to, W);
+          multiply_add<F>(acc, worker.image.left + r0 * width_ + k * height.count, height.count,
+                          captions_.affinity + (p * width_ + k) * W, W, smaller(gemm_depth, width_ - k));
+          store_tile<F>(to, W, acc);
+        });
+      worker.panels_done = p + 1;
+    }
+  }
+
+  F score_pair(int64_t caption, int64_t out, Worker& worker) {
+    const int64_t first = captions_.first[caption], n = captions_.first[caption + 1] - first, m = worker.image.regions;
+    PairScratch<F>& s = worker.pair;
+    s.fit(m, n, width_);
+    align(first, first + n, worker);
+    for (int64_t j = 0; j < n; ++j) {
+      const F* column = worker.alignment + (first + j) / W * W * m + (first + j) % W;
+      for (int64_t r = 0; r < m; ++r) s.alignment[r * s.ldn + j] = column[r * W];
+    }
+    const F score = finish_pair<T>(worker.image, captions_.intra + first * padded_hidden_, captions_.inter + first * padded_hidden_,
+                                   captions_.features[caption], n, region_weight_, word_weight_, width_, hidden_, problem_.options,
+                                   maps_ != nullptr, s)
+                        .score;
+    if (maps_) write_maps(s, m, n, out);
+    return score;
+  }
+
+  void write_maps(const PairScratch<F>& s, int64_t m, int64_t n, int64_t out) const {
+    const int64_t M = problem_.regions_per_image, N = problem_.words_per_caption;
+    F* f = static_cast<F*>(maps_->region_attention) + out * M;
+    F* g = static_cast<F*>(maps_->word_attention) + out * N;
+    F* rows = static_cast<F*>(maps_->region_to_word) + out * M * N;
+    F* columns = static_cast<F*>(maps_->word_to_region) + out * M * N;
+    for (int64_t r = 0; r < m; ++r) f[r] = s.region_attention[r];
+    for (int64_t j = 0; j < n; ++j) g[j] = s.word_attention[j];
+    for (int64_t r = 0; r < m; ++r)
+      for (int64_t j = 0; j < n; ++j) {
+        rows[r * N + j] = s.rows[r * s.ldn + j];
+        columns[j * M + r] = s.columns[r * s.ldn + j];
+      }
+  }
+
+  const Problem& problem_;
+  F* out_;
+  const Maps* maps_;
+  const Executor& executor_;
+  const int64_t width_, hidden_, padded_hidden_;
+  Buffer<F> region_weight_, word_weight_;
+  Worker* workers_;
+  PackedCaptions<T> captions_;
+  Buffer<int64_t> rows_, region_first_;
+  int64_t region_base_ = 0;
+  Buffer<T> projected_regions_, projected_words_;
+};

@@ -94,7 +94,13 @@ struct GradientScratch {
   }
 };
 
-// Adds to d_own (p rows), d_other (q rows) and d_weight; writes d_x (p, q).
+// Where sums go that may not be wanted.
+template <class F>
+CAAN_INLINE F* behind(F* sums, int64_t columns) {
+  return sums ? sums + columns : nullptr;
+}
+
+// Adds to d_own (p rows) and d_other (q rows), either of which may be null, and to d_weight; writes d_x (p, q).
 template <class F>
 void side_gradients(const Side<F>& side, int64_t hidden, const Options& options, const F* d_logits, GradientScratch<F>& g, F* d_x,
                     F* d_own, int64_t own_stride, F* d_other, int64_t other_stride, F* d_weight) {
@@ -135,12 +141,12 @@ void side_gradients(const Side<F>& side, int64_t hidden, const Options& options,
       clear<F>(acc);
       multiply_add<F>(acc, side.x + j0, side.ldq, g.dy.data(), W, p);
       store_tile<F>(g.dz + j0 * W, W, acc);
-      if (options.inter) add_tile<F>(d_other + j0 * other_stride + h, other_stride, columns, acc);
+      if (options.inter && d_other) add_tile<F>(d_other + j0 * other_stride + h, other_stride, columns, acc);
     });
     add_dots<F>(g.dots, g.dy, p, g.z, q);
     if (options.intra) {
       add_dots<F>(g.dots, own, p, g.dz, q);
-      add_product<F>(d_own + h, own_stride, columns, side.x_t, side.ldp, p, g.dz, q);
+      if (d_own) add_product<F>(d_own + h, own_stride, columns, side.x_t, side.ldp, p, g.dz, q);
     }
   }
   for (int64_t i = 0; i < p * q; ++i) d_x[i] = sum<F>(load(g.dots + i * lanes<F>));
@@ -232,28 +238,18 @@ class Differentiator {
   Differentiator& operator=(const Differentiator&) = delete;
 
   void run() {
-    const int64_t regions = problem_.images * problem_.regions_per_image, words = problem_.captions * problem_.words_per_caption;
-    accumulate_in(d_regions_, gradients_.regions, regions * width_);
-    accumulate_in(d_region_products_, gradients_.region_products, regions * 2 * hidden_);
-    accumulate_in(d_words_, gradients_.words, words * width_);
-    accumulate_in(d_word_products_, gradients_.word_products, words * (width_ + 2 * hidden_));
-
-    std::vector<GradientEntry> entries;
-    const int64_t scores = problem_.score_count();
-    for (int64_t s = 0; s < scores; ++s) {
-      const int64_t image = problem_.pairs ? problem_.pairs[2 * s] : s / problem_.captions;
-      const int64_t caption = problem_.pairs ? problem_.pairs[2 * s + 1] : s % problem_.captions;
-      const bool empty = problem_.region_count(image) == 0 || problem_.word_count(caption) == 0;
-      if (!(grad_scores_[s] == 0) && !empty) entries.push_back({image, caption, double(grad_scores_[s])});
-      // All pairs come in order, so they may be handled part by part; the entries of a pair list have to be sorted as a whole.
-      if (!problem_.pairs && int64_t(entries.size()) == planned_pairs) run_entries(entries);
+    const Range images{0, problem_.images}, captions{0, problem_.captions}, none{0, 0};
+    const int64_t image_bytes = problem_.regions_per_image * (width_ + 2 * hidden_) * int64_t(sizeof(F));
+    const int64_t caption_bytes = problem_.words_per_caption * (2 * width_ + 2 * hidden_) * int64_t(sizeof(F));
+    if (same_type || images.end * image_bytes + captions.end * caption_bytes <= sums_bytes) {
+      sweep(images, captions);
+    } else {
+      // The sums do not fit beside the outputs: one side after the other, block by block, each pair walked backwards twice.
+      const int64_t image_step = larger(1, sums_bytes / larger(1, image_bytes));
+      for (int64_t i = 0; i < images.end; i += image_step) sweep({i, smaller(images.end, i + image_step)}, none);
+      const int64_t caption_step = larger(1, sums_bytes / larger(1, caption_bytes));
+      for (int64_t t = 0; t < captions.end; t += caption_step) sweep(none, {t, smaller(captions.end, t + caption_step)});
     }
-    run_entries(entries);
-
-    write_out(d_regions_, gradients_.regions, regions * width_);
-    write_out(d_region_products_, gradients_.region_products, regions * 2 * hidden_);
-    write_out(d_words_, gradients_.words, words * width_);
-    write_out(d_word_products_, gradients_.word_products, words * (width_ + 2 * hidden_));
     for (int64_t h = 0; h < hidden_; ++h) {
       static_cast<T*>(gradients_.region_score)[h] = narrow<T>(total_[h]);
       static_cast<T*>(gradients_.word_score)[h] = narrow<T>(total_[padded_hidden_ + h]);
@@ -261,31 +257,74 @@ class Differentiator {
   }
 
  private:
+  struct Range {
+    int64_t begin, end;
+    bool has(int64_t i) const { return begin <= i && i < end; }
+  };
   struct Worker {
     PackedImage<T> image;
     Buffer<F> word_affinity, word_intra, word_inter;
     PairScratch<F> pair;
     GradientScratch<F> gradient;
   };
-  // Sums live in the output itself where it has the arithmetic type, beside it where it is narrower.
+  // Sums of the items of a sweep, `row` numbers each: in the output itself where it has the arithmetic type, else beside it.
   struct Sums {
     Buffer<F> own;
-    F* at = nullptr;
+    Range items{0, 0};
+    int64_t row = 0;
+    F* base = nullptr;
+    // Where an item's sums are; null where the sweep does not make them.
+    F* at(int64_t item) const { return items.has(item) ? base + (item - items.begin) * row : nullptr; }
   };
 
   static constexpr bool same_type = sizeof(T) == sizeof(F);
+  // Of the 256 MiB that backward may take, what float32 sums of narrower gradients may: the rest is for the pairs' own work.
+  static constexpr int64_t sums_bytes = int64_t(160) << 20;
 
-  void accumulate_in(Sums& sums, void* out, int64_t count) {
+  // All gradients of the items in both ranges.
+  void sweep(Range images, Range captions) {
+    begin_sums(d_regions_, gradients_.regions, images, problem_.regions_per_image * width_);
+    begin_sums(d_region_products_, gradients_.region_products, images, problem_.regions_per_image * 2 * hidden_);
+    begin_sums(d_words_, gradients_.words, captions, problem_.words_per_caption * width_);
+    begin_sums(d_word_products_, gradients_.word_products, captions, problem_.words_per_caption * (width_ + 2 * hidden_));
+
+    std::vector<GradientEntry> entries;
+    const int64_t scores = problem_.score_count();
+    for (int64_t s = 0; s < scores; ++s) {
+      if (grad_scores_[s] == 0) continue;
+      const int64_t image = problem_.pairs ? problem_.pairs[2 * s] : s / problem_.captions;
+      const int64_t caption = problem_.pairs ? problem_.pairs[2 * s + 1] : s % problem_.captions;
+      const bool empty = problem_.region_count(image) == 0 || problem_.word_count(caption) == 0;
+      if (empty || !(images.has(image) || captions.has(caption))) continue;
+      entries.push_back({image, caption, double(grad_scores_[s])});
+      // All pairs come in order, so they may be handled part by part; the entries of a pair list have to be sorted as a whole.
+      if (!problem_.pairs && int64_t(entries.size()) == planned_pairs) run_entries(entries);
+    }
+    run_entries(entries);
+
+    end_sums(d_regions_, gradients_.regions);
+    end_sums(d_region_products_, gradients_.region_products);
+    end_sums(d_words_, gradients_.words);
+    end_sums(d_word_products_, gradients_.word_products);
+  }
+
+  void begin_sums(Sums& sums, void* out, Range items, int64_t row) {
+    sums.items = items;
+    sums.row = row;
+    const int64_t count = (items.end - items.begin) * row;
     if constexpr (same_type) {
-      sums.at = static_cast<F*>(out);
+      sums.base = static_cast<F*>(out) + items.begin * row;
     } else {
       sums.own.resize(count);
-      sums.at = sums.own;
+      sums.base = sums.own;
     }
-    in_parts(count, [&](int64_t i) { sums.at[i] = 0; });
+    in_parts(count, [&](int64_t i) { sums.base[i] = 0; });
   }
-  void write_out(const Sums& sums, void* out, int64_t count) {
-    if constexpr (!same_type) in_parts(count, [&](int64_t i) { static_cast<T*>(out)[i] = narrow<T>(sums.at[i]); });
+  void end_sums(const Sums& sums, void* out) {
+    if constexpr (!same_type) {
+      T* to = static_cast<T*>(out) + sums.items.begin * sums.row;
+      in_parts((sums.items.end - sums.items.begin) * sums.row, [&](int64_t i) { to[i] = narrow<T>(sums.base[i]); });
+    }
   }
   template <class Body>
   void in_parts(int64_t count, Body body) {
@@ -303,6 +342,8 @@ class Differentiator {
         parallel_units(executor_, count, [&](int64_t slot, int64_t worker) {
           run_pair(entries[begin + slot], d_weights_ + slot * 2 * padded_hidden_, workers_[worker]);
         });
+        // A second sweep over the captions meets the same pairs again.
+        if (d_regions_.items.end == d_regions_.items.begin) continue;
         for (int64_t slot = 0; slot < count; ++slot)
           for (int64_t h = 0; h < 2 * padded_hidden_; ++h) total_[h] += d_weights_[slot * 2 * padded_hidden_ + h];
       }
@@ -344,24 +385,29 @@ class Differentiator {
     softmax_gradients<F>(g.d_region_logits.data(), s.region_attention.data(), regions, g.d_region_pooled.data(), m, width_);
     softmax_gradients<F>(g.d_word_logits.data(), s.word_attention.data(), words, g.d_word_pooled.data(), n, width_);
 
-    F* d_region_products = d_region_products_.at + first_region * 2 * hidden_;
-    F* d_word_products = d_word_products_.at + first_word * products;
+    // Null where this sweep does not sum up the side, in all four alike.
+    F* d_region_products = d_region_products_.at(entry.image);
+    F* d_word_products = d_word_products_.at(entry.caption);
+    F* d_regions = d_regions_.at(entry.image);
+    F* d_words = d_words_.at(entry.caption);
     for (int64_t h = 0; h < 2 * padded_hidden_; ++h) d_weights[h] = 0;
     const Side<F> region_side{m, n, s.rows, s.rows_t, s.ldm, s.ldn, worker.image.intra, worker.word_inter, region_weight_};
     const Side<F> word_side{n, m, s.columns_t, s.columns, s.ldn, s.ldm, worker.word_intra, worker.image.inter, word_weight_};
     side_gradients<F>(region_side, hidden_, problem_.options, g.d_region_logits, g, g.d_rows, d_region_products, 2 * hidden_,
-                      d_word_products + width_, products, d_weights);
-    side_gradients<F>(word_side, hidden_, problem_.options, g.d_word_logits, g, g.d_columns_t, d_word_products + width_ + hidden_,
-                      products, d_region_products + hidden_, 2 * hidden_, d_weights + padded_hidden_);
+                      behind(d_word_products, width_), products, d_weights);
+    side_gradients<F>(word_side, hidden_, problem_.options, g.d_word_logits, g, g.d_columns_t,
+                      behind(d_word_products, width_ + hidden_), products, behind(d_region_products, hidden_), 2 * hidden_,
+                      d_weights + padded_hidden_);
 
     normalization_gradients<F>(s, g, m, n, problem_.options);
-    F* d_regions = d_regions_.at + first_region * width_;
-    F* d_words = d_words_.at + first_word * width_;
     for (int64_t d = 0; d < width_; d += W) {
       const int64_t columns = smaller(W, width_ - d);
-      pack_right(g.panel.data(), view, d, columns, 0, n);
-      for (int c = 0; c < tile_vectors; ++c) store(g.panel + n * W + c * lanes<F>, load(g.d_region_pooled + d + c * lanes<F>));
-      add_product<F>(d_regions + d, width_, columns, g.d_alignment_t, s.ldm, m, g.panel, n + 1);
+      if (d_regions) {
+        pack_right(g.panel.data(), view, d, columns, 0, n);
+        for (int c = 0; c < tile_vectors; ++c) store(g.panel + n * W + c * lanes<F>, load(g.d_region_pooled + d + c * lanes<F>));
+        add_product<F>(d_regions + d, width_, columns, g.d_alignment_t, s.ldm, m, g.panel, n + 1);
+      }
+      if (!d_words) continue;
       pack_right(g.panel.data(), RowView<T>{regions, width_, nullptr}, d, columns, 0, m);
       add_product<F>(d_word_products + d, products, columns, g.d_alignment, s.ldn, n, g.panel, m);
       for (int64_t j = 0; j < n; ++j)

@@ -257,14 +257,15 @@ void softmax_in_place(F* logits, int64_t count) {
 // pooled = attentionᵀ rows, (width,) padded with 0 to whole panels.
 template <class F, class T>
 void pool(F* pooled, const F* attention, const T* rows, int64_t count, int64_t width) {
-  constexpr int64_t block = 4 * lanes<F>;
+  constexpr int vectors = 8; // as many sums as it takes to keep both multiply-add pipes busy
+  constexpr int64_t block = vectors * lanes<F>;
   int64_t d = 0;
   for (; d + block <= width; d += block) {
-    Vec<F> acc[4] = {};
+    Vec<F> acc[vectors] = {};
     for (int64_t r = 0; r < count; ++r)
-#pragma GCC unroll 4
-      for (int c = 0; c < 4; ++c) acc[c] += attention[r] * load_wide(rows + r * width + d + c * lanes<F>);
-    for (int c = 0; c < 4; ++c) store(pooled + d + c * lanes<F>, acc[c]);
+#pragma GCC unroll 8
+      for (int c = 0; c < vectors; ++c) acc[c] += attention[r] * load_wide(rows + r * width + d + c * lanes<F>);
+    for (int c = 0; c < vectors; ++c) store(pooled + d + c * lanes<F>, acc[c]);
   }
   for (; d < width; d += lanes<F>) {
     Vec<F> acc{};

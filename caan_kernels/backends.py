@@ -1,0 +1,88 @@
+"""Which backend can run a call, and why not."""
+
+from typing import Any
+
+import torch
+
+from .context_attention import cpu
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+_UNWRITTEN = ("triton", "cuda")
+
+
+def available_backends() -> dict[str, tuple[bool, str]]:
+    """What can be used on this machine.
+
+    Returns:
+        {name: (usable, reason)}: in words, what the backend is or why it cannot be used.
+    """
+    usable = {
+        "reference": "plain PyTorch: any device, float16, bfloat16, float32 and float64",
+        "cpu": "" if cpu.MISSING else f"compiled kernels for CPU tensors, instruction set {cpu.instruction_set()}",
+    }
+    return {name: (True, usable[name]) if not _missing(name) else (False, _missing(name)) for name in NAMES}
+
+
+def build_info() -> dict[str, Any]:
+    """What the compiled part was made with and for.
+
+    Returns:
+        A dict of strings and lists: version, compiler, cxx_flags, cpu_instruction_sets (those built),
+        cpu_instruction_set (the one in use), cuda_architectures, torch_target_abi, torch_built_with.
+
+    Raises:
+        RuntimeError: there is no compiled part.
+    """
+    try:
+        from . import _host
+    except ImportError as error:
+        raise RuntimeError(f"caan_kernels has no compiled part: {error}") from error
+    return {**_host.build_info(), "cpu_instruction_set": "none" if cpu.MISSING else cpu.instruction_set()}
+
+
+def can_run(name: str, device: torch.device, dtype: torch.dtype, *, gradient: bool = False, maps: bool = False) -> tuple[bool, str]:
+    """Whether a backend can run a call.
+
+    Args:
+        name: one of `NAMES`.
+        device: where the features are.
+        dtype: dtype of the features.
+        gradient: whether a derivative of the result is wanted.
+        maps: whether the attention maps are wanted, not only the scores.
+
+    Returns:
+        (True, "") or (False, the reason in words).
+    """
+    if reason := _missing(name):
+        return False, reason
+    if name == "cpu":
+        if device.type != "cpu":
+            return False, f"its tensors must be on the CPU, these are on {device}"
+        if dtype not in cpu.DTYPES:
+            return False, f"it has no kernels for {dtype}"
+        if maps and gradient:
+            return False, "its maps have no derivative: call under torch.no_grad(), or take backend='reference'"
+    return True, ""
+
+
+def select(requested: str, device: torch.device, dtype: torch.dtype, *, gradient: bool = False, maps: bool = False) -> str:
+    """The backend that runs a call: the one asked for; for "auto" the compiled one, or the reference where that cannot.
+
+    Raises:
+        ValueError: `requested` is no backend's name.
+        RuntimeError: the backend asked for cannot run this call; the message says why.
+    """
+    if requested == "auto":
+        return "cpu" if can_run("cpu", device, dtype, gradient=gradient, maps=maps)[0] else "reference"
+    if requested not in NAMES:
+        raise ValueError(f"backend: expected 'auto', {', '.join(map(repr, NAMES))}, got {requested!r}")
+    usable, reason = can_run(requested, device, dtype, gradient=gradient, maps=maps)
+    if not usable:
+        raise RuntimeError(f"backend {requested!r} cannot run this call: {reason}")
+    return requested
+
+
+def _missing(name: str) -> str:
+    if name in _UNWRITTEN:
+        return "not part of this release"
+    return cpu.MISSING if name == "cpu" else ""

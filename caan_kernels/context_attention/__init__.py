@@ -1,0 +1,1 @@
+"""Context-aware attention between the regions of an image and the words of a caption (docs/operator.md)."""

@@ -1,0 +1,302 @@
+"""The operator as it is called: checks, projections, choice of backend."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from . import arguments, reference
+from .arguments import AttentionMaps, ContextAttentionWeights, Named, ProjectedRegions, ProjectedWords
+
+_ops = torch.ops.caan_kernels
+
+# The weights that each part of a call reads, those of a side in the order of its products' columns.
+_REGION_FIELDS = ("region_intra", "word_inter")
+_WORD_FIELDS = ("affinity", "region_inter", "word_intra")
+_SCORE_FIELDS = ("region_score", "word_score")
+
+_AUTOCAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+# Asked once: torch.compile of torch 2.11 cannot trace the question.
+_AUTOCAST_DEVICES = tuple(x for x in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(x))
+
+
+def context_attention(
+    regions: Tensor | ProjectedRegions,
+    words: Tensor | ProjectedWords,
+    weights: ContextAttentionWeights,
+    region_lengths: Tensor | None = None,
+    word_lengths: Tensor | None = None,
+    pairs: Tensor | None = None,
+    similarity: str = "cosine",
+    normalization: str = "l2",
+    temperature: float = 9.0,
+    inter: bool = True,
+    intra: bool = True,
+    backend: str = "auto",
+) -> Tensor:
+    """Similarity of images and captions under context-aware attention (docs/operator.md).
+
+    Features, products and weights share one dtype and device; lengths and pairs are there too, or on the CPU. Under
+    torch.autocast, float16, bfloat16 and float32 features and weights are cast to autocast's dtype, as torch.matmul
+    casts its own; float64 is left alone, and what was projected before keeps its dtype.
+
+    Args:
+        regions: (I, M, D) region features, float16, bfloat16, float32 or float64; or the result of `project_regions`.
+        words: (T, N, D) word features; or the result of `project_words`.
+        weights: the learned tensors. The matrices of a side that is projected already are not read.
+        region_lengths: (I,) integers from 0 to M, the real regions of each image; None means all M. What lies beyond
+            may hold anything, NaN included. Stays None for projected regions, which have their own.
+        word_lengths: (T,) integers from 0 to N, likewise for captions.
+        pairs: (P, 2) int64, rows (image, caption); None means every image with every caption.
+        similarity: "cosine" or "dot" of the two pooled vectors.
+        normalization: "l2" clips and normalises the alignment, "softmax" takes the softmax of temperature times it.
+        temperature: read with "softmax" only.
+        inter: keep the context gathered from the other side.
+        intra: keep the context gathered from the own side.
+        backend: "auto" or a name of `available_backends()`.
+
+    Returns:
+        (I, T) scores, or (P,) with pairs; float32, or float64 for float64. A pair with an empty side scores 0.
+        Features, products and weights have first derivatives; a second one is an error, except on the reference.
+
+    Raises:
+        TypeError: a type or dtype that does not fit.
+        ValueError: a rank, width, device, length, pair, option or backend's name that does not fit.
+        RuntimeError: the backend asked for cannot run this call; under torch.compile, a length or pair out of range.
+    """
+    arguments.check_options(similarity, normalization, temperature, inter, intra)
+    call = _checked(regions, words, weights, region_lengths, word_lengths, pairs)
+    features, gradient = call.regions.features, _wants_gradient(call)
+    name = backends.select(backend, features.device, features.dtype, gradient=gradient)
+    options = (similarity == "cosine", normalization == "softmax", float(temperature), inter, intra)
+    with _without_autocast(features.device):
+        if name == "reference":
+            return reference.pair_scores(*_projected(call, name), *options)
+        if gradient or call.regions.products is not None or call.words.products is not None:
+            return _ops.pair_scores(*_projected(call, name), *options, name)
+        return _ops.raw_scores(*_raw(call, name), *options, name)
+
+
+def attention_maps(
+    regions: Tensor | ProjectedRegions,
+    words: Tensor | ProjectedWords,
+    weights: ContextAttentionWeights,
+    region_lengths: Tensor | None = None,
+    word_lengths: Tensor | None = None,
+    pairs: Tensor | None = None,
+    similarity: str = "cosine",
+    normalization: str = "l2",
+    temperature: float = 9.0,
+    inter: bool = True,
+    intra: bool = True,
+    backend: str = "auto",
+) -> AttentionMaps:
+    """Scores of a few pairs and the attention they came from.
+
+    Maps have derivatives on the reference only: "auto" takes it where a gradient is wanted, the other backends refuse.
+
+    Args:
+        pairs: (P, 2) int64, rows (image, caption); required.
+        regions, words, weights, region_lengths, word_lengths: as for `context_attention`.
+        similarity, normalization, temperature, inter, intra, backend: as for `context_attention`.
+
+    Returns:
+        The maps, float32, or float64 for float64; P · (M + N)² numbers.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `context_attention`.
+    """
+    if pairs is None:
+        raise TypeError("pairs: expected a tensor of shape (P, 2), got None")
+    arguments.check_options(similarity, normalization, temperature, inter, intra)
+    call = _checked(regions, words, weights, region_lengths, word_lengths, pairs)
+    features = call.regions.features
+    name = backends.select(backend, features.device, features.dtype, gradient=_wants_gradient(call), maps=True)
+    options = (similarity == "cosine", normalization == "softmax", float(temperature), inter, intra)
+    with _without_autocast(features.device):
+        if name == "reference":
+            return AttentionMaps(*reference.pair_maps(*_projected(call, name), *options))
+        scores, f, g, R, Ct = _ops.pair_maps(*_projected(call, name), *options, name)
+        return AttentionMaps(scores, f, g, R, Ct, R @ R.mT, Ct @ Ct.mT)
+
+
+def project_regions(regions: Tensor, weights: ContextAttentionWeights, region_lengths: Tensor | None = None) -> ProjectedRegions:
+    """Do once for an image what every caption would otherwise repeat.
+
+    Args:
+        regions: (I, M, D) region features.
+        weights: the learned tensors; region_intra and word_inter are used here.
+        region_lengths: (I,) integers from 0 to M, the real regions of each image; None means all M.
+
+    Returns:
+        What `context_attention` and `attention_maps` take in place of the regions: the features and 2·H numbers a
+        region.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, named with what was expected.
+    """
+    return ProjectedRegions(*_project_alone("regions", regions, weights, _REGION_FIELDS, region_lengths))
+
+
+def project_words(words: Tensor, weights: ContextAttentionWeights, word_lengths: Tensor | None = None) -> ProjectedWords:
+    """Do once for a caption what every image would otherwise repeat.
+
+    Args:
+        words: (T, N, D) word features.
+        weights: the learned tensors; affinity, region_inter and word_intra are used here.
+        word_lengths: (T,) integers from 0 to N, the real words of each caption; None means all N.
+
+    Returns:
+        What `context_attention` and `attention_maps` take in place of the words: the features and D + 2·H numbers a
+        word.
+
+    Raises:
+        TypeError, ValueError: an argument that does not fit, named with what was expected.
+    """
+    return ProjectedWords(*_project_alone("words", words, weights, _WORD_FIELDS, word_lengths))
+
+
+class _Side(NamedTuple):
+    """Regions or words; products are None where they come as features."""
+
+    features: Tensor
+    products: Tensor | None
+    lengths: Tensor | None
+    fields: tuple[str, ...]
+
+
+class _Call(NamedTuple):
+    """The checked tensors of a call."""
+
+    regions: _Side
+    words: _Side
+    weights: ContextAttentionWeights
+    pairs: Tensor | None
+
+
+def _checked(regions, words, weights, region_lengths, word_lengths, pairs) -> _Call:
+    V_name, V = _checked_side("regions", regions, ProjectedRegions, _REGION_FIELDS, region_lengths)
+    U_name, U = _checked_side("words", words, ProjectedWords, _WORD_FIELDS, word_lengths)
+    named_V, named_U = Named(V_name, V.features), Named(U_name, U.features)
+    arguments.check_words_like_regions(named_U, named_V)
+
+    fields = _SCORE_FIELDS
+    for side in (V, U):
+        fields += side.fields if side.products is None else ()
+    weights = _checked_weights(weights, fields, named_V)
+
+    width, hidden = V.features.shape[2], weights.region_score.shape[0]
+    if V.products is not None:
+        arguments.check_products(Named("regions.products", V.products), named_V, 2 * hidden)
+    if U.products is not None:
+        arguments.check_products(Named("words.products", U.products), named_U, width + 2 * hidden)
+    if pairs is not None:
+        arguments.check_pairs(pairs, named_V, named_U)
+    return _Call(V, U, weights, pairs)
+
+
+def _checked_side(name: str, given, projected: type, fields: tuple[str, ...], lengths: Tensor | None) -> tuple[str, _Side]:
+    """A side and what errors call its features."""
+    lengths_name, products = f"{name[:-1]}_lengths", None
+    if isinstance(given, projected):
+        if lengths is not None:
+            what = type(lengths).__name__
+            raise ValueError(f"{lengths_name}: expected None, since projected {name} keep their lengths, got {what}")
+        name, lengths_name = f"{name}.features", f"{name}.lengths"
+        features, products, lengths = given
+    else:
+        features = _cast(given)
+    arguments.check_features(name, features, f" or {projected.__name__}")
+    if lengths is not None:
+        arguments.check_lengths(lengths_name, lengths, Named(name, features))
+    return name, _Side(features, products, lengths, fields)
+
+
+def _checked_weights(weights: ContextAttentionWeights, fields: tuple[str, ...], like: Named) -> ContextAttentionWeights:
+    """The weights with the named fields checked and cast."""
+    if not isinstance(weights, ContextAttentionWeights):
+        raise TypeError(f"weights: expected ContextAttentionWeights, got {type(weights).__name__}")
+    weights = weights._replace(**{field: _cast(getattr(weights, field)) for field in fields})
+    arguments.check_weights(weights, fields, like)
+    return weights
+
+
+def _wants_gradient(call: _Call) -> bool:
+    """Whether anything that this call reads takes part in autograd."""
+    read = [call.weights.region_score, call.weights.word_score]
+    for side in (call.regions, call.words):
+        read.append(side.features)
+        read += [getattr(call.weights, x) for x in side.fields] if side.products is None else [side.products]
+    return torch.is_grad_enabled() and any(x.requires_grad for x in read)
+
+
+def _project_alone(
+    name: str, items: Tensor, weights: ContextAttentionWeights, fields: tuple[str, ...], lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Features, products and lengths of a side that is projected by itself."""
+    items = _cast(items)
+    arguments.check_features(name, items)
+    if lengths is not None:
+        arguments.check_lengths(f"{name[:-1]}_lengths", lengths, Named(name, items))
+    weights = _checked_weights(weights, fields, Named(name, items))
+    backend = backends.select("auto", items.device, items.dtype)
+    with _without_autocast(items.device):
+        return _project(_Side(items, None, lengths, fields), weights, backend)
+
+
+def _project(side: _Side, weights: ContextAttentionWeights, backend: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Features, products and lengths as the operators take them."""
+    features, lengths = side.features.contiguous(), _indices(side.lengths, side.features, backend)
+    if side.products is not None:
+        return features, side.products.contiguous(), lengths
+    project = reference.project if backend == "reference" else _ops.project
+    return features, project(features, _columns(weights, side.fields), lengths), lengths
+
+
+def _projected(call: _Call, backend: str) -> tuple[Tensor | None, ...]:
+    """The tensors of pair_scores; a side that comes as features is projected."""
+    V, region_products, region_lengths = _project(call.regions, call.weights, backend)
+    U, word_products, word_lengths = _project(call.words, call.weights, backend)
+    pairs = _indices(call.pairs, V, backend)
+    return V, region_products, U, word_products, *_score_vectors(call), region_lengths, word_lengths, pairs
+
+
+def _raw(call: _Call, backend: str) -> tuple[Tensor | None, ...]:
+    """The tensors of raw_scores."""
+    V, U = call.regions.features, call.words.features
+    indices = (_indices(x, V, backend) for x in (call.regions.lengths, call.words.lengths, call.pairs))
+    return V.contiguous(), U.contiguous(), *(x.contiguous() for x in call.weights), *indices
+
+
+def _score_vectors(call: _Call) -> tuple[Tensor, Tensor]:
+    return call.weights.region_score.contiguous(), call.weights.word_score.contiguous()
+
+
+def _columns(weights: ContextAttentionWeights, fields: tuple[str, ...]) -> Tensor:
+    """The matrices side by side; affinity stands transposed, because words are multiplied by it and regions are not."""
+    return torch.cat([weights.affinity.mT if field == "affinity" else getattr(weights, field) for field in fields], dim=1)
+
+
+def _indices(indices: Tensor | None, items: Tensor, backend: str) -> Tensor | None:
+    """Where and how the operators take lengths and pairs."""
+    if indices is None:
+        return None
+    return indices.to(items.device if backend == "reference" else "cpu", torch.int64).contiguous()
+
+
+def _cast(x: Tensor) -> Tensor:
+    """The autocast rule, for one tensor."""
+    if not isinstance(x, Tensor) or not _autocasts(x.device) or x.dtype not in _AUTOCAST_DTYPES:
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))
+
+
+def _autocasts(device: torch.device) -> bool:
+    return device.type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device.type)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager:
+    """The cast is done: the reference and the maps compute in the dtype they are given, as the kernels do."""
+    return torch.autocast(device.type, enabled=False) if _autocasts(device) else nullcontext()

@@ -1,0 +1,164 @@
+"""How far each kernel is from float64, in scores, maps and every gradient."""
+
+import cases
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies
+
+import caan_kernels as ck
+
+pytestmark = pytest.mark.parametrize("backend", cases.KERNELS)
+
+options_of_all = pytest.mark.parametrize("options", cases.OPTIONS.values(), ids=cases.OPTIONS)
+
+
+def assert_accurate(case, backend, options, *, score=2e-6, gradient=1e-5, of_reference=0.0, scale=1.0, least=0.0):
+    """Errors are within an absolute bound, or within a multiple of those of the reference in the same dtype."""
+    expected, expected_gradients = cases.oracle(case, **options)
+    found, gradients = cases.run(case, **options, backend=backend)
+    assert found.dtype == (torch.float64 if case.regions.dtype == torch.float64 else torch.float32)
+    plain, plain_gradients = expected, expected_gradients
+    if of_reference:
+        plain, plain_gradients = cases.run(case, **options, backend="reference")
+    bound = max(score * scale, of_reference * cases.score_error(plain, expected))
+    assert cases.score_error(found, expected) <= bound, "scores"
+    for name, x in gradients.items():
+        assert x.dtype == case.regions.dtype
+        of_plain = cases.gradient_error(plain_gradients[name], expected_gradients[name], least)
+        assert cases.gradient_error(x, expected_gradients[name], least) <= max(gradient, 1.5 * of_reference * of_plain), name
+    cases.assert_inert(case, gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("path", cases.GOLDEN, ids=lambda path: path.stem)
+def test_golden(backend, path, dtype):
+    case, options, scores, grad_scores, gradients = cases.golden(path)
+    found, found_gradients = cases.run(case.to(dtype), grad_scores, **options, backend=backend)
+    score_bound, gradient_bound = (2e-6, 1e-5) if dtype == torch.float32 else (1e-13, 1e-12)
+    assert cases.score_error(found, scores) <= score_bound
+    for name, gradient in gradients.items():
+        assert cases.gradient_error(found_gradients[name], gradient) <= gradient_bound, name
+
+
+@options_of_all
+@pytest.mark.parametrize("pairs", [False, True], ids=["all_pairs", "pair_list"])
+@pytest.mark.parametrize("shape", cases.SHAPES)
+def test_float32(backend, shape, pairs, options):
+    case = cases.problem(shape, torch.float32, pairs=pairs)
+    scale = 1.0
+    if options.get("similarity") == "dot":
+        scale = max(1.0, float(cases.oracle(case, **options)[0].abs().max()))
+    assert_accurate(case, backend, options, scale=scale)
+
+
+@options_of_all
+@pytest.mark.parametrize("shape", cases.SHAPES)
+def test_float64(backend, shape, options):
+    assert_accurate(cases.problem(shape, pairs=True), backend, options, score=1e-13, gradient=1e-12)
+
+
+@options_of_all
+@pytest.mark.parametrize("dtype", cases.HALF_DTYPES, ids=str)
+@pytest.mark.parametrize("shape", ["odd", "wide_hidden", "captions_longer", "paper_like"])
+def test_half(backend, shape, dtype, options):
+    assert_accurate(cases.problem(shape, dtype), backend, options, score=1e-6, gradient=1e-4, of_reference=2.0)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_saturated_alignment(backend, dtype):
+    case = cases.problem("paper_like", dtype, scale=6.0)
+    assert_accurate(case, backend, {}, of_reference=2.0)
+
+
+@options_of_all
+def test_gradcheck(backend, options):
+    case = cases.problem((3, 3, 3, 4, 2, 5), padding=0.0)
+    leaves = [x.requires_grad_() for x in case.tensors().values()]
+    assert torch.autograd.gradcheck(lambda *tensors: case.with_tensors(tensors).call(**options, backend=backend), leaves)
+
+
+sizes = strategies.tuples(
+    strategies.integers(0, 4),
+    strategies.integers(0, 20),
+    strategies.integers(0, 5),
+    strategies.integers(0, 20),
+    strategies.integers(1, 40),
+    strategies.integers(1, 70),
+)
+
+
+@hypothesis.settings(max_examples=120)
+@hypothesis.given(
+    shape=sizes,
+    dtype=strategies.sampled_from(cases.DTYPES),
+    options=strategies.sampled_from(list(cases.OPTIONS.values())),
+    pairs=strategies.booleans(),
+    lengths=strategies.booleans(),
+    seed=strategies.integers(0, 99),
+)
+def test_any_shape(backend, shape, dtype, options, pairs, lengths, seed):
+    pairs = pairs and shape[0] * shape[2] > 0
+    case = cases.problem(shape, dtype, pairs=pairs, lengths=lengths, seed=seed)
+    score, gradient = {torch.float64: (1e-12, 1e-10), torch.float32: (2e-6, 1e-5)}.get(dtype, (5e-3, 2e-2))
+    scale = 10.0 if options.get("similarity") == "dot" else 1.0
+    bounds = {"score": score, "gradient": gradient, "scale": scale, "least": 0.1}
+    assert_accurate(case, backend, options, **bounds, of_reference=2.0)
+
+
+@options_of_all
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_maps(backend, dtype, options):
+    case = cases.problem("paper_like", dtype, pairs=True)
+    maps = case.call(ck.attention_maps, **options, backend=backend)
+    expected = case.to(torch.float64).call(ck.attention_maps, **options, backend="reference")
+    plain = case.call(ck.attention_maps, **options, backend="reference")
+    m, n = case.region_lengths[case.pairs[:, 0], None], case.word_lengths[case.pairs[:, 1], None]
+    v, u = torch.arange(case.regions.shape[1]) < m * (n > 0), torch.arange(case.words.shape[1]) < n * (m > 0)
+    exists = ck.AttentionMaps(
+        v[:, 0], v, u, *(x[:, :, None] & y[:, None, :] for x, y in ((v, u), (u, v), (v, v), (u, u)))
+    )._asdict()
+    for name, x in maps._asdict().items():
+        assert x.dtype == (dtype if dtype == torch.float64 else torch.float32)
+        oracle = getattr(expected, name)
+        assert x.shape == oracle.shape
+        bound = max(3e-6 if dtype != torch.float64 else 1e-13, 2 * cases.score_error(getattr(plain, name), oracle))
+        assert cases.score_error(x, oracle) <= bound, name
+        assert not x[~exists[name].expand_as(x)].any(), f"{name} is not 0 where nothing exists"
+    assert torch.equal(maps.scores, case.call(**options, backend=backend))
+
+
+@options_of_all
+def test_padding_is_inert(backend, options):
+    """Scores and gradients do not depend on what lies beyond the lengths, to the last bit."""
+    fillings = (float("nan"), float("inf"), -1e30, 0.0)
+    results = [cases.run(cases.problem("odd", torch.float32, padding=x), **options, backend=backend) for x in fillings]
+    for result in results[1:]:
+        cases.assert_same(results[0], result)
+
+
+def test_unwritten_memory(backend, poisoned_memory):
+    for dtype in cases.DTYPES:
+        case = cases.problem("captions_longer", dtype, pairs=True)
+        scores, gradients = cases.run(case, backend=backend)
+        assert scores.isfinite().all()
+        assert all(x.isfinite().all() for x in gradients.values())
+        assert case.call(backend=backend).isfinite().all()
+        assert all(x.isfinite().all() for x in case.call(ck.attention_maps, backend=backend))
+        projected = case.call(lambda V, U, W, m, n, pairs: ck.project_words(U, W, n))
+        assert projected.products.isfinite().all()
+
+
+def test_pairs_without_gradient_are_skipped(backend):
+    """An image whose scores get no gradient gives none, even where its own numbers are NaN."""
+    case = cases.problem("odd", torch.float32, lengths=False)
+    V = ck.project_regions(case.regions, case.weights)
+    U = ck.project_words(case.words, case.weights)
+    V.features[1] = V.products[1] = float("nan")
+    tensors = (V.features, V.products, U.features, U.products, case.weights.region_score, case.weights.word_score)
+    grad = torch.ones(len(case.regions), len(case.words))
+    grad[1] = 0
+    gradients = torch.ops.caan_kernels.pair_scores_backward(grad, *tensors, None, None, None, True, False, 9.0, True, True, backend)
+    assert not gradients[0][1].any()
+    assert not gradients[1][1].any()
+    assert all(x.isfinite().all() for x in gradients)

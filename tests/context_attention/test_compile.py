@@ -1,0 +1,101 @@
+"""torch.compile: one graph, shapes that vary, no new compilation for each batch."""
+
+import cases
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import caan_kernels as ck
+
+pytestmark = pytest.mark.parametrize("backend", cases.KERNELS)
+
+WIDTH, HIDDEN = 96, 130
+# Sizes differ within a batch and from the widths: torch.compile guards on sizes that happen to be equal.
+BATCHES = [
+    (3, 7, 5, 4),
+    (8, 5, 6, 11),
+    (5, 9, 3, 8),
+    (4, 6, 9, 5),
+    (11, 3, 7, 2),
+    (2, 8, 12, 9),
+    (6, 4, 10, 7),
+    (9, 12, 4, 3),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def batch(sizes, seed=0, **given):
+    return cases.problem((*sizes, WIDTH, HIDDEN), torch.float32, seed=seed, **given)
+
+
+def test_training_does_not_compile_for_every_batch(backend):
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def function(regions, words, weights, region_lengths, word_lengths):
+        return ck.context_attention(regions, words, weights, region_lengths, word_lengths, backend=backend)
+
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
+    for seed, sizes in enumerate(BATCHES):
+        case = batch(sizes, seed)
+        expected = cases.run(case, torch.ones(sizes[0], sizes[2]), backend=backend)
+        leaves = case.with_tensors(x.requires_grad_() for x in case.tensors().values())
+        found = compiled(leaves.regions, leaves.words, leaves.weights, leaves.region_lengths, leaves.word_lengths)
+        found.backward(torch.ones_like(found))
+        cases.assert_same(expected, (found.detach(), {name: x.grad for name, x in leaves.tensors().items()}))
+        if seed == 0:
+            first = counter.frame_count
+    assert counter.frame_count == first, f"{counter.frame_count - first} compilations after the first batch"
+
+
+def test_scoring_does_not_compile_for_every_batch(backend):
+    counter = CompileCounterWithBackend("eager")
+
+    def function(regions, words, weights, pairs):
+        with torch.no_grad():
+            every = ck.context_attention(regions, words, weights, pairs=None, backend=backend)
+            some = ck.context_attention(regions, ck.project_words(words, weights), weights, pairs=pairs, backend=backend)
+            maps = ck.attention_maps(regions, words, weights, pairs=pairs, backend=backend)
+        return every, some, *maps
+
+    compiled = torch.compile(function, backend=counter, fullgraph=True, dynamic=True)
+    for seed, sizes in enumerate(BATCHES):
+        case = batch(sizes, seed, lengths=False, pairs=True)
+        tensors = case.regions, case.words, case.weights, case.pairs
+        for found, expected in zip(compiled(*tensors), function(*tensors), strict=True):
+            assert torch.equal(found, expected)
+        if seed == 0:
+            first = counter.frame_count
+    assert counter.frame_count == first, f"{counter.frame_count - first} compilations after the first batch"
+
+
+def test_inductor(backend):
+    """The default compiler, with operations of a model around the operator and autocast."""
+
+    def function(regions, words, weights, lengths):
+        regions = torch.nn.functional.normalize(regions, dim=-1)
+        scores = ck.context_attention(regions, words, weights, word_lengths=lengths, backend=backend)
+        return (scores.relu() - scores.diagonal()[:, None]).sum()
+
+    case = batch((6, 9, 6, 5), padding=0.0)
+    results = []
+    for call in (function, torch.compile(function, fullgraph=True)):
+        leaves = case.with_tensors(x.clone().requires_grad_() for x in case.tensors().values())
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = call(leaves.regions, leaves.words, leaves.weights, leaves.word_lengths)
+        loss.backward()
+        results.append((loss.detach(), *(x.grad for x in leaves.tensors().values())))
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
+
+
+def test_wrong_lengths_are_found_by_the_kernels(backend):
+    function = torch.compile(ck.context_attention, backend="eager", fullgraph=True)
+    case = batch((3, 7, 5, 4))
+    with pytest.raises(RuntimeError, match="word_lengths"):
+        function(case.regions, case.words, case.weights, None, case.word_lengths + 5, backend=backend)

@@ -1,0 +1,182 @@
+"""What a caller may rely on beside the numbers: layouts, empty calls, gradients wanted or not, autocast."""
+
+from dataclasses import replace
+
+import cases
+import pytest
+import torch
+
+import caan_kernels as ck
+
+BACKENDS = ["reference", *cases.KERNELS]
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@backends
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_shapes_and_dtypes(backend, dtype):
+    case = cases.problem("odd", dtype)
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    for pairs, shape in ((None, (4, 5)), (torch.tensor([[3, 1], [0, 0]]), (2,))):
+        scores = replace(case, pairs=pairs).call(backend=backend)
+        assert (scores.shape, scores.dtype) == (shape, expected)
+
+
+@backends
+@pytest.mark.parametrize("shape", [(0, 3, 2, 3, 4, 5), (2, 3, 0, 3, 4, 5), (2, 0, 3, 4, 4, 5), (2, 3, 3, 0, 4, 5)], ids=str)
+def test_nothing_to_score(backend, shape):
+    """No images, no captions, no regions or no words: zeros, and gradients of zero."""
+    for lengths in (False, True):
+        case = cases.problem(shape, torch.float32, lengths=lengths)
+        scores, gradients = cases.run(case, backend=backend)
+        assert scores.shape == (shape[0], shape[2])
+        assert not scores.any()
+        assert not any(x.any() for x in gradients.values())
+        assert torch.equal(case.call(backend=backend), scores)
+        pairs = torch.zeros(2 if scores.numel() else 0, 2, dtype=torch.int64)
+        maps = replace(case, pairs=pairs).call(ck.attention_maps, backend=backend)
+        assert not maps.scores.any()
+        assert maps.region_to_word.shape == (len(pairs), shape[1], shape[3])
+
+
+@backends
+def test_no_pairs(backend):
+    case = replace(cases.problem("odd", torch.float32), pairs=torch.empty(0, 2, dtype=torch.int64))
+    scores, gradients = cases.run(case, backend=backend)
+    assert scores.shape == (0,)
+    assert not any(x.any() for x in gradients.values())
+
+
+@backends
+def test_empty_side(backend):
+    case = cases.problem("odd", torch.float32)
+    scores, gradients = cases.run(case, backend=backend)
+    assert case.region_lengths[2] == case.word_lengths[2] == 0
+    assert (scores[2] == 0).all() and (scores[:, 2] == 0).all()
+    assert scores[1, 1] != 0
+    assert not gradients["regions"][2].any() and not gradients["words"][2].any()
+
+
+@backends
+def test_layouts_and_index_dtypes(backend):
+    """Strided features and weights, expanded gradients, and lengths of any integer dtype give what contiguous int64 gives."""
+    case = cases.problem("odd", torch.float32)
+    expected = cases.run(case, torch.ones(4, 5), backend=backend)
+    strided = case.with_tensors(
+        x.mT.contiguous().mT if x.dim() > 1 else x.repeat(2, 1).T.contiguous()[:, 0] for x in case.tensors().values()
+    )
+    assert not strided.regions.is_contiguous() and not strided.weights.word_score.is_contiguous()
+    for dtype in (torch.int32, torch.uint8):
+        lengths = {"region_lengths": case.region_lengths.to(dtype), "word_lengths": case.word_lengths.to(dtype)}
+        cases.assert_same(expected, cases.run(replace(strided, **lengths), torch.ones(1).expand(4, 5), backend=backend))
+
+
+@pytest.mark.parametrize("name", cases.TENSORS)
+@pytest.mark.parametrize("backend", cases.KERNELS)
+def test_one_gradient_alone(backend, name):
+    """Wanting one gradient gives the same as wanting all."""
+    case = cases.problem("odd", torch.float32)
+    grad = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    _, gradients = cases.run(case, grad, backend=backend)
+    leaves = {key: x.clone().requires_grad_(key == name) for key, x in case.tensors().items()}
+    case.with_tensors(leaves.values()).call(backend=backend).backward(grad)
+    assert torch.equal(leaves[name].grad, gradients[name])
+    assert all(x.grad is None for key, x in leaves.items() if key != name)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+def test_projections(dtype):
+    """Products in the order of their documentation, and zeros for padding."""
+    case = cases.problem("odd", dtype)
+    exact = case.to(torch.float64)
+    for project, items, lengths, matrices in (
+        (ck.project_regions, "regions", case.region_lengths, ("region_intra", "word_inter")),
+        (ck.project_words, "words", case.word_lengths, ("affinity", "region_inter", "word_intra")),
+    ):
+        features, products, kept = project(getattr(case, items), case.weights, lengths)
+        assert torch.equal(kept, lengths)
+        assert features.data_ptr() == getattr(case, items).data_ptr()
+        columns = [getattr(exact.weights, name).T if name == "affinity" else getattr(exact.weights, name) for name in matrices]
+        expected = getattr(exact, items) @ torch.cat(columns, dim=1)
+        padding = torch.arange(features.shape[1]) >= lengths[:, None]
+        assert products.dtype == dtype
+        assert not products[padding].any()
+        torch.testing.assert_close(products[~padding], expected[~padding].to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", cases.KERNELS)
+def test_gradients_through_projections(backend):
+    case = cases.problem("odd", torch.float32)
+    expected = cases.run(case, torch.ones(4, 5), backend=backend)
+    leaves = case.with_tensors(x.clone().requires_grad_() for x in case.tensors().values())
+    V = ck.project_regions(leaves.regions, leaves.weights, leaves.region_lengths)
+    U = ck.project_words(leaves.words, leaves.weights, leaves.word_lengths)
+    scores = ck.context_attention(V, U, leaves.weights, backend=backend)
+    scores.backward(torch.ones(4, 5))
+    cases.assert_same(expected, (scores.detach(), {name: x.grad for name, x in leaves.tensors().items()}))
+
+
+@pytest.mark.parametrize("backend", cases.KERNELS)
+def test_no_gradient_is_lost(backend):
+    """Scores of anything that requires a gradient have one; maps of the kernels refuse, and "auto" takes the reference."""
+    case = cases.problem("odd", torch.float32, pairs=True)
+    assert not case.call(backend=backend).requires_grad
+    for name in cases.TENSORS:
+        wanting = case.with_tensors(x.clone().requires_grad_(key == name) for key, x in case.tensors().items())
+        assert wanting.call(backend=backend).requires_grad
+        assert wanting.call(ck.attention_maps).scores.requires_grad
+        with pytest.raises(RuntimeError, match="maps have no derivative"):
+            wanting.call(ck.attention_maps, backend=backend)
+        for quiet in (torch.no_grad(), torch.inference_mode()):
+            with quiet:
+                assert not wanting.call(backend=backend).requires_grad
+                assert not wanting.call(ck.attention_maps, backend=backend).scores.requires_grad
+
+
+@pytest.mark.parametrize("backend", cases.KERNELS)
+def test_second_derivative(backend):
+    case = cases.problem("odd")
+    case.regions.requires_grad_()
+    (gradient,) = torch.autograd.grad(case.call(backend=backend).sum(), case.regions, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative; backend='reference'"):
+        gradient.sum().backward()
+
+
+@backends
+@pytest.mark.parametrize("autocast_dtype", cases.HALF_DTYPES, ids=str)
+def test_autocast(backend, autocast_dtype):
+    """16 and 32 bit features and weights are cast to autocast's dtype; float64 and what was projected before are not."""
+    case = cases.problem("odd", torch.float32)
+    plain = cases.run(case.to(autocast_dtype), backend=backend)
+    with torch.autocast("cpu", autocast_dtype):
+        scores, gradients = cases.run(case, backend=backend)
+        mixed = replace(case, words=case.words.bfloat16().float().half()).call(backend=backend)
+        wide = case.to(torch.float64).call(backend=backend)
+        V = ck.project_regions(case.regions, case.weights, case.region_lengths)
+        maps = replace(case, pairs=torch.tensor([[0, 0]])).call(ck.attention_maps, backend=backend)
+    assert torch.equal(scores, plain[0])
+    assert scores.dtype == mixed.dtype == maps.scores.dtype == maps.region_affinity.dtype == torch.float32
+    for name, x in gradients.items():
+        assert x.dtype == torch.float32
+        assert torch.equal(x, plain[1][name].float()), name
+    assert torch.equal(wide, case.to(torch.float64).call(backend=backend))
+    assert V.features.dtype == V.products.dtype == autocast_dtype
+    earlier = ck.project_regions(case.regions, case.weights, case.region_lengths)
+    with torch.autocast("cpu", autocast_dtype), pytest.raises(TypeError, match=r"^words: expected dtype torch.float32"):
+        ck.context_attention(earlier, case.words, case.weights, word_lengths=case.word_lengths, backend=backend)
+
+
+def test_public_names():
+    assert sorted(ck.__all__) == [
+        "AttentionMaps",
+        "ContextAttentionWeights",
+        "ProjectedRegions",
+        "ProjectedWords",
+        "attention_maps",
+        "available_backends",
+        "build_info",
+        "context_attention",
+        "project_regions",
+        "project_words",
+    ]
+    assert all(getattr(ck, name).__doc__ for name in ck.__all__)

@@ -1,0 +1,124 @@
+"""The same score and the same gradient, to the last bit, whatever the company, the road and the number of threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import cases
+import pytest
+import torch
+
+import caan_kernels as ck
+
+pytestmark = pytest.mark.parametrize("backend", cases.KERNELS)
+
+SHAPE = (11, 36, 45, 23, 96, 130)
+dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+normalizations = pytest.mark.parametrize("normalization", ["l2", "softmax"])
+
+
+def scores_of_pairs(case, pairs, **options):
+    return replace(case, pairs=torch.tensor(pairs)).call(**options)
+
+
+@dtypes
+@normalizations
+def test_alone_or_in_company(backend, dtype, normalization):
+    options = {"backend": backend, "normalization": normalization}
+    case = cases.problem(SHAPE, dtype)
+    scores = case.call(**options)
+    for i, t in ((0, 0), (3, 7), (10, 44), (5, 31), (9, 16)):
+        m, n = case.region_lengths[i], case.word_lengths[t]
+        alone = ck.context_attention(case.regions[i : i + 1, :m], case.words[t : t + 1, :n], case.weights, **options)
+        assert alone.item() == scores[i, t].item(), "alone, without padding"
+        assert scores_of_pairs(case, [(i, t)], **options).item() == scores[i, t].item(), "a list of one"
+
+
+@dtypes
+@normalizations
+def test_lists_and_shards(backend, dtype, normalization):
+    options = {"backend": backend, "normalization": normalization}
+    case = cases.problem(SHAPE, dtype)
+    scores = case.call(**options)
+    chosen = cases.problem(SHAPE, dtype, pairs=True).pairs
+    for pairs in (chosen, chosen.flip(0), chosen[5:100:3]):
+        assert torch.equal(replace(case, pairs=pairs).call(**options), scores[pairs[:, 0], pairs[:, 1]])
+    for start, stop in ((0, 1), (1, 6), (6, 45)):
+        shard = replace(case, words=case.words[start:stop], word_lengths=case.word_lengths[start:stop])
+        assert torch.equal(shard.call(**options), scores[:, start:stop])
+    backwards = replace(case, regions=case.regions.flip(0), region_lengths=case.region_lengths.flip(0))
+    assert torch.equal(backwards.call(**options).flip(0), scores)
+
+
+@dtypes
+def test_projected_or_raw(backend, dtype):
+    case = cases.problem(SHAPE, dtype)
+    scores = case.call(backend=backend)
+    V = ck.project_regions(case.regions, case.weights, case.region_lengths)
+    U = ck.project_words(case.words, case.weights, case.word_lengths)
+    assert torch.equal(ck.context_attention(V, U, case.weights, backend=backend), scores)
+    assert torch.equal(ck.context_attention(V, case.words, case.weights, word_lengths=case.word_lengths, backend=backend), scores)
+    assert torch.equal(
+        ck.context_attention(case.regions, U, case.weights, region_lengths=case.region_lengths, backend=backend), scores
+    )
+    case.weights.region_score.requires_grad_()
+    assert torch.equal(case.call(backend=backend), scores), "with a gradient wanted"
+
+
+@dtypes
+def test_thread_counts(backend, dtype, threads):
+    case = cases.problem(SHAPE, dtype)
+    results = []
+    for count in (1, 2, 3, 7):
+        threads(count)
+        results.append((case.call(backend=backend), *cases.run(case, backend=backend)))
+    for scores, *result in results:
+        cases.assert_same(results[0][1:], result)
+        assert torch.equal(scores, result[0])
+
+
+@dtypes
+def test_run_to_run(backend, dtype):
+    case = cases.problem(SHAPE, dtype, pairs=True)
+    first = cases.run(case, backend=backend)
+    for _ in range(3):
+        cases.assert_same(first, cases.run(case, backend=backend))
+
+
+@dtypes
+def test_gradients_do_not_depend_on_the_order_of_pairs(backend, dtype):
+    case = cases.problem(SHAPE, dtype, pairs=True)
+    case = replace(case, pairs=case.pairs.unique(dim=0))
+    order = torch.randperm(len(case.pairs), generator=torch.Generator().manual_seed(0))
+    grad = torch.randn(len(order), generator=torch.Generator().manual_seed(2))
+    scores, gradients = cases.run(case, grad, backend=backend)
+    shuffled = cases.run(replace(case, pairs=case.pairs[order]), grad[order], backend=backend)
+    cases.assert_same((scores[order], gradients), shuffled)
+
+
+@dtypes
+def test_gradients_of_one_pair_in_company(backend, dtype):
+    """The features' gradients of a single pair are the same whether the others are listed with gradient 0 or absent."""
+    case = cases.problem(SHAPE, dtype)
+    i, t = 7, 19
+    grad = torch.zeros(SHAPE[0], SHAPE[2])
+    grad[i, t] = 1.7
+    _, company = cases.run(case, grad, backend=backend)
+    alone = replace(
+        case,
+        regions=case.regions[i : i + 1],
+        words=case.words[t : t + 1],
+        region_lengths=case.region_lengths[i : i + 1],
+        word_lengths=case.word_lengths[t : t + 1],
+    )
+    _, gradients = cases.run(alone, grad[i : i + 1, t : t + 1], backend=backend)
+    assert torch.equal(company["regions"][i], gradients["regions"][0])
+    assert torch.equal(company["words"][t], gradients["words"][0])
+
+
+def test_calls_at_once(backend):
+    problems = [cases.problem(SHAPE, torch.float32, seed=seed) for seed in range(4)]
+    expected = [cases.run(case, backend=backend) for case in problems]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda k: cases.run(problems[k % 4], backend=backend), range(24)))
+    for k, result in enumerate(results):
+        cases.assert_same(expected[k % 4], result)

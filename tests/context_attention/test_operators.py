@@ -1,0 +1,119 @@
+"""The operators as PyTorch's dispatcher sees them."""
+
+import cases
+import pytest
+import torch
+from torch.library import opcheck
+
+import caan_kernels as ck
+
+ops = torch.ops.caan_kernels
+OPTIONS = (True, False, 9.0, True, True)
+SOFTMAX_DOT = (False, True, 4.0, True, False)
+
+pytestmark = pytest.mark.parametrize("backend", cases.KERNELS)
+
+
+def raw_operands(**given):
+    """Arguments of raw_scores, but for the backend."""
+    V, _, U, _, _, _, *rest = operands(**given)
+    sizes = (6, 6), (6, 7), (6, 7), (6, 7), (6, 7), (7,), (7,)
+    return V, U, *(torch.randn(size) for size in sizes), *rest
+
+
+def operands(lengths=True, pairs=False, options=OPTIONS, gradient=False, dtype=torch.float32):
+    """Arguments of pair_scores, but for the backend."""
+    case = cases.problem((3, 4, 2, 5, 6, 7), dtype, lengths=lengths, pairs=pairs, padding=0.0)
+    V = ck.project_regions(case.regions, case.weights, case.region_lengths)
+    U = ck.project_words(case.words, case.weights, case.word_lengths)
+    tensors = (*V[:2], *U[:2], case.weights.region_score, case.weights.word_score)
+    tensors = tuple(x.detach().clone().requires_grad_(gradient) for x in tensors)
+    return *tensors, V.lengths, U.lengths, case.pairs, *options
+
+
+@pytest.mark.parametrize("lengths", [None, torch.tensor([2, 0, 4])], ids=["full", "ragged"])
+def test_project(backend, lengths):
+    items, weight = torch.randn(3, 4, 6, requires_grad=True), torch.randn(6, 5, requires_grad=True)
+    opcheck(ops.project.default, (items, weight, lengths))
+    opcheck(ops.project_backward.default, (torch.randn(3, 4, 5), items.detach(), weight.detach(), lengths))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lengths": False},
+        {"pairs": True},
+        {"options": SOFTMAX_DOT},
+        {"dtype": torch.bfloat16},
+        {"dtype": torch.float64},
+    ],
+    ids=str,
+)
+def test_pair_scores(backend, given):
+    opcheck(ops.pair_scores.default, (*operands(**given, gradient=True), backend))
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["all_pairs", "pair_list"])
+def test_pair_scores_backward(backend, pairs):
+    arguments = (*operands(pairs=pairs), backend)
+    opcheck(ops.pair_scores_backward.default, (torch.randn(ops.pair_scores(*arguments).shape), *arguments))
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["all_pairs", "pair_list"])
+def test_raw_scores(backend, pairs):
+    opcheck(ops.raw_scores.default, (*raw_operands(pairs=pairs), backend))
+
+
+def test_pair_maps(backend):
+    opcheck(ops.pair_maps.default, (*operands(pairs=True), backend))
+
+
+def test_operators_without_derivative_say_so(backend):
+    arguments = operands(pairs=True, gradient=True)
+    with pytest.raises(RuntimeError, match="caan_kernels::pair_maps has no derivative"):
+        ops.pair_maps(*arguments, backend)[1].sum().backward()
+    with pytest.raises(RuntimeError, match="caan_kernels::raw_scores has no derivative"):
+        ops.raw_scores(*raw_operands(gradient=True), backend).sum().backward()
+    scores = ops.pair_scores(*arguments, backend)
+    (gradient,) = torch.autograd.grad(scores.sum(), arguments[1], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+    weight = torch.randn(6, 5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(ops.project(arguments[0], weight, None).sum(), arguments[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        gradient.sum().backward()
+
+
+def replaced(arguments, position, value):
+    return (*arguments[:position], value, *arguments[position + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "name"),
+    [
+        (6, torch.tensor([1, 5, 0]), "region_lengths"),
+        (6, torch.tensor([1, -1, 0]), "region_lengths"),
+        (7, torch.tensor([6, 0]), "word_lengths"),
+        (7, torch.tensor([1]), "word_lengths"),
+        (8, torch.tensor([[0, 2]]), "pairs"),
+        (8, torch.tensor([[-1, 0]]), "pairs"),
+        (1, torch.zeros(3, 4, 13), "region_products"),
+        (3, torch.zeros(2, 5, 19), "word_products"),
+        (5, torch.zeros(6), "word_score"),
+        (2, torch.zeros(2, 5, 6, dtype=torch.float64), "words"),
+    ],
+)
+def test_kernels_check_what_torch_compile_leaves_unchecked(backend, position, value, name):
+    arguments = replaced((*operands(pairs=True), backend), position, value)
+    with pytest.raises(RuntimeError, match=name):
+        ops.pair_scores(*arguments)
+    with pytest.raises(RuntimeError, match=name):
+        ops.pair_maps(*arguments)
+    grad = torch.ones(len(arguments[8]))
+    with pytest.raises(RuntimeError, match=name):
+        ops.pair_scores_backward(grad, *arguments)
+
+
+def test_projection_checks_lengths(backend):
+    with pytest.raises(RuntimeError, match="lengths"):
+        ops.project(torch.randn(2, 3, 4), torch.randn(4, 5), torch.tensor([4, 0]))

@@ -1,0 +1,89 @@
+"""Prints by how many MiB a call lets this process grow beyond what it was given and what it gives: python memory_growth.py CASE.
+
+A program of its own, because the peak of a process is only meaningful while nothing else runs in it.
+"""
+
+import ctypes
+import sys
+from pathlib import Path
+
+import torch
+
+import caan_kernels as ck
+
+MiB = 2**20
+
+
+def weights(width, hidden, dtype):
+    sizes = [(width, width), *[(width, hidden)] * 4, (hidden,), (hidden,)]
+    return ck.ContextAttentionWeights(*(torch.randn(size, dtype=dtype) * width**-0.5 for size in sizes))
+
+
+def forward(images, captions, width, hidden, projected=False, pairs=0, dtype=torch.float32):
+    """A call without gradient, on 36 regions and up to 16 words."""
+    regions, words = (torch.randn(count, rows, width, dtype=dtype) for count, rows in ((images, 36), (captions, 16)))
+    parameters = weights(width, hidden, dtype)
+    lengths = {} if projected else {"word_lengths": torch.randint(4, 17, (captions,))}
+    if projected:
+        regions, words = ck.project_regions(regions, parameters), ck.project_words(words, parameters)
+    if pairs:
+        lengths["pairs"] = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1)
+    return lambda: ck.context_attention(regions, words, parameters, **lengths, backend="cpu")
+
+
+def backward(images, captions, width, hidden, dtype=torch.float32):
+    """The derivative of all pairs with respect to features, products and score vectors."""
+    parameters = weights(width, hidden, dtype)
+    V = ck.project_regions(torch.randn(images, 36, width, dtype=dtype), parameters)
+    U = ck.project_words(torch.randn(captions, 16, width, dtype=dtype), parameters)
+    tensors = (*V[:2], *U[:2], parameters.region_score, parameters.word_score)
+    grad = torch.randn(images, captions)
+    rest = None, None, None, True, False, 9.0, True, True, "cpu"
+    return lambda: torch.ops.caan_kernels.pair_scores_backward(grad, *tensors, *rest)
+
+
+# What would grow if it were held for all items or all pairs at once is above the bound in each.
+CASES = {
+    "forward_many_pairs": (forward, {"images": 900, "captions": 900, "width": 32, "hidden": 32}),
+    "forward_many_images": (forward, {"images": 3000, "captions": 3, "width": 64, "hidden": 512}),
+    "forward_many_captions": (forward, {"images": 3, "captions": 6000, "width": 64, "hidden": 512}),
+    "forward_bfloat16": (forward, {"images": 6000, "captions": 2, "width": 64, "hidden": 512, "dtype": torch.bfloat16}),
+    "forward_paper_sizes": (forward, {"images": 30, "captions": 500, "width": 1024, "hidden": 1024}),
+    "forward_projected": (forward, {"images": 1500, "captions": 40, "width": 64, "hidden": 256, "projected": True}),
+    "forward_pair_list": (forward, {"images": 2000, "captions": 2000, "width": 16, "hidden": 16, "pairs": 1_000_000}),
+    "backward_many_pairs": (backward, {"images": 250, "captions": 250, "width": 32, "hidden": 32}),
+    "backward_many_images": (backward, {"images": 4000, "captions": 1, "width": 64, "hidden": 256}),
+    "backward_bfloat16": (
+        backward,
+        {"images": 4000, "captions": 1, "width": 64, "hidden": 256, "dtype": torch.bfloat16},
+    ),
+    "backward_paper_sizes": (backward, {"images": 40, "captions": 40, "width": 1024, "hidden": 1024}),
+}
+
+
+def peak():
+    """Largest resident size of this process since `forget_peak`, in bytes."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def forget_peak():
+    # What the allocator kept of earlier calls would hide as much of this one's growth.
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def main(name):
+    prepare, sizes = CASES[name]
+    prepare(**{**sizes, "images": 2, "captions": 2, **({"pairs": 3} if "pairs" in sizes else {})})()
+    call = prepare(**sizes)
+    forget_peak()
+    before = peak()
+    results = call()
+    growth = peak() - before
+    results = results if isinstance(results, tuple) else (results,)
+    print((growth - sum(x.numel() * x.element_size() for x in results)) / MiB)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

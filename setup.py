@@ -219,6 +219,8 @@ class NinjaBuild(build_ext):
         for extension in self.extensions:
             target = self.get_ext_fullpath(extension.name)
             self.mkpath(os.path.dirname(target))
+            # A process that has the old library loaded keeps it: writing into its file would pull the code from under it.
+            Path(target).unlink(missing_ok=True)
             self.copy_file(str(ROOT / outputs[extension.name.rpartition(".")[2]]), target)
 
 

@@ -1,5 +1,6 @@
 """Which backend can run a call, and why not."""
 
+import os
 from typing import Any
 
 import torch
@@ -70,9 +71,13 @@ def select(requested: str, device: torch.device, dtype: torch.dtype, *, gradient
 
     Raises:
         ValueError: `requested` is no backend's name.
-        RuntimeError: the backend asked for cannot run this call; the message says why.
+        RuntimeError: the backend asked for, or the kernel set that CAAN_CPU_ISA names, cannot run this call; the message
+            says why.
     """
     if requested == "auto":
+        # Whoever names a kernel set wants that set, not the reference.
+        if device.type == "cpu" and cpu.MISSING and os.environ.get("CAAN_CPU_ISA"):
+            raise RuntimeError(cpu.MISSING)
         return "cpu" if can_run("cpu", device, dtype, gradient=gradient, maps=maps)[0] else "reference"
     if requested not in NAMES:
         raise ValueError(f"backend: expected 'auto', {', '.join(map(repr, NAMES))}, got {requested!r}")

@@ -19,13 +19,18 @@ def weights(width, hidden, dtype):
     return ck.ContextAttentionWeights(*(torch.randn(size, dtype=dtype) * width**-0.5 for size in sizes))
 
 
-def forward(images, captions, width, hidden, projected=False, pairs=0, dtype=torch.float32):
-    """A call without gradient, on 36 regions and up to 16 words."""
-    regions, words = (torch.randn(count, rows, width, dtype=dtype) for count, rows in ((images, 36), (captions, 16)))
+def forward(images, captions, width, hidden, projected=(), pairs=0, dtype=torch.float32, longest=16, threads=None):
+    """A call without gradient, on 36 regions and up to `longest` words."""
+    if threads:
+        torch.set_num_threads(threads)
+    sides = (images, 36), (captions, longest)
+    regions, words = (torch.randn(count, rows, width, dtype=dtype) for count, rows in sides)
     parameters = weights(width, hidden, dtype)
-    lengths = {} if projected else {"word_lengths": torch.randint(4, 17, (captions,))}
-    if projected:
-        regions, words = ck.project_regions(regions, parameters), ck.project_words(words, parameters)
+    lengths = {} if "words" in projected else {"word_lengths": torch.randint(longest // 4, longest + 1, (captions,))}
+    if "regions" in projected:
+        regions = ck.project_regions(regions, parameters)
+    if "words" in projected:
+        words = ck.project_words(words, parameters)
     if pairs:
         lengths["pairs"] = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1)
     return lambda: ck.context_attention(regions, words, parameters, **lengths, backend="cpu")
@@ -49,7 +54,17 @@ CASES = {
     "forward_many_captions": (forward, {"images": 3, "captions": 6000, "width": 64, "hidden": 512}),
     "forward_bfloat16": (forward, {"images": 6000, "captions": 2, "width": 64, "hidden": 512, "dtype": torch.bfloat16}),
     "forward_paper_sizes": (forward, {"images": 30, "captions": 500, "width": 1024, "hidden": 1024}),
-    "forward_projected": (forward, {"images": 1500, "captions": 40, "width": 64, "hidden": 256, "projected": True}),
+    "forward_projected": (
+        forward,
+        {"images": 1500, "captions": 40, "width": 64, "hidden": 256, "projected": ("regions", "words")},
+    ),
+    "forward_regions_projected": (
+        forward,
+        {"images": 2, "captions": 400, "width": 512, "hidden": 512, "longest": 40, "projected": ("regions",)},
+    ),
+    "forward_words_projected": (forward, {"images": 400, "captions": 2, "width": 512, "hidden": 512, "projected": ("words",)}),
+    "forward_long_captions": (forward, {"images": 30, "captions": 3, "width": 2048, "hidden": 2048, "longest": 512}),
+    "forward_many_threads": (forward, {"images": 90, "captions": 90, "width": 1024, "hidden": 1024, "threads": 8}),
     "forward_pair_list": (forward, {"images": 2000, "captions": 2000, "width": 16, "hidden": 16, "pairs": 1_000_000}),
     "backward_many_pairs": (backward, {"images": 250, "captions": 250, "width": 32, "hidden": 32}),
     "backward_many_images": (backward, {"images": 4000, "captions": 1, "width": 64, "hidden": 256}),

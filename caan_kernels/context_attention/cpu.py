@@ -19,12 +19,16 @@ def _load() -> str:
         torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
         return f"the compiled library caan_kernels/_ops.so does not load under torch {torch.__version__}: {error}"
+    try:
+        instruction_set()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
     return ""
-
-
-MISSING = _load()
 
 
 def instruction_set() -> str:
     """Name of the kernel set in use: avx512, avx2 or generic. CAAN_CPU_ISA forces one."""
     return torch.ops.caan_kernels.cpu_isa()
+
+
+MISSING = _load()

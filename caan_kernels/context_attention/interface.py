@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import backends
 from . import arguments, reference
@@ -40,7 +41,7 @@ def context_attention(
 
     Features, products and weights share one dtype and device; lengths and pairs are there too, or on the CPU. Under
     torch.autocast, float16, bfloat16 and float32 features and weights are cast to autocast's dtype, as torch.matmul
-    casts its own; float64 is left alone, and what was projected before keeps its dtype.
+    casts its own; what was projected before keeps its dtype, and the rest is cast to that; float64 is left alone.
 
     Args:
         regions: (I, M, D) region features, float16, bfloat16, float32 or float64; or the result of `project_regions`.
@@ -70,11 +71,13 @@ def context_attention(
     call = _checked(regions, words, weights, region_lengths, word_lengths, pairs)
     features, gradient = call.regions.features, _wants_gradient(call)
     name = backends.select(backend, features.device, features.dtype, gradient=gradient)
+    if name != "reference":
+        _refuse_tangents(call)
     options = (similarity == "cosine", normalization == "softmax", float(temperature), inter, intra)
     with _without_autocast(features.device):
         if name == "reference":
             return reference.pair_scores(*_projected(call, name), *options)
-        if gradient or call.regions.products is not None or call.words.products is not None:
+        if gradient:
             return _ops.pair_scores(*_projected(call, name), *options, name)
         return _ops.raw_scores(*_raw(call, name), *options, name)
 
@@ -116,6 +119,7 @@ def attention_maps(
     name = backends.select(backend, features.device, features.dtype, gradient=_wants_gradient(call), maps=True)
     options = (similarity == "cosine", normalization == "softmax", float(temperature), inter, intra)
     with _without_autocast(features.device):
+        call = _gathered(call)
         if name == "reference":
             return AttentionMaps(*reference.pair_maps(*_projected(call, name), *options))
         scores, f, g, R, Ct = _ops.pair_maps(*_projected(call, name), *options, name)
@@ -177,15 +181,16 @@ class _Call(NamedTuple):
 
 
 def _checked(regions, words, weights, region_lengths, word_lengths, pairs) -> _Call:
-    V_name, V = _checked_side("regions", regions, ProjectedRegions, _REGION_FIELDS, region_lengths)
-    U_name, U = _checked_side("words", words, ProjectedWords, _WORD_FIELDS, word_lengths)
+    dtype = _autocast_dtype(regions, words)
+    V_name, V = _checked_side("regions", regions, ProjectedRegions, _REGION_FIELDS, region_lengths, dtype)
+    U_name, U = _checked_side("words", words, ProjectedWords, _WORD_FIELDS, word_lengths, dtype)
     named_V, named_U = Named(V_name, V.features), Named(U_name, U.features)
     arguments.check_words_like_regions(named_U, named_V)
 
     fields = _SCORE_FIELDS
     for side in (V, U):
         fields += side.fields if side.products is None else ()
-    weights = _checked_weights(weights, fields, named_V)
+    weights = _checked_weights(weights, fields, named_V, dtype)
 
     width, hidden = V.features.shape[2], weights.region_score.shape[0]
     if V.products is not None:
@@ -197,7 +202,9 @@ def _checked(regions, words, weights, region_lengths, word_lengths, pairs) -> _C
     return _Call(V, U, weights, pairs)
 
 
-def _checked_side(name: str, given, projected: type, fields: tuple[str, ...], lengths: Tensor | None) -> tuple[str, _Side]:
+def _checked_side(
+    name: str, given, projected: type, fields: tuple[str, ...], lengths: Tensor | None, dtype: torch.dtype | None
+) -> tuple[str, _Side]:
     """A side and what errors call its features."""
     lengths_name, products = f"{name[:-1]}_lengths", None
     if isinstance(given, projected):
@@ -207,40 +214,54 @@ def _checked_side(name: str, given, projected: type, fields: tuple[str, ...], le
         name, lengths_name = f"{name}.features", f"{name}.lengths"
         features, products, lengths = given
     else:
-        features = _cast(given)
+        features = _cast(given, dtype)
     arguments.check_features(name, features, f" or {projected.__name__}")
     if lengths is not None:
         arguments.check_lengths(lengths_name, lengths, Named(name, features))
     return name, _Side(features, products, lengths, fields)
 
 
-def _checked_weights(weights: ContextAttentionWeights, fields: tuple[str, ...], like: Named) -> ContextAttentionWeights:
+def _checked_weights(
+    weights: ContextAttentionWeights, fields: tuple[str, ...], like: Named, dtype: torch.dtype | None
+) -> ContextAttentionWeights:
     """The weights with the named fields checked and cast."""
     if not isinstance(weights, ContextAttentionWeights):
         raise TypeError(f"weights: expected ContextAttentionWeights, got {type(weights).__name__}")
-    weights = weights._replace(**{field: _cast(getattr(weights, field)) for field in fields})
+    weights = weights._replace(**{field: _cast(getattr(weights, field), dtype) for field in fields})
     arguments.check_weights(weights, fields, like)
     return weights
 
 
-def _wants_gradient(call: _Call) -> bool:
-    """Whether anything that this call reads takes part in autograd."""
+def _read(call: _Call) -> list[Tensor]:
+    """The floating-point tensors that this call reads."""
     read = [call.weights.region_score, call.weights.word_score]
     for side in (call.regions, call.words):
         read.append(side.features)
         read += [getattr(call.weights, x) for x in side.fields] if side.products is None else [side.products]
-    return torch.is_grad_enabled() and any(x.requires_grad for x in read)
+    return read
+
+
+def _wants_gradient(call: _Call) -> bool:
+    """Whether anything that this call reads takes part in autograd."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in _read(call))
+
+
+def _refuse_tangents(call: _Call) -> None:
+    # The operators would drop a tangent in silence.
+    if not torch.compiler.is_compiling() and any(forward_ad.unpack_dual(x).tangent is not None for x in _read(call)):
+        raise RuntimeError("context_attention has no forward-mode derivative on the compiled backends: take backend='reference'")
 
 
 def _project_alone(
     name: str, items: Tensor, weights: ContextAttentionWeights, fields: tuple[str, ...], lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Features, products and lengths of a side that is projected by itself."""
-    items = _cast(items)
+    dtype = _autocast_dtype(items)
+    items = _cast(items, dtype)
     arguments.check_features(name, items)
     if lengths is not None:
         arguments.check_lengths(f"{name[:-1]}_lengths", lengths, Named(name, items))
-    weights = _checked_weights(weights, fields, Named(name, items))
+    weights = _checked_weights(weights, fields, Named(name, items), dtype)
     backend = backends.select("auto", items.device, items.dtype)
     with _without_autocast(items.device):
         return _project(_Side(items, None, lengths, fields), weights, backend)
@@ -263,11 +284,31 @@ def _projected(call: _Call, backend: str) -> tuple[Tensor | None, ...]:
     return V, region_products, U, word_products, *_score_vectors(call), region_lengths, word_lengths, pairs
 
 
+def _gathered(call: _Call) -> _Call:
+    """The same pairs, of sides that hold one item a pair where they come unprojected: a gallery is not projected for a few."""
+    pairs, sides = call.pairs, [call.regions, call.words]
+    columns = list(pairs.unbind(1))
+    for place, side in enumerate(sides):
+        if side.products is None:
+            chosen = columns[place].to(side.features.device)
+            lengths = None if side.lengths is None else side.lengths.index_select(0, chosen.to(side.lengths.device))
+            sides[place] = side._replace(features=side.features.index_select(0, chosen), lengths=lengths)
+            columns[place] = torch.arange(pairs.shape[0], device=pairs.device)
+    return _Call(*sides, call.weights, torch.stack(columns, dim=1))
+
+
 def _raw(call: _Call, backend: str) -> tuple[Tensor | None, ...]:
-    """The tensors of raw_scores."""
-    V, U = call.regions.features, call.words.features
-    indices = (_indices(x, V, backend) for x in (call.regions.lengths, call.words.lengths, call.pairs))
-    return V.contiguous(), U.contiguous(), *(x.contiguous() for x in call.weights), *indices
+    """The tensors of raw_scores: products of the sides that have them, matrices of those that have not."""
+    V, U = call.regions, call.words
+    read = {field for side in (V, U) if side.products is None for field in side.fields}
+    matrices = (_contiguous(getattr(call.weights, x) if x in read else None) for x in ContextAttentionWeights._fields[:5])
+    indices = (_indices(x, V.features, backend) for x in (V.lengths, U.lengths, call.pairs))
+    sides = (_contiguous(x) for side in (V, U) for x in (side.features, side.products))
+    return *sides, *matrices, *_score_vectors(call), *indices
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _score_vectors(call: _Call) -> tuple[Tensor, Tensor]:
@@ -286,11 +327,20 @@ def _indices(indices: Tensor | None, items: Tensor, backend: str) -> Tensor | No
     return indices.to(items.device if backend == "reference" else "cpu", torch.int64).contiguous()
 
 
-def _cast(x: Tensor) -> Tensor:
+def _autocast_dtype(*items: Tensor | ProjectedRegions | ProjectedWords) -> torch.dtype | None:
+    """The dtype that autocast asks for: that of a side which was projected before, else its own; None to leave all as it is."""
+    projected = [x.features for x in items if isinstance(x, (ProjectedRegions, ProjectedWords))]
+    tensors = [x for x in (*projected, *items) if isinstance(x, Tensor)]
+    if not tensors or not _autocasts(tensors[0].device):
+        return None
+    if projected:
+        return tensors[0].dtype if tensors[0].dtype in _AUTOCAST_DTYPES else None
+    return torch.get_autocast_dtype(tensors[0].device.type)
+
+
+def _cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
     """The autocast rule, for one tensor."""
-    if not isinstance(x, Tensor) or not _autocasts(x.device) or x.dtype not in _AUTOCAST_DTYPES:
-        return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
+    return x.to(dtype) if dtype is not None and isinstance(x, Tensor) and x.dtype in _AUTOCAST_DTYPES else x
 
 
 def _autocasts(device: torch.device) -> bool:

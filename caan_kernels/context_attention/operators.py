@@ -4,7 +4,7 @@ The names exist without a compiled library; a backend only adds its kernels for 
 
     project              items @ weight, rows beyond the lengths 0
     pair_scores          scores from features and their projected products
-    raw_scores           the same scores from features and weights, without a derivative
+    raw_scores           the same scores, of sides that may come unprojected, without a derivative
     pair_maps            scores and the attention behind them, without a derivative
     *_backward           first derivatives; there is no second
     tanh_                the CPU kernels' tanh, in place: measured by the benchmark, its error by the tests
@@ -19,8 +19,9 @@ from torch.library import register_autograd, register_fake
 
 _PAIR_TENSORS = "Tensor regions, Tensor region_products, Tensor words, Tensor word_products, Tensor region_score, Tensor word_score"
 _RAW_TENSORS = (
-    "Tensor regions, Tensor words, Tensor affinity, Tensor region_intra, Tensor region_inter, Tensor word_intra, "
-    "Tensor word_inter, Tensor region_score, Tensor word_score"
+    "Tensor regions, Tensor? region_products, Tensor words, Tensor? word_products, Tensor? affinity, "
+    "Tensor? region_intra, Tensor? region_inter, Tensor? word_intra, Tensor? word_inter, "
+    "Tensor region_score, Tensor word_score"
 )
 _CHOICE = "Tensor? region_lengths, Tensor? word_lengths, Tensor? pairs"
 _OPTIONS = "bool cosine, bool softmax, float temperature, bool inter, bool intra, str backend"
@@ -28,7 +29,8 @@ _OPTIONS = "bool cosine, bool softmax, float temperature, bool inter, bool intra
 _LIBRARY = torch.library.Library("caan_kernels", "DEF")
 for _schema in (
     "project(Tensor items, Tensor weight, Tensor? lengths) -> Tensor",
-    "project_backward(Tensor grad, Tensor items, Tensor weight, Tensor? lengths) -> (Tensor, Tensor)",
+    "project_backward(Tensor grad, Tensor items, Tensor weight, Tensor? lengths, bool need_items, bool need_weight)"
+    " -> (Tensor, Tensor)",
     f"pair_scores({_PAIR_TENSORS}, {_CHOICE}, {_OPTIONS}) -> Tensor",
     f"pair_scores_backward(Tensor grad, {_PAIR_TENSORS}, {_CHOICE}, {_OPTIONS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -41,7 +43,7 @@ for _schema in (
 
 _ops = torch.ops.caan_kernels
 _PAIR_TENSOR_COUNT = 6
-_RAW_PAIRS = 9  # position of the pairs behind the features: seven weights and two lengths come first
+_OPTION_COUNT = _OPTIONS.count(",") + 1
 
 
 def score_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -55,8 +57,8 @@ def _(items, weight, lengths):
 
 
 @register_fake("caan_kernels::project_backward")
-def _(grad, items, weight, lengths):
-    return items.new_empty(items.shape), weight.new_empty(weight.shape)
+def _(grad, items, weight, lengths, need_items, need_weight):
+    return items.new_empty(items.shape if need_items else (0,)), weight.new_empty(weight.shape if need_weight else (0,))
 
 
 def _fake_scores(regions: Tensor, words: Tensor, pairs: Tensor | None) -> Tensor:
@@ -75,8 +77,9 @@ def _(grad, *arguments):
 
 
 @register_fake("caan_kernels::raw_scores")
-def _(regions, words, *arguments):
-    return _fake_scores(regions, words, arguments[_RAW_PAIRS])
+def _(regions, region_products, words, *arguments):
+    *_, pairs = arguments[:-_OPTION_COUNT]
+    return _fake_scores(regions, words, pairs)
 
 
 @register_fake("caan_kernels::tanh_")
@@ -97,7 +100,9 @@ def _keep_project(ctx, inputs, output):
 
 
 def _project_backward(ctx, grad):
-    return *_ops.project_backward(grad.contiguous(), *ctx.saved_tensors), None
+    needed = ctx.needs_input_grad[:2]
+    gradients = _ops.project_backward(grad.contiguous(), *ctx.saved_tensors, *needed)
+    return *(x if need else None for x, need in zip(gradients, needed, strict=True)), None
 
 
 def _keep_pair_scores(ctx, inputs, output):
@@ -127,7 +132,8 @@ def _refuse_derivative(name: str, message: str) -> None:
 for _name in ("project_backward", "pair_scores_backward"):
     _refuse_derivative(
         _name,
-        "caan_kernels.context_attention has no second derivative; backend='reference' has derivatives of any order",
+        "caan_kernels.context_attention has no second derivative; backend='reference' has derivatives of any order, "
+        "on features that are not projected before",
     )
 for _name in ("raw_scores", "pair_maps"):
     _refuse_derivative(

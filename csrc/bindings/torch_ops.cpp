@@ -109,6 +109,8 @@ Problem problem_of(const Tensor& regions, const Tensor& words, const Tensor& reg
   p.captions = words.size(0);
   p.words_per_caption = words.size(1);
   p.hidden = region_score.size(0);
+  STD_TORCH_CHECK(p.width > 0 && p.hidden > 0, "regions, region_score: expected a width of at least 1, got shapes ",
+                  shape_text(regions), " and ", shape_text(region_score));
   check(regions, "regions", {p.images, p.regions_per_image, p.width}, type);
   check(words, "words", {p.captions, p.words_per_caption, p.width}, type);
   check(region_score, "region_score", {p.hidden}, type);
@@ -136,14 +138,26 @@ Problem problem_of(const Tensor& regions, const Tensor& words, const Tensor& reg
   return p;
 }
 
-void add_products(Problem& p, const Tensor& region_products, const Tensor& word_products, const Tensor& regions) {
-  check(region_products, "region_products", {p.images, p.regions_per_image, 2 * p.hidden}, regions.scalar_type());
-  check(word_products, "word_products", {p.captions, p.words_per_caption, p.width + 2 * p.hidden}, regions.scalar_type());
-  p.region_products = data(region_products);
-  p.word_products = data(word_products);
-  // An empty tensor has no memory, and null means "project": any address will do, nothing is read.
-  if (!p.region_products) p.region_products = &p;
-  if (!p.word_products) p.word_products = &p;
+// Null means "project"; the products of no item have no memory, but are not to be projected: any address will do, nothing is read.
+const void* products(const Tensor& tensor) {
+  static const char none = 0;
+  return tensor.numel() ? data(tensor) : &none;
+}
+
+void add_region_products(Problem& p, const Tensor& region_products, ScalarType type) {
+  check(region_products, "region_products", {p.images, p.regions_per_image, 2 * p.hidden}, type);
+  p.region_products = products(region_products);
+}
+
+void add_word_products(Problem& p, const Tensor& word_products, ScalarType type) {
+  check(word_products, "word_products", {p.captions, p.words_per_caption, p.width + 2 * p.hidden}, type);
+  p.word_products = products(word_products);
+}
+
+const void* weight(const OptionalTensor& tensor, const char* name, int64_t rows, int64_t columns, ScalarType type) {
+  STD_TORCH_CHECK(tensor.has_value(), name, ": expected a tensor, since its side is not projected, got None");
+  check(*tensor, name, {rows, columns}, type);
+  return data(*tensor);
 }
 
 std::vector<int64_t> score_shape(const Problem& p) {
@@ -173,13 +187,17 @@ Tensor project(const Tensor& items, const Tensor& weight, const OptionalTensor& 
   return out;
 }
 
+// A gradient that is not needed comes back as an empty tensor.
 std::tuple<Tensor, Tensor> project_backward(const Tensor& grad, const Tensor& items, const Tensor& weight,
-                                            const OptionalTensor& lengths) {
+                                            const OptionalTensor& lengths, bool need_items, bool need_weight) {
   const Projection p = projection_of(items, weight, lengths);
-  check(grad, "grad", {p.batch, p.length, p.columns}, items.scalar_type());
-  Tensor grad_items = torch::stable::empty_like(items), grad_weight = torch::stable::empty_like(weight);
+  const ScalarType type = items.scalar_type();
+  check(grad, "grad", {p.batch, p.length, p.columns}, type);
+  Tensor grad_items = need_items ? torch::stable::empty_like(items) : empty(items, {0}, type);
+  Tensor grad_weight = need_weight ? torch::stable::empty_like(weight) : empty(weight, {0}, type);
   kernels_for(storage_of(items, "items"))
-      .project_backward(p, data(grad), grad_items.mutable_data_ptr(), grad_weight.mutable_data_ptr(), executor());
+      .project_backward(p, data(grad), need_items ? grad_items.mutable_data_ptr() : nullptr,
+                        need_weight ? grad_weight.mutable_data_ptr() : nullptr, executor());
   return {grad_items, grad_weight};
 }
 
@@ -189,30 +207,36 @@ Tensor pair_scores(const Tensor& regions, const Tensor& region_products, const T
                    bool inter, bool intra, const std::string& /*backend*/) {
   Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs,
                          {cosine, softmax, temperature, inter, intra});
-  add_products(p, region_products, word_products, regions);
+  add_region_products(p, region_products, regions.scalar_type());
+  add_word_products(p, word_products, regions.scalar_type());
   Tensor out = empty(regions, score_shape(p), score_type(regions));
   kernels_for(storage_of(regions, "regions")).scores(p, out.mutable_data_ptr(), nullptr, executor());
   return out;
 }
 
-Tensor raw_scores(const Tensor& regions, const Tensor& words, const Tensor& affinity, const Tensor& region_intra,
-                  const Tensor& region_inter, const Tensor& word_intra, const Tensor& word_inter, const Tensor& region_score,
-                  const Tensor& word_score, const OptionalTensor& region_lengths, const OptionalTensor& word_lengths,
-                  const OptionalTensor& pairs, bool cosine, bool softmax, double temperature, bool inter, bool intra,
-                  const std::string& /*backend*/) {
+Tensor raw_scores(const Tensor& regions, const OptionalTensor& region_products, const Tensor& words,
+                  const OptionalTensor& word_products, const OptionalTensor& affinity, const OptionalTensor& region_intra,
+                  const OptionalTensor& region_inter, const OptionalTensor& word_intra, const OptionalTensor& word_inter,
+                  const Tensor& region_score, const Tensor& word_score, const OptionalTensor& region_lengths,
+                  const OptionalTensor& word_lengths, const OptionalTensor& pairs, bool cosine, bool softmax, double temperature,
+                  bool inter, bool intra, const std::string& /*backend*/) {
   Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs,
                          {cosine, softmax, temperature, inter, intra});
   const ScalarType type = regions.scalar_type();
-  check(affinity, "affinity", {p.width, p.width}, type);
-  check(region_intra, "region_intra", {p.width, p.hidden}, type);
-  check(region_inter, "region_inter", {p.width, p.hidden}, type);
-  check(word_intra, "word_intra", {p.width, p.hidden}, type);
-  check(word_inter, "word_inter", {p.width, p.hidden}, type);
-  p.affinity = data(affinity);
-  p.region_intra = data(region_intra);
-  p.region_inter = data(region_inter);
-  p.word_intra = data(word_intra);
-  p.word_inter = data(word_inter);
+  const int64_t D = p.width, H = p.hidden;
+  if (region_products) {
+    add_region_products(p, *region_products, type);
+  } else {
+    p.region_intra = weight(region_intra, "region_intra", D, H, type);
+    p.word_inter = weight(word_inter, "word_inter", D, H, type);
+  }
+  if (word_products) {
+    add_word_products(p, *word_products, type);
+  } else {
+    p.affinity = weight(affinity, "affinity", D, D, type);
+    p.region_inter = weight(region_inter, "region_inter", D, H, type);
+    p.word_intra = weight(word_intra, "word_intra", D, H, type);
+  }
   Tensor out = empty(regions, score_shape(p), score_type(regions));
   kernels_for(storage_of(regions, "regions")).scores(p, out.mutable_data_ptr(), nullptr, executor());
   return out;
@@ -225,7 +249,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scores_backward(
     const std::string& /*backend*/) {
   Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs,
                          {cosine, softmax, temperature, inter, intra});
-  add_products(p, region_products, word_products, regions);
+  add_region_products(p, region_products, regions.scalar_type());
+  add_word_products(p, word_products, regions.scalar_type());
   check(grad, "grad", score_shape(p), score_type(regions));
   Tensor d_regions = torch::stable::empty_like(regions), d_region_products = torch::stable::empty_like(region_products);
   Tensor d_words = torch::stable::empty_like(words), d_word_products = torch::stable::empty_like(word_products);
@@ -247,7 +272,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_maps(const Tensor& regio
   STD_TORCH_CHECK(pairs.has_value(), "pairs: expected a (P, 2) tensor, got None");
   Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs,
                          {cosine, softmax, temperature, inter, intra});
-  add_products(p, region_products, word_products, regions);
+  add_region_products(p, region_products, regions.scalar_type());
+  add_word_products(p, word_products, regions.scalar_type());
   const int64_t P = p.pair_count, M = p.regions_per_image, N = p.words_per_caption;
   const auto zeros = [&](const std::vector<int64_t>& shape) {
     Tensor t = empty(regions, shape, score_type(regions));

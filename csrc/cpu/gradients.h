@@ -263,6 +263,7 @@ class Differentiator {
   };
   struct Worker {
     PackedImage<T> image;
+    int64_t packed = -1; // which image that is
     Buffer<F> word_affinity, word_intra, word_inter;
     PairScratch<F> pair;
     GradientScratch<F> gradient;
@@ -361,8 +362,11 @@ class Differentiator {
     GradientScratch<F>& g = worker.gradient;
     s.fit(m, n, width_);
     g.fit(m, n, s.ldm, s.ldn, width_);
-    pack_image(worker.image, regions, static_cast<const T*>(problem_.region_products) + first_region * 2 * hidden_, m, width_,
-               hidden_);
+    if (worker.packed != entry.image) {
+      pack_image(worker.image, regions, static_cast<const T*>(problem_.region_products) + first_region * 2 * hidden_, m, width_,
+                 hidden_);
+      worker.packed = entry.image;
+    }
     worker.word_affinity.resize(padded<F>(n) * width_);
     worker.word_inter.resize(n * padded_hidden_);
     worker.word_intra.resize(n * padded_hidden_);

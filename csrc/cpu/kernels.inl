@@ -27,7 +27,7 @@ namespace {
 #include "projections.h"
 
 template <class T>
-Kernels kernels(const char* name) {
+constexpr Kernels kernels(const char* name) {
   using F = Real<T>;
   Kernels k{};
   k.name = name;
@@ -54,8 +54,9 @@ Kernels kernels(const char* name) {
 
 } // namespace
 
+// A constant: an initialiser that ran when the library is loaded would use this instruction set on processors that lack it.
 extern const Kernels table[storage_count];
-const Kernels table[storage_count] = {
+constinit const Kernels table[storage_count] = {
     kernels<float>(CAAN_ISA_NAME),
     kernels<double>(CAAN_ISA_NAME),
     kernels<BFloat16>(CAAN_ISA_NAME),

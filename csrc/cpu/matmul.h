@@ -177,6 +177,9 @@ void pack_right_transposed(F* out, const RowView<T>& view, int64_t first, int64_
 inline constexpr int64_t gemm_depth = 256;
 inline constexpr int64_t gemm_rows = 192;
 inline constexpr int64_t gemm_columns = 384;
+static_assert(gemm_columns % panel_width<float> == 0 && gemm_columns % panel_width<double> == 0);
+// Numbers that a thread holds: both operands' blocks and the sums.
+inline constexpr int64_t gemm_scratch = (gemm_rows + gemm_columns) * gemm_depth + gemm_rows * gemm_columns;
 
 // out row i = sum over k of left(i, k) right(k, :). `left_transposed`: view rows are k; `right_transposed`: view rows are columns.
 template <class T, bool left_transposed, bool right_transposed>
@@ -187,11 +190,10 @@ void gemm(RowView<T> left, RowView<T> right, int64_t rows, int64_t columns, int6
   const int64_t row_blocks = (rows + gemm_rows - 1) / gemm_rows;
   const int64_t column_blocks = (columns + gemm_columns - 1) / gemm_columns;
   const int64_t workers = smaller(executor.threads, row_blocks * column_blocks);
-  const int64_t left_size = gemm_rows * gemm_depth, right_size = gemm_columns * gemm_depth, sum_size = gemm_rows * gemm_columns;
-  const int64_t worker_size = left_size + right_size + sum_size;
-  Buffer<F> scratch(larger(workers, 1) * worker_size);
+  constexpr int64_t left_size = gemm_rows * gemm_depth, right_size = gemm_columns * gemm_depth;
+  Buffer<F> scratch(larger(workers, 1) * gemm_scratch);
   parallel_units(executor, row_blocks * column_blocks, workers, [&](int64_t unit, int64_t worker) {
-    F* packed_left = scratch + worker * worker_size;
+    F* packed_left = scratch + worker * gemm_scratch;
     F* packed_right = packed_left + left_size;
     F* sums = packed_right + right_size;
     const int64_t row0 = unit / column_blocks * gemm_rows, block_rows = smaller(gemm_rows, rows - row0);

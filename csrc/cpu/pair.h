@@ -152,14 +152,16 @@ void normalize_softmax(PairScratch<F>& s, int64_t m, int64_t n, F temperature) {
       for (int64_t r = 0; r < m; ++r) store(s.columns + r * ldn + j, zero);
       continue;
     }
+    // Products are rounded before the largest is subtracted: fused into one operation, exp could overflow at a high temperature.
     Vec<F> top = temperature * load(s.alignment + j);
-    for (int64_t r = 1; r < m; ++r) {
+    for (int64_t r = 0; r < m; ++r) {
       const Vec<F> v = temperature * load(s.alignment + r * ldn + j);
       top = v < top ? top : v;
+      store(s.columns + r * ldn + j, v);
     }
     Vec<F> total{};
     for (int64_t r = 0; r < m; ++r) {
-      const Vec<F> e = exp_nonpositive(temperature * load(s.alignment + r * ldn + j) - top);
+      const Vec<F> e = exp_nonpositive(load(s.columns + r * ldn + j) - top);
       total += e;
       store(s.columns + r * ldn + j, e);
     }

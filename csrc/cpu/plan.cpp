@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <numeric>
 #include <tuple>
@@ -58,6 +59,7 @@ Plan plan_all_pairs(const Problem& problem, BlockLimits limits) {
 Plan plan_pair_list(const Problem& problem, BlockLimits limits, int64_t pair_begin, int64_t pair_end) {
   Plan plan{.all_pairs = false, .images = {}, .captions = {}, .entries = {}, .tiles = {}};
   auto& entries = plan.entries;
+  entries.reserve(pair_end - pair_begin);
   for (int64_t p = pair_begin; p < pair_end; ++p) {
     const int64_t image = problem.pairs[2 * p], caption = problem.pairs[2 * p + 1];
     if (problem.region_count(image) > 0 && problem.word_count(caption) > 0) entries.push_back({image, caption, p});
@@ -135,13 +137,22 @@ std::vector<int64_t> order_by_level(std::vector<GradientEntry>& entries, int64_t
   std::sort(entries.begin(), entries.end(), [](const GradientEntry& a, const GradientEntry& b) {
     return std::make_tuple(a.image, a.caption, bits(a.gradient)) < std::make_tuple(b.image, b.caption, bits(b.gradient));
   });
-  std::vector<int64_t> image_level(images, 0), caption_level(captions, 0), level(entries.size());
+  // Which levels an item has taken, one bit each.
+  std::vector<std::vector<uint64_t>> of_image(images), of_caption(captions);
+  std::vector<int64_t> level(entries.size());
   int64_t levels = 0;
   for (size_t e = 0; e < entries.size(); ++e) {
-    int64_t& by_image = image_level[entries[e].image];
-    int64_t& by_caption = caption_level[entries[e].caption];
-    level[e] = std::max(by_image, by_caption);
-    by_image = by_caption = level[e] + 1;
+    auto& image = of_image[entries[e].image];
+    auto& caption = of_caption[entries[e].caption];
+    size_t word = 0;
+    const auto taken = [&] { return (word < image.size() ? image[word] : 0) | (word < caption.size() ? caption[word] : 0); };
+    while (taken() == ~uint64_t(0)) ++word;
+    const int bit = std::countr_one(taken());
+    for (auto* item : {&image, &caption}) {
+      if (item->size() <= word) item->resize(word + 1, 0);
+      (*item)[word] |= uint64_t(1) << bit;
+    }
+    level[e] = int64_t(word) * 64 + bit;
     levels = std::max(levels, level[e] + 1);
   }
   std::vector<int64_t> bounds(levels + 1, 0);

@@ -54,9 +54,9 @@ struct GradientEntry {
   double gradient;
 };
 
-// Sorts entries by image, caption and gradient, then groups them into levels: no level names an image or a caption twice, and every
-// pair comes after those before it that share its image or caption. Running level after level, each level's pairs in any
-// order or at once, adds into every row in one fixed order. Returns the levels' bounds in the reordered entries.
+// Sorts entries by image, caption and gradient, then gives each the lowest level that neither its image nor its caption has taken.
+// Running level after level, each level's pairs in any order or at once, adds into every row in one order, which depends on the set
+// of entries alone. Returns the levels' bounds in the reordered entries.
 std::vector<int64_t> order_by_level(std::vector<GradientEntry>& entries, int64_t images, int64_t captions);
 
 } // namespace caan::cpu

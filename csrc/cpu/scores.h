@@ -3,12 +3,12 @@
 
 // Words of a caption block: enough pairs to make laying out an image negligible (1-2% at 70 captions), few enough for the caches.
 inline constexpr int64_t block_words = 1024;
-// What one call may hold of its items, of the 64 MiB that a forward pass may take in all: features that come unprojected are
-// projected block by block, captions anew for every block of images, so most of it goes to the images.
-inline constexpr int64_t image_block_bytes = int64_t(38) << 20;
+// What a call may take in all beside its results: a little less than the 64 MiB that it promises.
+inline constexpr int64_t workspace_bytes = int64_t(60) << 20;
+// The most that a caption block takes of it. Captions are projected anew for every block of images, so most goes to the images.
 inline constexpr int64_t caption_block_bytes = int64_t(14) << 20;
 // Pairs of a pair list that are planned together.
-inline constexpr int64_t planned_pairs = int64_t(1) << 19;
+inline constexpr int64_t planned_pairs = int64_t(1) << 18;
 
 template <class T>
 class Scorer {
@@ -36,17 +36,29 @@ class Scorer {
 
   void run() {
     for (int64_t i = 0, count = problem_.score_count(); i < count; ++i) out_[i] = 0;
-    BlockLimits limits{INT64_MAX, block_words};
-    int64_t bytes_per_word = (width_ + 2 * padded_hidden_) * int64_t(sizeof(F));
-    if (!problem_.word_products) bytes_per_word += (width_ + 2 * hidden_) * int64_t(sizeof(T));
-    limits.words = larger(1, smaller(block_words, caption_block_bytes / bytes_per_word));
-    if (!problem_.region_products) limits.regions = larger(1, image_block_bytes / larger(1, 2 * hidden_ * int64_t(sizeof(T))));
+    const BlockLimits limits = block_limits();
     const int64_t step = problem_.pairs ? planned_pairs : 1;
     const int64_t end = problem_.pairs ? problem_.pair_count : 1;
     for (int64_t begin = 0; begin < end; begin += step) run_plan(plan_tiles(problem_, limits, begin, smaller(end, begin + step)));
   }
 
  private:
+  // Blocks that fit the workspace beside what every thread holds: an image, its alignment with a block, a pair, and while items are
+  // projected the matrix product's blocks. Where nothing is left, blocks of one item.
+  BlockLimits block_limits() const {
+    const int64_t m = problem_.regions_per_image, n = problem_.words_per_caption, real = sizeof(F), stored = sizeof(T);
+    const bool project_images = !problem_.region_products, project_words = !problem_.word_products;
+    const int64_t word_bytes =
+        (width_ + 2 * padded_hidden_) * real + (project_words ? (width_ + 2 * hidden_) * stored : 0) + int64_t(sizeof(int64_t));
+    const int64_t region_bytes = 2 * hidden_ * stored + int64_t(sizeof(int64_t));
+    const int64_t words = larger(n, smaller(block_words, caption_block_bytes / word_bytes));
+    const int64_t worker_bytes = (m * (width_ + 2 * padded_hidden_) + (words + W) * m + 6 * m * (n + W) + 4 * width_) * real +
+                                 (project_images || project_words ? gemm_scratch * real : 0);
+    const int64_t plan_bytes = problem_.pairs ? smaller(problem_.pair_count, planned_pairs) * int64_t(sizeof(Entry) + 16) : 0;
+    const int64_t left = workspace_bytes - executor_.threads * worker_bytes - plan_bytes - words * word_bytes;
+    return {project_images ? larger(1, left / region_bytes) : INT64_MAX, words};
+  }
+
   struct Worker {
     PackedImage<T> image;
     PairScratch<F> pair;

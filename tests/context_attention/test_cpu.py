@@ -18,7 +18,10 @@ def run(instruction_set, *command):
 
 
 def asked_for(instruction_set):
-    return run(instruction_set, "-c", "import caan_kernels as ck; print(ck.build_info()['cpu_instruction_set'])")
+    """What available_backends() says of the CPU backend."""
+    result = run(instruction_set, "-c", "import caan_kernels as ck; print(*ck.available_backends()['cpu'])")
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.mark.parametrize("instruction_set", ["generic", "avx2", "avx512"])
@@ -28,9 +31,9 @@ def test_every_instruction_set_is_accurate(instruction_set):
     if instruction_set == cpu.instruction_set():
         pytest.skip("the set that all other tests run on")
     asked = asked_for(instruction_set)
-    if "one that this processor has" in asked.stderr:
+    if "one that this processor has" in asked:
         pytest.skip("not on this processor")
-    assert asked.stdout.strip() == instruction_set, asked.stderr
+    assert asked.startswith("True ") and asked.strip().endswith(instruction_set)
     here = Path(__file__).parent
     chosen = "golden or saturated or alone or (wide_hidden and (half or pair_list))"
     files = here / "test_accuracy.py", here / "test_invariance.py"
@@ -39,4 +42,7 @@ def test_every_instruction_set_is_accurate(instruction_set):
 
 
 def test_unknown_instruction_set():
-    assert "CAAN_CPU_ISA: expected avx512, avx2 or generic" in asked_for("sse").stderr
+    assert asked_for("sse").startswith("False CAAN_CPU_ISA: expected avx512, avx2 or generic")
+    call = "import torch, caan_kernels as ck; w = ck.ContextAttentionWeights(*[torch.eye(3)] * 5, *[torch.ones(3)] * 2);"
+    result = run("sse", "-c", call + "ck.context_attention(torch.ones(1, 2, 3), torch.ones(1, 2, 3), w)")
+    assert "RuntimeError: CAAN_CPU_ISA: expected avx512" in result.stderr

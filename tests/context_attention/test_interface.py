@@ -5,8 +5,10 @@ from dataclasses import replace
 import cases
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import caan_kernels as ck
+from caan_kernels.context_attention import interface
 
 BACKENDS = ["reference", *cases.KERNELS]
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -145,7 +147,7 @@ def test_second_derivative(backend):
 @backends
 @pytest.mark.parametrize("autocast_dtype", cases.HALF_DTYPES, ids=str)
 def test_autocast(backend, autocast_dtype):
-    """16 and 32 bit features and weights are cast to autocast's dtype; float64 and what was projected before are not."""
+    """16 and 32 bit features and weights are cast to autocast's dtype, or to that of a side which was projected before."""
     case = cases.problem("odd", torch.float32)
     plain = cases.run(case.to(autocast_dtype), backend=backend)
     with torch.autocast("cpu", autocast_dtype):
@@ -162,8 +164,44 @@ def test_autocast(backend, autocast_dtype):
     assert torch.equal(wide, case.to(torch.float64).call(backend=backend))
     assert V.features.dtype == V.products.dtype == autocast_dtype
     earlier = ck.project_regions(case.regions, case.weights, case.region_lengths)
-    with torch.autocast("cpu", autocast_dtype), pytest.raises(TypeError, match=r"^words: expected dtype torch.float32"):
-        ck.context_attention(earlier, case.words, case.weights, word_lengths=case.word_lengths, backend=backend)
+    with torch.autocast("cpu", autocast_dtype):
+        kept = ck.context_attention(earlier, case.words, case.weights, word_lengths=case.word_lengths, backend=backend)
+    assert torch.equal(kept, case.call(backend=backend))
+
+
+def test_forward_mode_is_refused():
+    case = cases.problem("odd", torch.float32)
+    with forward_ad.dual_level():
+        dual = replace(case, regions=forward_ad.make_dual(case.regions, torch.ones_like(case.regions)))
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            dual.call(backend="cpu")
+        assert forward_ad.unpack_dual(dual.call(backend="reference")).tangent is not None
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e3, -50.0, 1e10, 1e20])
+@pytest.mark.parametrize("backend", cases.KERNELS)
+def test_extreme_temperatures(backend, temperature):
+    options = {"normalization": "softmax", "temperature": temperature}
+    case = cases.problem("odd", torch.float32)
+    scores, gradients = cases.run(case, **options, backend=backend)
+    assert scores.isfinite().all()
+    assert all(x.isfinite().all() for x in gradients.values())
+    exact, _ = cases.oracle(case, **options)
+    plain, _ = cases.run(case, **options, backend="reference")
+    assert cases.score_error(scores, exact) <= max(2e-6, 4 * cases.score_error(plain, exact))
+
+
+def test_maps_project_only_what_the_pairs_name(monkeypatch):
+    case = replace(cases.problem("odd", torch.float32), pairs=torch.tensor([[3, 1]]))
+    rows = []
+    whole = case.call(ck.attention_maps, backend="reference")
+    monkeypatch.setattr(
+        interface, "_project", lambda side, *rest, real=interface._project: rows.append(len(side.features)) or real(side, *rest)
+    )
+    few = case.call(ck.attention_maps, backend="cpu")
+    assert rows == [1, 1]
+    for name, x in few._asdict().items():
+        torch.testing.assert_close(x, getattr(whole, name), rtol=0, atol=2e-6)
 
 
 def test_public_names():

@@ -14,11 +14,18 @@ SOFTMAX_DOT = (False, True, 4.0, True, False)
 pytestmark = pytest.mark.parametrize("backend", cases.KERNELS)
 
 
-def raw_operands(**given):
-    """Arguments of raw_scores, but for the backend."""
-    V, _, U, _, _, _, *rest = operands(**given)
-    sizes = (6, 6), (6, 7), (6, 7), (6, 7), (6, 7), (7,), (7,)
-    return V, U, *(torch.randn(size) for size in sizes), *rest
+def raw_operands(projected=(), **given):
+    """Arguments of raw_scores, but for the backend; products of the sides in `projected`, matrices for the others."""
+    V, region_products, U, word_products, *rest = operands(**given)
+    matrices = {"affinity": "words", "Q1": "regions", "Q2": "words", "Q3": "words", "Q4": "regions"}
+    return (
+        V,
+        region_products if "regions" in projected else None,
+        U,
+        word_products if "words" in projected else None,
+        *(None if side in projected else torch.randn(6, 6 if x == "affinity" else 7) for x, side in matrices.items()),
+        *rest,
+    )
 
 
 def operands(lengths=True, pairs=False, options=OPTIONS, gradient=False, dtype=torch.float32):
@@ -35,7 +42,8 @@ def operands(lengths=True, pairs=False, options=OPTIONS, gradient=False, dtype=t
 def test_project(backend, lengths):
     items, weight = torch.randn(3, 4, 6, requires_grad=True), torch.randn(6, 5, requires_grad=True)
     opcheck(ops.project.default, (items, weight, lengths))
-    opcheck(ops.project_backward.default, (torch.randn(3, 4, 5), items.detach(), weight.detach(), lengths))
+    for needed in [(True, True), (True, False), (False, True)]:
+        opcheck(ops.project_backward.default, (torch.randn(3, 4, 5), items.detach(), weight.detach(), lengths, *needed))
 
 
 @pytest.mark.parametrize(
@@ -59,9 +67,34 @@ def test_pair_scores_backward(backend, pairs):
     opcheck(ops.pair_scores_backward.default, (torch.randn(ops.pair_scores(*arguments).shape), *arguments))
 
 
+@pytest.mark.parametrize("projected", [(), ("regions",), ("words",), ("regions", "words")], ids=str)
 @pytest.mark.parametrize("pairs", [False, True], ids=["all_pairs", "pair_list"])
-def test_raw_scores(backend, pairs):
-    opcheck(ops.raw_scores.default, (*raw_operands(pairs=pairs), backend))
+def test_raw_scores(backend, pairs, projected):
+    opcheck(ops.raw_scores.default, (*raw_operands(projected, pairs=pairs), backend))
+
+
+def test_raw_scores_need_the_matrices_of_a_side_that_is_not_projected(backend):
+    arguments = raw_operands(("regions",))
+    assert arguments[4] is not None
+    with pytest.raises(RuntimeError, match="affinity: expected a tensor, since its side is not projected"):
+        ops.raw_scores(*replaced(arguments, 4, None), backend)
+
+
+def test_gradients_that_nobody_needs_are_not_made(backend):
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), given=None):
+            if function is ops.project_backward.default:
+                seen.append(arguments[4:])
+            return function(*arguments, **(given or {}))
+
+    case = cases.problem("odd", torch.float32)
+    weights = ck.ContextAttentionWeights(*(x.requires_grad_() for x in case.weights))
+    with Watch():
+        case.with_tensors([case.regions, case.words, *weights]).call(backend=backend).sum().backward()
+    assert seen == [(False, True)] * 2
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in weights)
 
 
 def test_pair_maps(backend):

@@ -78,16 +78,16 @@ def attend(
     """
     hidden, width = region_score.shape[0], regions.shape[2]
     v_exists, u_exists = _exists(regions, region_lengths), _exists(words, word_lengths)
-    V, U = _without_padding(regions, v_exists), _without_padding(words, u_exists)
-
     # The letters by which an einsum names an image, a caption and their pair.
     if pairs is None:
         i, t, p = "i", "t", "it"
+        V, U = _without_padding(regions, v_exists), _without_padding(words, u_exists)
         v_exists, u_exists = v_exists[:, None], u_exists[None, :]
     else:
         i = t = p = "p"
-        V, region_products, v_exists = (x.index_select(0, pairs[:, 0]) for x in (V, region_products, v_exists))
-        U, word_products, u_exists = (x.index_select(0, pairs[:, 1]) for x in (U, word_products, u_exists))
+        V, region_products, v_exists = (x.index_select(0, pairs[:, 0]) for x in (regions, region_products, v_exists))
+        U, word_products, u_exists = (x.index_select(0, pairs[:, 1]) for x in (words, word_products, u_exists))
+        V, U = _without_padding(V, v_exists), _without_padding(U, u_exists)
     exists = v_exists[..., :, None] & u_exists[..., None, :]
     VQ1, VQ4 = region_products.split([hidden, hidden], dim=-1)
     UK, UQ2, UQ3 = word_products.split([width, hidden, hidden], dim=-1)

@@ -1,0 +1,23 @@
+"""Data sets as they lie on people's disks, and batches of them."""
+
+from .batches import CaptionBatch, Captions, ImageBatch, Images, LengthBatches, PairBatch, Pairs, ShuffledBatches, make_loader
+from .regions import RegionFile
+from .splits import KarpathyImage, Split, load_karpathy_split, load_scan_split, read_karpathy
+
+__all__ = [
+    "CaptionBatch",
+    "Captions",
+    "ImageBatch",
+    "Images",
+    "KarpathyImage",
+    "LengthBatches",
+    "PairBatch",
+    "Pairs",
+    "RegionFile",
+    "ShuffledBatches",
+    "Split",
+    "load_karpathy_split",
+    "load_scan_split",
+    "make_loader",
+    "read_karpathy",
+]

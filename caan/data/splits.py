@@ -1,0 +1,254 @@
+"""One split of a data set: images, their captions, and which belongs to which."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CaptionMismatchError, FormatError, MissingFileError
+from .regions import RegionFile, read_region_counts
+
+CAPTIONS_PER_IMAGE = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """I images and T captions.
+
+    Attributes:
+        name: the split's name, such as "train".
+        regions: the file with the images' features.
+        rows: (I,) int64, the row of `regions` that holds each image.
+        region_counts: (I,) int64, the real regions of each image.
+        ids: what the data set calls each image, I of them.
+        captions: T texts.
+        image_of_caption: (T,) int64, the image that each caption describes, from 0 to I - 1.
+    """
+
+    name: str
+    regions: RegionFile
+    rows: np.ndarray
+    region_counts: np.ndarray
+    ids: list[str]
+    captions: list[str]
+    image_of_caption: np.ndarray
+
+    @property
+    def num_images(self) -> int:
+        """I."""
+        return len(self.rows)
+
+    def read_regions(self, image: int) -> np.ndarray:
+        """The real regions of one image, (region_counts[image], F), as `RegionFile.read` gives them."""
+        return self.regions.read(int(self.rows[image]), int(self.region_counts[image]), self.ids[image])
+
+
+def load_scan_split(
+    folder: str | Path,
+    split: str,
+    *,
+    captions_per_image: int = CAPTIONS_PER_IMAGE,
+    limit: int | None = None,
+    width: int | None = None,
+) -> Split:
+    """Open one split of the SCAN layout.
+
+    `{split}_ims.npy` holds the features and `{split}_caps.txt` the captions, one a line, those of an image in a row.
+    The features have one row an image, or, in older data, one row a caption, each image's repeated; either is
+    recognised by the number of captions. `{split}_ids.txt` (one id an image, or a caption) and
+    `{split}_num_boxes.npy` ((N,) integers, the real regions of each row) are read where they are.
+
+    Args:
+        folder: where the files are.
+        split: the first part of their names: "train", "dev", "test", "testall".
+        captions_per_image: how many lines of captions an image has.
+        limit: use only the first images; the field takes 1,000 of Flickr30K's 1,014 in dev.
+        width: the width that the features must have; None takes any.
+
+    Raises:
+        MissingFileError, FormatError, TruncatedFileError, WidthError, CaptionMismatchError: a file cannot be used.
+        ValueError: captions_per_image or limit does not fit.
+    """
+    folder = Path(folder)
+    if captions_per_image < 1:
+        raise ValueError(f"captions_per_image: expected at least 1, got {captions_per_image}")
+    features_path, captions_path = folder / f"{split}_ims.npy", folder / f"{split}_caps.txt"
+    for path in (features_path, captions_path):
+        if not path.is_file():
+            there = sorted(found.name.removesuffix("_ims.npy") for found in folder.glob("*_ims.npy"))
+            splits = f"splits there: {', '.join(there)}" if there else "there is no split at all"
+            raise MissingFileError(f"{path}: expected a file of the SCAN layout, found none ({splits})")
+    regions = RegionFile(features_path, width)
+    captions = _read_lines(captions_path)
+
+    stride = _rows_per_image(regions, len(captions), captions_path, captions_per_image)
+    rows = np.arange(0, len(regions), stride)
+    region_counts = _region_counts(folder / f"{split}_num_boxes.npy", regions, rows)
+    ids = _read_ids(folder / f"{split}_ids.txt", len(regions), len(captions), stride, captions_per_image)
+    image_of_caption = np.arange(len(captions)) // captions_per_image
+    return _first(Split(split, regions, rows, region_counts, ids, captions, image_of_caption), limit)
+
+
+@dataclass(frozen=True)
+class KarpathyImage:
+    """One image of a Karpathy file.
+
+    Attributes:
+        id: `cocoid`, or else the file's name.
+        path: where the photograph is, relative to the data set's folder.
+        split: as in the file: "train", "restval", "val" or "test".
+        captions: its raw sentences.
+    """
+
+    id: str
+    path: str
+    split: str
+    captions: list[str]
+
+
+def read_karpathy(path: str | Path) -> list[KarpathyImage]:
+    """Read a `dataset_*.json` of Karpathy's splits (Flickr8k, Flickr30K, COCO).
+
+    Returns:
+        The images of all splits, in the file's order.
+
+    Raises:
+        MissingFileError, FormatError: the file cannot be used.
+    """
+    path = Path(path)
+    try:
+        images = json.loads(_read_text(path))["images"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise FormatError(f'{path}: expected JSON with a list "images": {type(error).__name__}: {error}') from None
+    if not isinstance(images, list):
+        raise FormatError(f'{path}: expected JSON with a list "images", found {type(images).__name__}')
+    result = []
+    for number, image in enumerate(images):
+        try:
+            place = Path(image.get("filepath", ""), image["filename"])
+            captions = [" ".join(sentence["raw"].split()) for sentence in image["sentences"]]
+            result.append(KarpathyImage(str(image.get("cocoid", place.name)), place.as_posix(), image["split"], captions))
+        except (AttributeError, KeyError, TypeError) as error:
+            expected = 'expected "filename", "split" and "sentences" with "raw"'
+            raise FormatError(f"{path}: {expected} in image {number}: {type(error).__name__}: {error}") from None
+    return result
+
+
+def load_karpathy_split(
+    path: str | Path,
+    features: str | Path,
+    split: str,
+    *,
+    captions_per_image: int | None = None,
+    limit: int | None = None,
+    width: int | None = None,
+) -> Split:
+    """Open one split whose captions are in a Karpathy file.
+
+    Args:
+        path: the `dataset_*.json`.
+        features: a .npy file (N, R, F), one row for each image of the split in the order of the JSON; for "train" of
+            COCO those of "restval" are among them, as everyone trains. `{features without _ims.npy}_num_boxes.npy` is
+            read where it is.
+        split: "train", "val" (or "dev") or "test".
+        captions_per_image: use only the first captions of an image (SCAN's COCO has five); None uses all.
+        limit, width: as for `load_scan_split`.
+
+    Raises:
+        MissingFileError, FormatError, TruncatedFileError, WidthError, CaptionMismatchError: a file cannot be used.
+        ValueError: captions_per_image or limit does not fit.
+    """
+    if captions_per_image is not None and captions_per_image < 1:
+        raise ValueError(f"captions_per_image: expected at least 1 or None, got {captions_per_image}")
+    everything = read_karpathy(path)
+    wanted = {"train": ("train", "restval"), "dev": ("val",)}.get(split, (split,))
+    images = [image for image in everything if image.split in wanted]
+    if not images:
+        there = ", ".join(sorted({image.split for image in everything})) or "none"
+        raise FormatError(f"{path}: expected images of the split {split!r}, found only these splits: {there}")
+    regions = RegionFile(features, width)
+    if len(regions) != len(images):
+        raise CaptionMismatchError(
+            f"{regions.path}: expected {len(images)} rows, one for each image of {split!r} in {path}, found {len(regions)}"
+        )
+    rows = np.arange(len(regions))
+    counts_path = regions.path.with_name(f"{regions.path.stem.removesuffix('_ims')}_num_boxes.npy")
+    captions = [image.captions[:captions_per_image] for image in images]
+    image_of_caption = np.repeat(rows, [len(own) for own in captions])
+    ids = [image.id for image in images]
+    texts = [caption for own in captions for caption in own]
+    return _first(Split(split, regions, rows, _region_counts(counts_path, regions, rows), ids, texts, image_of_caption), limit)
+
+
+def _rows_per_image(regions: RegionFile, captions: int, captions_path: Path, captions_per_image: int) -> int:
+    """1, or captions_per_image where the features have one row a caption."""
+    rows = len(regions)
+    if captions == rows * captions_per_image:
+        return 1
+    if captions != rows or captions % captions_per_image:
+        raise CaptionMismatchError(
+            f"{captions_path}: expected {rows * captions_per_image} captions, {captions_per_image} for each of the {rows} rows of "
+            f"{regions.path.name}, or {rows}, one a row, in whole images; found {captions}"
+        )
+    # Images that truly have one caption would otherwise lose all but every fifth in silence.
+    if not regions.same(0, 1):
+        raise CaptionMismatchError(
+            f"{regions.path}: as many rows as captions ({rows}): expected each image's row {captions_per_image} times, found rows "
+            f"0 and 1 to differ; if every image has one caption, say captions_per_image=1"
+        )
+    return captions_per_image
+
+
+def _read_ids(path: Path, rows: int, captions: int, stride: int, captions_per_image: int) -> list[str]:
+    """One id an image; its row where there is no file."""
+    if not path.is_file():
+        return [str(row) for row in range(0, rows, stride)]
+    ids = _read_lines(path)
+    images = rows // stride
+    if len(ids) not in (images, captions):
+        raise CaptionMismatchError(f"{path}: expected {images} ids, one an image, or {captions}, one a caption, found {len(ids)}")
+    return ids if len(ids) == images else ids[::captions_per_image]
+
+
+def _region_counts(path: Path, regions: RegionFile, rows: np.ndarray) -> np.ndarray:
+    """The real regions of the given rows."""
+    if not path.is_file():
+        return np.full(len(rows), regions.max_regions, dtype=np.int64)
+    return read_region_counts(path, len(regions), regions.max_regions)[rows]
+
+
+def _first(split: Split, limit: int | None) -> Split:
+    """The split with its first `limit` images and their captions."""
+    if limit is None:
+        return split
+    if not 1 <= limit <= split.num_images:
+        raise ValueError(f"limit: expected 1 to {split.num_images}, the images of {split.regions.path}, got {limit}")
+    captions = int(np.searchsorted(split.image_of_caption, limit))
+    return Split(
+        split.name,
+        split.regions,
+        split.rows[:limit],
+        split.region_counts[:limit],
+        split.ids[:limit],
+        split.captions[:captions],
+        split.image_of_caption[:captions],
+    )
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without surrounding white space. An empty line is a line: dropping one would move every
+    caption after it to another image."""
+    lines = _read_text(path).split("\n")
+    return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _read_text(path: Path) -> str:
+    if not path.is_file():
+        raise MissingFileError(f"{path}: expected a text file, found no such file")
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise FormatError(f"{path}: expected UTF-8, found other bytes in line {line}") from None

@@ -1,0 +1,29 @@
+"""What can be wrong with a file of a data set."""
+
+
+class DataError(ValueError):
+    """A file that cannot be used; the message names the file, what was expected and what was found."""
+
+
+class MissingFileError(DataError, FileNotFoundError):
+    """A file that the layout asks for is not there."""
+
+
+class FormatError(DataError):
+    """A file is not in the format that its name promises: another file type, dtype, rank, encoding or key."""
+
+
+class TruncatedFileError(DataError):
+    """A file is shorter than its own header says."""
+
+
+class WidthError(DataError):
+    """Region features are of another width than the caller needs."""
+
+
+class CaptionMismatchError(DataError):
+    """The numbers of images, captions and ids do not fit together."""
+
+
+class NonFiniteError(DataError):
+    """Region features hold NaN or infinity."""

@@ -1,0 +1,58 @@
+"""Small data sets on disk, in the field's formats."""
+
+import json
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def features():
+    """(7, 4, 6) float32 region features, all different."""
+    return np.random.default_rng(0).standard_normal((7, 4, 6)).astype(np.float32)
+
+
+@pytest.fixture
+def captions():
+    """35 captions, five for each of seven images."""
+    return [f"image {image} is seen {'very ' * number}well ." for image in range(7) for number in range(5)]
+
+
+@pytest.fixture
+def write_split():
+    """Writes one split of the SCAN layout."""
+
+    def write(folder, split, features, captions, ids=None):
+        np.save(folder / f"{split}_ims.npy", features)
+        (folder / f"{split}_caps.txt").write_text("".join(f"{caption}\n" for caption in captions), encoding="utf-8")
+        if ids is not None:
+            (folder / f"{split}_ids.txt").write_text("\n".join(ids))
+
+    return write
+
+
+@pytest.fixture
+def scan_folder(tmp_path, write_split, features, captions):
+    """The split "dev" of the SCAN layout."""
+    write_split(tmp_path, "dev", features, captions, [f"{image}.jpg" for image in range(7)])
+    return tmp_path
+
+
+@pytest.fixture
+def karpathy_file(tmp_path):
+    """Four images of train (one of them restval) and two of val, with 5, 6, 5, 1, 5 and 2 captions."""
+    splits = ["train", "val", "restval", "train", "val", "train"]
+    counts = [5, 5, 6, 5, 2, 1]
+    images = [
+        {
+            "filename": f"{number}.jpg",
+            "filepath": "photos",
+            "cocoid": 100 + number,
+            "split": split,
+            "sentences": [{"raw": f" caption {caption}\nof {number} ."} for caption in range(count)],
+        }
+        for number, (split, count) in enumerate(zip(splits, counts, strict=True))
+    ]
+    path = tmp_path / "dataset_small.json"
+    path.write_text(json.dumps({"images": images, "dataset": "small"}))
+    return path

@@ -377,10 +377,8 @@ class Differentiator {
 
     for (int64_t j = 0; j < n; j += W)
       for_row_tiles(m, [&](int64_t r0, auto height) {
-        Vec<F> acc[height.count][tile_vectors];
-        clear<F>(acc);
-        multiply_add<F>(acc, worker.image.left + r0 * width_, height.count, worker.word_affinity + j * width_, W, width_);
-        store_tile<F>(s.alignment + r0 * s.ldn + j, s.ldn, acc);
+        multiply_in_chains<F, height.count>(s.alignment + r0 * s.ldn + j, s.ldn, true, worker.image.left + r0 * width_,
+                                            height.count, worker.word_affinity + j * width_, W, width_);
       });
     const Similarity<F> similarity = finish_pair<T>(worker.image, worker.word_intra, worker.word_inter, words, n, region_weight_,
                                                     word_weight_, width_, hidden_, problem_.options, true, s);

@@ -114,11 +114,11 @@ void normalize_l2(PairScratch<F>& s, int64_t m, int64_t n) {
   }
   for (int64_t j = 0; j < n; ++j) s.column_norms[j] = __builtin_sqrt(s.column_norms[j]);
   for (int64_t r = 0; r < m; ++r) {
-    const Vec<F> row_scale = splat(F(1) / at_least_scalar(s.row_norms[r], norm_floor<F>));
+    const Vec<F> norm = splat(at_least_scalar(s.row_norms[r], norm_floor<F>));
     for (int64_t j = 0; j < n; j += lanes<F>) {
       const Vec<F> p = load(s.rows + r * ldn + j);
       store(s.columns + r * ldn + j, p / at_least<F>(load(s.column_norms + j), norm_floor<F>));
-      store(s.rows + r * ldn + j, p * row_scale);
+      store(s.rows + r * ldn + j, p / norm);
     }
     for (int64_t j = round_up(n, lanes<F>); j < ldn; j += lanes<F>) {
       store(s.rows + r * ldn + j, zero);

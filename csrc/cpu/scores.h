@@ -177,15 +177,9 @@ class Scorer {
     for (int64_t p = larger(worker.panels_done, first / W); p * W < end; ++p) {
       for (int64_t k = 0; k == 0 || k < width_; k += gemm_depth)
         for_row_tiles(m, [&](int64_t r0, auto height) {
-          Vec<F> acc[height.count][tile_vectors];
-          F* to = worker.alignment + (p * m + r0) * W;
-          if (k == 0)
-            clear<F>(acc);
-          else
-            load_tile<F>(acc, to, W);
-          multiply_add<F>(acc, worker.image.left + r0 * width_ + k * height.count, height.count,
-                          captions_.affinity + (p * width_ + k) * W, W, smaller(gemm_depth, width_ - k));
-          store_tile<F>(to, W, acc);
+          multiply_in_chains<F, height.count>(worker.alignment + (p * m + r0) * W, W, k == 0,
+                                              worker.image.left + r0 * width_ + k * height.count, height.count,
+                                              captions_.affinity + (p * width_ + k) * W, W, smaller(gemm_depth, width_ - k));
         });
       worker.panels_done = p + 1;
     }

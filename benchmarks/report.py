@@ -1,0 +1,253 @@
+"""The table, its machine-readable twin, and the plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from measure import MIB
+from peers import COMPILED, LOOP, REFERENCE
+
+PEERS = (REFERENCE, LOOP, COMPILED)
+SCHEMA = 1
+
+
+@dataclass
+class Row:
+    """One entrant on one workload.
+
+    Attributes:
+        workload, entrant: names.
+        ours: whether the entrant is one of this package's compiled backends.
+        shape: what was scored, "images x captions" or "count pairs"; slow peers score a part of the workload.
+        words: rows that each caption is padded to; the reference computes on all of them.
+        pairs: number of scores in `shape`.
+        runs: number of timed runs.
+        seconds: median of them.
+        spread: (slowest - fastest) / median, None for a single run.
+        extra_bytes: peak memory beyond the inputs, results included; None where it cannot be measured.
+        errors: {"scores": largest absolute, "gradients": largest relative L2 of a tensor} against float64.
+        tolerances: the same keys; what the errors may be.
+        floor_percent, strict_floor_percent: least time for the arithmetic over measured time, by the design's count and
+            by what association leaves.
+        shadow: a backend of ours timed again on the part that a slow peer scored; not in the table.
+        ratios: {peer: this rate / peer's rate}, None while either disagrees with float64.
+        same_shape_ratios: the same, both on what the peer scored.
+        note: what a reader must know about this row.
+    """
+
+    workload: str
+    entrant: str
+    ours: bool
+    shape: str
+    words: int
+    pairs: int
+    runs: int
+    seconds: float
+    spread: float | None
+    extra_bytes: int | None
+    errors: dict[str, float]
+    tolerances: dict[str, float]
+    floor_percent: float
+    strict_floor_percent: float
+    shadow: bool = False
+    ratios: dict[str, float | None] = field(default_factory=dict)
+    same_shape_ratios: dict[str, float | None] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def rate(self) -> float:
+        """Pairs a second."""
+        return self.pairs / self.seconds
+
+    @property
+    def agrees(self) -> bool:
+        return all(error <= self.tolerances[name] for name, error in self.errors.items())
+
+
+def fill_ratios(rows: Sequence[Row]) -> None:
+    """Set the ratios of every row to the peers of its workload; a ratio is None while either side disagrees."""
+    by_shape = {(row.workload, row.entrant, row.shape): row for row in rows}
+    for row in rows:
+        peers = [peer for peer in rows if peer.workload == row.workload and peer.entrant in PEERS]
+        row.ratios = {peer.entrant: ratio(row, peer) for peer in peers}
+        twins = [(by_shape.get((row.workload, row.entrant, peer.shape)), peer) for peer in peers]
+        row.same_shape_ratios = {peer.entrant: ratio(twin, peer) for twin, peer in twins if twin is not None}
+
+
+def ratio(row: Row, peer: Row) -> float | None:
+    return row.rate / peer.rate if row.agrees and peer.agrees else None
+
+
+HEADINGS = (
+    "workload",
+    "by",
+    "scored (words)",
+    "pairs/s",
+    "vs reference",
+    "vs loop",
+    "vs compiled",
+    "extra MiB",
+    "max error",
+    "of floor",
+    "spread",
+    "runs",
+)
+
+
+def cells(row: Row) -> list[str]:
+    """One table row, in the order of `HEADINGS`."""
+    ratios = []
+    for peer in PEERS:
+        if peer not in row.ratios:
+            ratios.append("-")
+        else:
+            value = row.ratios[peer]
+            ratios.append("disagrees" if value is None else f"{value:.1f}x")
+    error = max(row.errors.values(), default=float("nan"))
+    return [
+        row.workload,
+        row.entrant,
+        f"{row.shape} ({row.words})",
+        f"{row.rate:,.0f}" if row.rate >= 100 else f"{row.rate:.1f}",
+        *ratios,
+        "-" if row.extra_bytes is None else f"{row.extra_bytes / MIB:,.0f}",
+        f"{error:.1e}" + (" (grad)" if error == row.errors.get("gradients") else ""),
+        # More than the strict floor allows is no feat, but a machine that was slower when the floor was measured.
+        f"{row.floor_percent:.0f}%" if row.strict_floor_percent <= 105 else "noise",
+        "-" if row.spread is None else f"{100 * row.spread:.0f}%",
+        str(row.runs),
+    ]
+
+
+def table_cells(rows: Sequence[Row]) -> list[list[str]]:
+    """Cells of the rows that belong in the table; a workload's name stands once."""
+    result: list[list[str]] = []
+    last = ""
+    for row in rows:
+        if row.shadow:
+            continue
+        line = cells(row)
+        line[0], last = ("" if line[0] == last else line[0]), line[0]
+        result.append(line)
+    return result
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """Columns padded with spaces; the first three to the left, figures to the right."""
+    lines = [list(HEADINGS), *table_cells(rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+
+    def join(line: list[str]) -> str:
+        padded = (cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        return "  ".join(padded).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([join(lines[0]), rule, *(join(line) for line in lines[1:])])
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The same table for a README; rows of our own backends in bold."""
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * 3 + " ---: |" * (len(HEADINGS) - 3)]
+    shown = [row for row in rows if not row.shadow]
+    for row, line in zip(shown, table_cells(rows), strict=True):
+        if row.ours:
+            line[1:] = [f"**{cell}**" for cell in line[1:]]
+        lines.append("| " + " | ".join(line) + " |")
+    return "\n".join(lines)
+
+
+def header_text(header: dict[str, Any]) -> str:
+    return "\n".join(f"{name.replace('_', ' ')}: {value}" for name, value in header.items())
+
+
+def floor_text(floor: dict[str, Any]) -> str:
+    return (
+        f"floor, the fastest of this run: {floor['flops_per_second'] / 1e9:,.0f} GFLOP/s in torch.mm, "
+        f"{floor['tanh_per_second'] / 1e9:.2f} G tanh/s ({floor['tanh']})"
+    )
+
+
+@dataclass
+class Report:
+    """Everything a run found out.
+
+    Attributes:
+        header: device, threads, versions, commit, instruction set, dtype, features, date.
+        floor: the fastest matrix-product and tanh rates seen.
+        rows: measurements, also those that only serve a same-shape ratio.
+        notes: what did not run and why, what was cut and why.
+        scaling: points of the plot, {"entrant", "kind", "pairs", "seconds", "bytes"}.
+        eager_limit: where the reference's training step stops for lack of memory; empty if it was not looked for.
+    """
+
+    header: dict[str, Any]
+    floor: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    scaling: list[dict[str, Any]] = field(default_factory=list)
+    eager_limit: dict[str, Any] = field(default_factory=dict)
+
+    def text(self) -> str:
+        parts = [header_text(self.header), floor_text(self.floor) if self.floor else "", text_table(self.rows)]
+        parts.append("\n".join(f"- {note}" for note in self.notes))
+        return "\n\n".join(part for part in parts if part)
+
+    def save(self, path: Path) -> None:
+        path.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: another schema.
+        """
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("schema", None) != SCHEMA:
+            raise ValueError(f"{path}: expected a result of bench_attention.py with schema {SCHEMA}")
+        content["rows"] = [Row(**row) for row in content["rows"]]
+        return cls(**content)
+
+
+def plot(report: Report, path: Path) -> None:
+    """Write a PNG: seconds and extra memory of a training step and of forward against the number of pairs, log-log."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
+    entrants = list(dict.fromkeys(point["entrant"] for point in report.scaling))
+    panels = (("seconds", "seconds", 1.0), ("bytes", "peak extra memory, MiB", float(MIB)))
+    for column, kind in enumerate(("training step", "forward")):
+        for line, (key, label, unit) in enumerate(panels):
+            axis = axes[line][column]
+            for number, entrant in enumerate(entrants):
+                points = [p for p in report.scaling if p["entrant"] == entrant and p["kind"] == kind and p[key]]
+                if points:
+                    pairs = [p["pairs"] for p in points]
+                    axis.loglog(pairs, [p[key] / unit for p in points], "o-", label=entrant, color=f"C{number}")
+            axis.set(title=kind, xlabel="pairs", ylabel=label)
+            axis.grid(True, which="major", alpha=0.3)
+    limit = report.eager_limit
+    last = [p for p in report.scaling if p["entrant"] == REFERENCE and p["kind"] == "training step"][-1:]
+    if limit and last:
+        color = f"C{entrants.index(REFERENCE)}"
+        for axis in axes[:, 0]:
+            axis.axvline(limit["pairs"], color=color, linestyle=":")
+        label = f"reference out of memory, estimated: {limit['bytes'] / 2**30:.0f} GiB at B={limit['batch']}"
+        reach = [last[0]["pairs"], limit["pairs"]], [last[0]["bytes"] / MIB, limit["bytes"] / MIB]
+        axes[1][0].plot(*reach, "--x", color=color, label=label)
+    for axis in axes.flat:
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(fontsize="small", loc="upper left")
+        # Room for the legend above the curves.
+        axis.set_ylim(top=axis.get_ylim()[1] * 20)
+    header = report.header
+    figure.suptitle(f"{header['device']}, {header['threads']}, {header['dtype']}, {header['date']}", fontsize="medium")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

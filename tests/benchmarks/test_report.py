@@ -1,0 +1,140 @@
+import time
+
+import pytest
+from measure import MIB, Neighbours, median, spread
+from render_readme import BEGIN, END, render, replace_between
+from report import HEADINGS, Report, Row, fill_ratios, markdown_table, plot, table_cells, text_table
+
+
+def row(entrant, seconds=1.0, error=1e-7, workload="w", shape="2 x 3", pairs=6, **more):
+    checks = {"scores": error}, {"scores": 2e-6}
+    return Row(workload, entrant, entrant == "cpu", shape, 7, pairs, 3, seconds, 0.05, 2 * MIB, *checks, 50, 40, **more)
+
+
+def cell(rows, line, heading):
+    return table_cells(rows)[line][HEADINGS.index(heading)]
+
+
+def test_ratios_are_of_rates():
+    rows = [row("cpu", pairs=60, shape="4 x 15"), row("reference", seconds=2.0), row("caption loop")]
+    fill_ratios(rows)
+    assert rows[0].ratios == {"reference": pytest.approx(20), "caption loop": pytest.approx(10)}
+    assert [cell(rows, 0, f"vs {peer}") for peer in ("reference", "loop", "compiled")] == ["20.0x", "10.0x", "-"]
+
+
+@pytest.mark.parametrize("wrong", ["cpu", "reference"])
+def test_no_ratio_while_results_disagree(wrong):
+    rows = [row(name, error=3e-6 if name == wrong else 1e-7) for name in ("cpu", "reference")]
+    fill_ratios(rows)
+    assert cell(rows, 0, "vs reference") == "disagrees"
+
+
+def test_a_gradient_that_disagrees_is_enough():
+    one = row("cpu")
+    one.errors["gradients"], one.tolerances["gradients"] = float("inf"), 1e-5
+    assert not one.agrees
+
+
+def test_the_same_shape_is_compared_apart():
+    rows = [
+        row("cpu", seconds=1.0, pairs=60, shape="4 x 15"),
+        row("cpu", seconds=0.5, shadow=True),
+        row("reference", seconds=2.0),
+    ]
+    fill_ratios(rows)
+    assert rows[0].ratios["reference"] == pytest.approx(20)
+    assert rows[0].same_shape_ratios["reference"] == pytest.approx(4)
+    assert len(table_cells(rows)) == 2
+
+
+def test_ratios_stay_inside_a_workload():
+    rows = [row("cpu", workload="a"), row("reference", workload="b")]
+    fill_ratios(rows)
+    assert rows[0].ratios == {}
+
+
+def test_tables_name_a_workload_once():
+    rows = [row("cpu"), row("reference"), row("cpu", workload="next")]
+    fill_ratios(rows)
+    assert [line[0] for line in table_cells(rows)] == ["w", "", "next"]
+    text = text_table(rows).splitlines()
+    assert len(text) == 5
+    assert len({len(line.split()) for line in text[2:4]}) == 2
+    markdown = markdown_table(rows).splitlines()
+    assert len(markdown) == 5
+    assert all(line.count("|") == len(HEADINGS) + 1 for line in markdown)
+
+
+def test_what_could_not_be_measured_is_a_dash():
+    one = row("cpu")
+    one.extra_bytes, one.spread = None, None
+    assert cell([one], 0, "extra MiB") == cell([one], 0, "spread") == "-"
+
+
+def test_faster_than_the_strict_floor_is_noise():
+    one = row("cpu")
+    one.floor_percent, one.strict_floor_percent = 104, 88
+    assert cell([one], 0, "of floor") == "104%"
+    one.strict_floor_percent = 300
+    assert cell([one], 0, "of floor") == "noise"
+
+
+def test_neighbours_take_between_nothing_and_everything():
+    neighbours = Neighbours()
+    deadline = time.perf_counter() + 0.1
+    while time.perf_counter() < deadline:
+        pass
+    share = neighbours.share()
+    assert share is None or 0 <= share <= 1
+
+
+def full_report():
+    header = {"device": "a CPU", "threads": "2 of 2 cores", "torch": "2", "instruction_set": "avx2", "dtype": "float32"}
+    header |= {"features": "random", "commit": "abc", "date": "2026-01-02"}
+    floor = {"flops_per_second": 1e11, "tanh_per_second": 1e9, "tanh": "torch.tanh"}
+    return Report(header, floor, [row("cpu")], ["a note"])
+
+
+def test_json_round_trip(tmp_path):
+    report = full_report()
+    report.save(tmp_path / "r.json")
+    assert Report.load(tmp_path / "r.json") == report
+    (tmp_path / "other.json").write_text('{"schema": 0}')
+    with pytest.raises(ValueError, match="schema"):
+        Report.load(tmp_path / "other.json")
+
+
+def test_readme_is_replaced_between_its_markers_only():
+    old = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    new = replace_between(old, render(full_report()))
+    assert new.startswith(f"before\n{BEGIN}\n| workload")
+    assert new.endswith(f"{END}\nafter\n")
+    assert "old" not in new
+    assert all(word in new for word in ("a CPU", "commit abc", "2026-01-02", "a note"))
+    assert replace_between(new, render(full_report())) == new
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
+def test_a_readme_without_its_markers_is_an_error(text):
+    with pytest.raises(ValueError, match="once each"):
+        replace_between(text, "x")
+
+
+def test_median_and_spread():
+    assert median([3, 1, 2]) == 2
+    assert median([4, 1, 2, 3]) == 2.5
+    assert spread([1.0, 2.0, 3.0]) == 1.0
+    assert spread([1.0]) is None
+
+
+def test_the_plot_is_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    report = full_report()
+    for entrant in ("cpu", "reference"):
+        for kind in ("training step", "forward"):
+            report.scaling += [
+                {"entrant": entrant, "kind": kind, "pairs": n, "seconds": n / 10, "bytes": n * MIB} for n in (16, 64)
+            ]
+    report.eager_limit = {"batch": 160, "pairs": 25600, "bytes": 20 << 30, "free_bytes": 16 << 30}
+    plot(report, tmp_path / "scaling.png")
+    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")

@@ -33,8 +33,8 @@ MOST_RUNS = 5
 LONG_RUN = 4.0
 # Batch of the training step by which eager's time and memory at larger batches are foreseen.
 EAGER_PROBE = 32
-LOOP_BATCH = 64
-COMPILED_BATCH = 16
+# Largest batch at which the loop and the compiled reference take a training step.
+PEER_BATCH = 64
 # What is held against float64: a batch of this many images and captions, or this many pairs of a list.
 CHECKED = 8
 CHECKED_PAIRS = 24
@@ -140,17 +140,21 @@ class Contest:
         reference = attention_by(REFERENCE)
         left = end - self.clock.now()
         if workload.training:
-            block = self.in_time(workload.block(LOOP_BATCH, LOOP_BATCH), [loop_over_captions], left / 2)
+            batch = min(PEER_BATCH, workload.regions.shape[0])
+            block = self.in_time(workload.block(batch, batch), [loop_over_captions], left / 2)
             peers = [
                 Entrant(LOOP, loop_over_captions, block),
                 Entrant(REFERENCE, reference, self.eager_block(workload, end)),
                 # Compiling a step takes half a minute: it comes last, where the others have left time for it.
-                Entrant(COMPILED, self.compiled, workload.block(COMPILED_BATCH, COMPILED_BATCH)),
+                Entrant(COMPILED, self.compiled, block),
             ]
         else:
-            block = workload if spec.peer_block is None else workload.block(*spec.peer_block)
             compiling = workload.pairs is None
-            block = self.in_time(block, [reference, loop_over_captions], left - compiling * self.compile_seconds)
+            # A block that were cut by the clock would flatter whoever profits from small ones: all pairs keep theirs.
+            if spec.peer_block is not None:
+                block = workload.block(*spec.peer_block)
+            else:
+                block = self.in_time(workload, [reference, loop_over_captions], left)
             peers = [Entrant(LOOP, loop_over_captions, block), Entrant(REFERENCE, reference, block)]
             if compiling:
                 peers.insert(0, Entrant(COMPILED, self.compiled, block))
@@ -203,7 +207,7 @@ class Contest:
                 f"{MEMORY_SHARE:.0%} may be used: B={fits[0]} is the largest batch that it holds"
             )
         # The loop comes first, at no larger a batch and about as fast.
-        left = end - self.clock.now() - per_pair * LOOP_BATCH**2
+        left = end - self.clock.now() - per_pair * PEER_BATCH**2
         timely = [b for b in fits if per_pair * b**2 <= left] or batches[-1:]
         if timely[0] < fits[0]:
             self.report.notes.append(
@@ -218,9 +222,9 @@ class Contest:
             self.eager_rows = pair_rows(workload)
             self.eager_bytes = peak_bytes / self.eager_rows
 
-    def oracle(self, workload: Workload, size: int = CHECKED) -> Oracle:
-        """Float64 results of `size` images and captions or the first pairs, and what error is allowed."""
-        few = part(workload, size, CHECKED_PAIRS)
+    def oracle(self, workload: Workload) -> Oracle:
+        """Float64 results of a small part of the workload, and what error is allowed."""
+        few = part(workload, CHECKED, CHECKED_PAIRS)
         reference = attention_by(REFERENCE)
         with torch.no_grad():
             exact = reference(few.double())
@@ -231,7 +235,7 @@ class Contest:
             with torch.no_grad():
                 half = {"scores": max_error(reference(few), exact)}
             if upstream is not None:
-                half["gradients"] = gradient_error(reference, oracle)
+                half["gradients"] = gradient_error(reference, oracle, few)
             oracle.tolerances = {name: HALF_FACTORS[name] * error for name, error in half.items()}
         return oracle
 
@@ -258,9 +262,8 @@ class Contest:
         entrant.tolerances = oracle.tolerances
         entrant.errors["scores"] = max_error(small, oracle.scores)
         if entrant.workload.training:
-            # A compiled step has one shape only: it is held against float64 on its whole batch.
-            checked = self.oracle(entrant.workload, COMPILED_BATCH) if compiled else oracle
-            entrant.errors["gradients"] = gradient_error(entrant.scores, checked)
+            # A compiled step has one shape only, its batch's.
+            entrant.errors["gradients"] = gradient_error(entrant.scores, oracle, entrant.workload if compiled else oracle.part)
         return True
 
     def compile(self, entrant: Entrant, end: float) -> bool:
@@ -347,8 +350,18 @@ def pair_rows(workload: Workload) -> int:
     return workload.pair_count * (workload.regions.shape[1] + workload.words.shape[1])
 
 
-def gradient_error(scores: Scores, oracle: Oracle) -> float:
-    """Largest relative L2 error over the gradients of regions, words and the seven weights."""
+def gradient_error(scores: Scores, oracle: Oracle, workload: Workload) -> float:
+    """Largest relative L2 error over the gradients of regions, words and the seven weights.
+
+    Args:
+        scores: whose gradients.
+        oracle: what they should be on its part of the workload.
+        workload: that part, or a batch that begins with it: the pairs outside then get no gradient.
+    """
     assert oracle.upstream is not None
-    result = gradients(scores, oracle.part, oracle.upstream)
+    images, captions, words = oracle.part.regions.shape[0], oracle.part.words.shape[0], oracle.part.words.shape[1]
+    upstream = oracle.upstream.new_zeros(workload.regions.shape[0], workload.words.shape[0])
+    upstream[:images, :captions] = oracle.upstream
+    regions_gradient, words_gradient, *rest = gradients(scores, workload, upstream)
+    result = [regions_gradient[:images], words_gradient[:captions, :words], *rest]
     return max(relative_error(one, exact) for one, exact in zip(result, oracle.gradients, strict=True))

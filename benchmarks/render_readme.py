@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from report import Report, floor_text, markdown_table
+from report import LEGEND, Report, floor_text, markdown_table
 
 BEGIN = "<!-- benchmark: begin -->"
 END = "<!-- benchmark: end -->"
@@ -24,7 +24,7 @@ def render(report: Report) -> str:
         f"commit {h['commit']}, {h['date']}."
     )
     notes = "\n".join(f"- {note}" for note in report.notes)
-    below = f"{measured}\n{floor_text(report.floor).capitalize()}."
+    below = f"{LEGEND}\n\n{measured} {floor_text(report.floor)}."
     return "\n\n".join(part for part in (markdown_table(report.rows), below, notes) if part)
 
 

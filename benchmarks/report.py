@@ -85,7 +85,7 @@ def ratio(row: Row, peer: Row) -> float | None:
 HEADINGS = (
     "workload",
     "by",
-    "scored (words)",
+    "scored (padded to)",
     "pairs/s",
     "vs reference",
     "vs loop",
@@ -95,6 +95,14 @@ HEADINGS = (
     "of floor",
     "spread",
     "runs",
+)
+
+
+LEGEND = (
+    "Rates are per pair. Scored: images x captions, or pairs of a list; slow entrants score a part of the workload (padded "
+    "to: words of a caption in the tensor, real or not). Vs: rate over that entrant's rate. Extra: peak memory beyond the "
+    "inputs. Max error: against float64, of scores (absolute) or gradients (relative L2 of the worst tensor). Of floor: "
+    "least time for the arithmetic at this run's matrix-product and tanh rates, over the measured time."
 )
 
 
@@ -166,7 +174,7 @@ def header_text(header: dict[str, Any]) -> str:
 
 def floor_text(floor: dict[str, Any]) -> str:
     return (
-        f"floor, the fastest of this run: {floor['flops_per_second'] / 1e9:,.0f} GFLOP/s in torch.mm, "
+        f"Floor, the fastest of this run: {floor['flops_per_second'] / 1e9:,.0f} GFLOP/s in torch.mm, "
         f"{floor['tanh_per_second'] / 1e9:.2f} G tanh/s ({floor['tanh']})"
     )
 
@@ -192,7 +200,7 @@ class Report:
     eager_limit: dict[str, Any] = field(default_factory=dict)
 
     def text(self) -> str:
-        parts = [header_text(self.header), floor_text(self.floor) if self.floor else "", text_table(self.rows)]
+        parts = [header_text(self.header), floor_text(self.floor) if self.floor else "", text_table(self.rows), LEGEND]
         parts.append("\n".join(f"- {note}" for note in self.notes))
         return "\n\n".join(part for part in parts if part)
 

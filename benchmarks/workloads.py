@@ -66,8 +66,8 @@ class Spec(NamedTuple):
 SPECS: dict[str, Spec] = {
     spec.name: spec
     for spec in (
-        Spec("f30k-1k", "all pairs, slice of Flickr30K 1K", "all pairs", "f30k", 96, 480, 0, (32, 128), 40),
-        Spec("coco-5k", "all pairs, slice of COCO 5K", "all pairs", "coco", 96, 480, 0, (32, 128), 36),
+        Spec("f30k-1k", "all pairs, slice of Flickr30K 1K", "all pairs", "f30k", 96, 480, 0, (32, 96), 40),
+        Spec("coco-5k", "all pairs, slice of COCO 5K", "all pairs", "coco", 96, 480, 0, (32, 96), 36),
         Spec("rerank-1x200", "pair list, 1 query, gallery projected", "pair list", "f30k", 1000, 1, 200, None, 5),
         Spec("rerank-16x100", "pair list, 16 queries, gallery projected", "pair list", "f30k", 1000, 16, 100, None, 12),
         Spec("train-64", "training step, hardest negatives, B=64", "training", "f30k", 64, 64, seconds=58),

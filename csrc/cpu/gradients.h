@@ -111,15 +111,7 @@ void side_gradients(const Side<F>& side, int64_t hidden, const Options& options,
     const int64_t columns = smaller(W, hidden - h);
     const F* own = side.own + h * p;
     const F* other = side.other + h * q;
-    for_row_tiles(q, [&](int64_t j0, auto height) {
-      Vec<F> acc[height.count][tile_vectors];
-      if (options.inter)
-        load_tile<F>(acc, other + j0 * W, W);
-      else
-        clear<F>(acc);
-      if (options.intra) multiply_add<F>(acc, side.x + j0, side.ldq, own, W, p);
-      store_tile<F>(g.z + j0 * W, W, acc);
-    });
+    panel_z<F>(side, own, other, options, g.z);
     Vec<F> weight[tile_vectors], dw[tile_vectors] = {};
     for (int c = 0; c < tile_vectors; ++c) weight[c] = load(side.weight + h + c * lanes<F>);
     for_row_tiles(p, [&](int64_t r0, auto height) {
@@ -225,12 +217,8 @@ class Differentiator {
         d_weights_(slots * 2 * padded_hidden_),
         total_(2 * padded_hidden_),
         workers_(new Worker[executor.threads]) {
-    const T* region = static_cast<const T*>(problem.region_score);
-    const T* word = static_cast<const T*>(problem.word_score);
-    for (int64_t h = 0; h < padded_hidden_; ++h) {
-      region_weight_[h] = h < hidden_ ? widen(region[h]) : F(0);
-      word_weight_[h] = h < hidden_ ? widen(word[h]) : F(0);
-    }
+    load_padded<F>(region_weight_, static_cast<const T*>(problem.region_score), hidden_);
+    load_padded<F>(word_weight_, static_cast<const T*>(problem.word_score), hidden_);
     for (int64_t h = 0; h < 2 * padded_hidden_; ++h) total_[h] = 0;
   }
   ~Differentiator() { delete[] workers_; }

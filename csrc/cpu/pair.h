@@ -16,6 +16,12 @@ CAAN_INLINE int64_t padded(int64_t n) {
   return round_up(n, panel_width<F>);
 }
 
+// A score vector, padded with 0.
+template <class F, class T>
+void load_padded(F* to, const T* from, int64_t hidden) {
+  for (int64_t h = 0; h < padded<F>(hidden); ++h) to[h] = h < hidden ? widen(from[h]) : F(0);
+}
+
 // Everything that scoring one image takes from it, in the kernels' layout.
 template <class T>
 struct PackedImage {
@@ -195,6 +201,21 @@ struct Side {
   }
 };
 
+// A panel of Z = Xᵀ own + other, (q, W).
+template <class F>
+CAAN_INLINE void panel_z(const Side<F>& side, const F* own, const F* other, const Options& options, F* z) {
+  constexpr int64_t W = panel_width<F>;
+  for_row_tiles(side.q, [&](int64_t j0, auto height) {
+    Vec<F> acc[height.count][tile_vectors];
+    if (options.inter)
+      load_tile<F>(acc, other + j0 * W, W);
+    else
+      clear<F>(acc);
+    if (options.intra) multiply_add<F>(acc, side.x + j0, side.ldq, own, W, side.p);
+    store_tile<F>(z + j0 * W, W, acc);
+  });
+}
+
 template <class F>
 void side_logits(const Side<F>& side, int64_t padded_hidden, bool by_gram, const Options& options, PairScratch<F>& s, F* logits) {
   constexpr int64_t W = panel_width<F>;
@@ -214,15 +235,7 @@ void side_logits(const Side<F>& side, int64_t padded_hidden, bool by_gram, const
     const F* other = side.other + h * q;
     const F* z = other;
     if (!by_gram) {
-      for_row_tiles(q, [&](int64_t j0, auto height) {
-        Vec<F> acc[height.count][tile_vectors];
-        if (options.inter)
-          load_tile<F>(acc, other + j0 * W, W);
-        else
-          clear<F>(acc);
-        multiply_add<F>(acc, side.x + j0, ldq, own, W, p);
-        store_tile<F>(s.z + j0 * W, W, acc);
-      });
+      panel_z<F>(side, own, other, options, s.z);
       z = s.z;
     }
     Vec<F> weight[tile_vectors];

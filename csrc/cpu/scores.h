@@ -27,8 +27,8 @@ class Scorer {
         region_weight_(padded_hidden_),
         word_weight_(padded_hidden_),
         workers_(new Worker[executor.threads]) {
-    load_padded(region_weight_, static_cast<const T*>(problem.region_score));
-    load_padded(word_weight_, static_cast<const T*>(problem.word_score));
+    load_padded<F>(region_weight_, static_cast<const T*>(problem.region_score), hidden_);
+    load_padded<F>(word_weight_, static_cast<const T*>(problem.word_score), hidden_);
   }
   ~Scorer() { delete[] workers_; }
   Scorer(const Scorer&) = delete;
@@ -65,10 +65,6 @@ class Scorer {
     Buffer<F> alignment; // (word panels, m, W)
     int64_t panels_done = 0;
   };
-
-  void load_padded(Buffer<F>& to, const T* from) {
-    for (int64_t h = 0; h < padded_hidden_; ++h) to[h] = h < hidden_ ? widen(from[h]) : F(0);
-  }
 
   void run_plan(const Plan& plan) {
     const Tile* loaded = nullptr;
@@ -194,10 +190,10 @@ class Scorer {
       const F* column = worker.alignment + (first + j) / W * W * m + (first + j) % W;
       for (int64_t r = 0; r < m; ++r) s.alignment[r * s.ldn + j] = column[r * W];
     }
-    const F score = finish_pair<T>(worker.image, captions_.intra + first * padded_hidden_, captions_.inter + first * padded_hidden_,
-                                   captions_.features[caption], n, region_weight_, word_weight_, width_, hidden_, problem_.options,
-                                   maps_ != nullptr, s)
-                        .score;
+    const F score =
+        finish_pair<T>(worker.image, captions_.intra + first * padded_hidden_, captions_.inter + first * padded_hidden_,
+                       captions_.features[caption], n, region_weight_, word_weight_, width_, hidden_, problem_.options, false, s)
+            .score;
     if (maps_) write_maps(s, m, n, out);
     return score;
   }

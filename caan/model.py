@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import caan_kernels as ck
 
 from .data.batches import CaptionBatch, ImageBatch, PairBatch
-from .vocabulary import PAD
+from .vocabulary import END, PAD
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,16 @@ class ModelConfig:
         affinity_scale: the affinity starts as this times the identity.
         similarity, normalization, temperature, inter, intra: options of `context_attention`; inter and intra are the
             paper's ablations.
+        standardize: give every channel of the region features mean 0 and variance 1, by the statistics of the training
+            images (`RegionEncoder.set_statistics`). The paper does not; features that differ much in scale between
+            channels need it.
+        dropout: probability, in training, with which a number of the region features, of the word embeddings and of the
+            GRU's results becomes 0.
+        region_drop, word_drop: the part of an image's regions and of a caption's words (not its marks) left out in
+            training, others each time, as in vse_infty.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     region_width: int
@@ -44,6 +54,24 @@ class ModelConfig:
     temperature: float = 9.0
     inter: bool = True
     intra: bool = True
+    standardize: bool = False
+    dropout: float = 0.0
+    region_drop: float = 0.0
+    word_drop: float = 0.0
+
+    def __post_init__(self):
+        for name, least in (
+            ("region_width", 1),
+            ("vocabulary_size", END + 1),
+            ("width", 1),
+            ("hidden_width", 0),
+            ("word_width", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name in ("dropout", "region_drop", "word_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)}")
 
 
 class Encoded(NamedTuple):
@@ -64,17 +92,30 @@ class RegionEncoder(nn.Module):
     Args:
         region_width: F.
         width: D.
+        dropout: as in `ModelConfig`.
     """
 
-    def __init__(self, region_width: int, width: int):
+    def __init__(self, region_width: int, width: int, dropout: float = 0.0):
         super().__init__()
         self.projection = nn.Linear(region_width, width)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
+        self.dropout = nn.Dropout(dropout)
+        self.register_buffer("mean", torch.zeros(region_width))
+        self.register_buffer("deviation", torch.ones(region_width))
+
+    def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
+        """Take the channels' statistics, (F,) each, which features are standardised by from now on.
+
+        A channel that never varies has a deviation of 0 and stays as it is, less its mean.
+        """
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(deviation > 0, deviation, 1))
 
     def forward(self, regions: Tensor) -> Tensor:
         """(B, R, F) in any floating dtype to (B, R, D)."""
-        return normalize(self.projection(regions.to(self.projection.weight.dtype)), dim=-1)
+        standardized = (regions.to(self.mean.dtype) - self.mean) / self.deviation
+        return normalize(self.projection(self.dropout(standardized)), dim=-1)
 
 
 class WordEncoder(nn.Module):
@@ -84,20 +125,22 @@ class WordEncoder(nn.Module):
         vocabulary_size: number of ids.
         word_width: width of the embedding, which starts uniform in ±0.1.
         width: D, width of each direction.
+        dropout: as in `ModelConfig`.
     """
 
-    def __init__(self, vocabulary_size: int, word_width: int, width: int):
+    def __init__(self, vocabulary_size: int, word_width: int, width: int, dropout: float = 0.0):
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.embedding = nn.Embedding(vocabulary_size, word_width, padding_idx=PAD)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         self.gru = nn.GRU(word_width, width, batch_first=True, bidirectional=True)
 
     def forward(self, words: Tensor, word_lengths: Tensor) -> Tensor:
         """(B, N) ids, of which word_lengths, (B,) from 1 to N, on the CPU, are real, to (B, N, D); zeros beyond."""
-        packed = pack_padded_sequence(self.embedding(words), word_lengths, batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(self.dropout(self.embedding(words)), word_lengths, batch_first=True, enforce_sorted=False)
         both, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=words.shape[1])
         forward, backward = both.chunk(2, dim=-1)
-        return normalize(forward + backward, dim=-1)
+        return normalize(self.dropout(forward + backward), dim=-1)
 
 
 class ContextAwareAttention(nn.Module):
@@ -177,8 +220,8 @@ class CAAN(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.region_encoder = RegionEncoder(config.region_width, config.width)
-        self.word_encoder = WordEncoder(config.vocabulary_size, config.word_width, config.width)
+        self.region_encoder = RegionEncoder(config.region_width, config.width, config.dropout)
+        self.word_encoder = WordEncoder(config.vocabulary_size, config.word_width, config.width, config.dropout)
         self.attention = ContextAwareAttention(
             config.width,
             config.hidden_width,
@@ -191,12 +234,18 @@ class CAAN(nn.Module):
         )
 
     def encode_images(self, images: ImageBatch) -> Encoded:
-        """Unit vectors of a batch's regions, (B, R, D)."""
-        return Encoded(self.region_encoder(images.regions), images.region_lengths)
+        """Unit vectors of a batch's regions, (B, R, D); in training of those that `region_drop` leaves."""
+        regions, lengths = images.regions, images.region_lengths
+        if self.training and self.config.region_drop:
+            regions, lengths = keep_some(regions, lengths, self.config.region_drop)
+        return Encoded(self.region_encoder(regions), lengths)
 
     def encode_captions(self, captions: CaptionBatch) -> Encoded:
-        """Unit vectors of a batch's words, (B, N, D)."""
-        return Encoded(self.word_encoder(captions.words, captions.word_lengths), captions.word_lengths)
+        """Unit vectors of a batch's words, (B, N, D); in training of those that `word_drop` leaves."""
+        words, lengths = captions.words, captions.word_lengths
+        if self.training and self.config.word_drop:
+            words, lengths = keep_some(words, lengths, self.config.word_drop, marks=1)
+        return Encoded(self.word_encoder(words, lengths), lengths)
 
     def forward(self, batch: PairBatch) -> Tensor:
         """Score every image of a batch with every caption of it: (B, B), as `caan.loss.triplet_loss` takes it."""
@@ -213,3 +262,31 @@ class CAAN(nn.Module):
         """What a gallery keeps of captions, so that `attention` scores them with any number of images. No gradients."""
         features, lengths = self.encode_captions(captions)
         return ck.project_words(features, self.attention.weights, lengths)
+
+
+def keep_some(items: Tensor, lengths: Tensor, drop: float, marks: int = 0) -> tuple[Tensor, Tensor]:
+    """Leave out random items, as many of each row as `drop` says, and move the others together in their order.
+
+    The choice uses PyTorch's global CPU generator, wherever the items are.
+
+    Args:
+        items: (B, L) ids or (B, L, F) features.
+        lengths: (B,) int64 on the CPU, real items of each row.
+        drop: the part to leave out, rounded down.
+        marks: this many real items at either end always stay.
+
+    Returns:
+        (B, K) or (B, K, F), K the largest of the new lengths, zeros beyond them; and those lengths.
+    """
+    count = items.shape[1]
+    kept = lengths - (drop * (lengths - 2 * marks).clamp(min=0)).long()
+    position = torch.arange(count)
+    order = torch.rand(len(items), count)
+    order[(position < marks) | (position >= lengths[:, None] - marks)] = -1
+    order[position >= lengths[:, None]] = 2
+    chosen = order.argsort(dim=1).masked_fill(position >= kept[:, None], count).sort(dim=1).values[:, : max(1, int(kept.max()))]
+    beyond = (chosen == count).to(items.device)
+    chosen = chosen.clamp(max=count - 1).to(items.device)
+    if items.dim() == 3:
+        chosen, beyond = chosen[..., None].expand(-1, -1, items.shape[2]), beyond[..., None]
+    return items.gather(1, chosen).masked_fill(beyond, 0), kept

@@ -1,7 +1,6 @@
 """Words and their ids, in SCAN's vocabulary files, and the tokens that the field counts as words."""
 
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .errors import FormatError, MissingFileError
+from .files import replacing
 
 PAD, START, END, UNKNOWN = range(4)
 MARKS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -120,11 +120,9 @@ class Vocabulary:
 
     def save(self, path: str | Path) -> None:
         """Write SCAN's format, atomically: a reader sees the old file or the new one."""
-        path = Path(path)
         content = {"word2idx": self._ids, "idx2word": dict(enumerate(self.words)), "idx": len(self.words)}
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            unfinished.write_text(json.dumps(content), encoding="utf-8")
 
     def __len__(self) -> int:
         """The number of ids, marks included."""

@@ -1,5 +1,6 @@
 """From a split to batches of tensors, by way of PyTorch's DataLoader."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -231,7 +232,7 @@ class ShuffledBatches(Sampler[list[int]]):
 
 def make_loader(
     dataset: Images | Captions | Pairs,
-    batches: Sampler[list[int]],
+    batches: Sampler[list[int]] | Sequence[list[int]],
     workers: int = 0,
     pin_memory: bool | None = None,
 ) -> DataLoader:
@@ -255,7 +256,13 @@ def make_loader(
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         # Every iterator draws a number to seed its workers with; without this it comes out of the global state.
         generator=torch.Generator(),
+        worker_init_fn=_leave_interrupts_to_parent,
     )
+
+
+def _leave_interrupts_to_parent(worker: int) -> None:
+    # Ctrl-C reaches every process of a terminal; a worker that dies of it would take down the parent before it has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_batch_size(batch_size: int) -> None:

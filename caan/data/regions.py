@@ -27,8 +27,8 @@ class RegionFile:
     def __init__(self, path: str | Path, width: int | None = None):
         self.path = Path(path)
         self.shape, self._order, self.dtype, self._offset = _read_header(self.path)
-        if width is not None and self.width != width:
-            raise WidthError(f"{self.path}: expected region features of width {width}, found {self.width} (shape {self.shape})")
+        if width is not None:
+            self.require_width(width)
         self._rows = None
 
     def __len__(self) -> int:
@@ -44,6 +44,15 @@ class RegionFile:
     def width(self) -> int:
         """F, the width of a region's features."""
         return self.shape[2]
+
+    def require_width(self, width: int) -> None:
+        """Check that F is what a model takes.
+
+        Raises:
+            WidthError: it is not.
+        """
+        if self.width != width:
+            raise WidthError(f"{self.path}: expected region features of width {width}, found {self.width} (shape {self.shape})")
 
     def read(self, row: int, count: int | None = None, name: str | None = None) -> np.ndarray:
         """The regions of one row.

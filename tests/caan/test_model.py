@@ -7,7 +7,7 @@ import torch
 import caan_kernels as ck
 from caan import CAAN, ModelConfig, Vocabulary, triplet_loss
 from caan.data import Captions, Images, LengthBatches, Pairs, ShuffledBatches, load_scan_split, make_loader
-from caan.model import ContextAwareAttention, Encoded
+from caan.model import ContextAwareAttention, Encoded, keep_some
 from caan.recall import RankCounter, positive_pairs
 
 
@@ -160,3 +160,68 @@ def test_it_learns_to_tell_pairs_apart(scan_folder, threads):
     counter.add(scores, slice(None), slice(None))
     figures = counter.figures()
     assert figures.image_to_text.r1 > 80 and figures.text_to_image.r1 > 80, figures
+
+
+def test_standardized_features_score_as_those_standardized_before(split, vocabulary):
+    model, plain = make_model(vocabulary, standardize=True), make_model(vocabulary)
+    batch = one_batch(Pairs(split, vocabulary))
+    mean, deviation = torch.arange(6.0), torch.tensor([1.0, 2, 0.5, 0, 10, 1])
+    model.region_encoder.set_statistics(mean, deviation)
+    assert {"region_encoder.mean", "region_encoder.deviation"} <= set(model.state_dict())
+    prepared = (batch.images.regions - mean) / torch.tensor([1.0, 2, 0.5, 1, 10, 1])
+    expected = plain(batch._replace(images=batch.images._replace(regions=prepared)))
+    torch.testing.assert_close(model(batch), expected)
+
+
+def test_dropping_is_for_training_only(split, vocabulary):
+    model = make_model(vocabulary, dropout=0.5, region_drop=0.5, word_drop=0.5)
+    plain = make_model(vocabulary)
+    batch = one_batch(Pairs(split, vocabulary))
+    assert not torch.equal(model(batch), model(batch))
+    assert torch.equal(model.eval()(batch), plain(batch))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("marks", [0, 1])
+def test_keep_some(seed, marks):
+    torch.manual_seed(seed)
+    lengths = torch.tensor([9, 2, 3, 5, 0 if marks == 0 else 2])
+    items = torch.arange(1, 46).reshape(5, 9)
+    padding = torch.arange(9) >= lengths[:, None]
+    features = torch.stack((items, -items), dim=2).float().masked_fill(padding[..., None], float("nan"))
+    ids = items.masked_fill(padding, 99)
+    before = torch.get_rng_state()
+    kept, kept_lengths = keep_some(ids, lengths, 0.5, marks)
+    torch.set_rng_state(before)
+    kept_features, same_lengths = keep_some(features, lengths, 0.5, marks)
+    assert torch.equal(kept_features[..., 0], kept.float()) and torch.equal(kept_lengths, same_lengths)
+    free = (lengths - 2 * marks).clamp(min=0)
+    assert torch.equal(kept_lengths, lengths - free // 2) and kept.shape == (5, int(kept_lengths.max()))
+    for row, count, before, length in zip(kept.tolist(), kept_lengths.tolist(), items.tolist(), lengths.tolist(), strict=True):
+        chosen = row[:count]
+        assert chosen == sorted(set(chosen)) and set(chosen) <= set(before[:length]) and not any(row[count:])
+        assert marks == 0 or (chosen[0], chosen[-1]) == (before[0], before[length - 1])
+
+
+def test_every_item_is_left_out_as_often():
+    torch.manual_seed(0)
+    items = torch.arange(1, 11).expand(4000, 10)
+    kept, _ = keep_some(items, torch.full((4000,), 10), 0.3)
+    share = torch.bincount(kept.flatten(), minlength=11)[1:] / 4000
+    torch.testing.assert_close(share, torch.full((10,), 0.7), atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"region_width": 0}, "region_width: expected at least 1, got 0"),
+        ({"vocabulary_size": 2}, "vocabulary_size: expected at least 3, got 2"),
+        ({"hidden_width": -1}, "hidden_width: expected at least 0, got -1"),
+        ({"dropout": 1.0}, "dropout: expected at least 0 and less than 1, got 1.0"),
+        ({"word_drop": -0.1}, "word_drop: expected at least 0 and less than 1, got -0.1"),
+    ],
+)
+def test_shapes_out_of_range(change, message):
+    with pytest.raises(ValueError) as error:
+        ModelConfig(**{"region_width": 6, "vocabulary_size": 9, **change})
+    assert str(error.value) == message

@@ -1,0 +1,118 @@
+"""Checkpoints: one safetensors file each, tensors and a JSON text, written whole or not at all. Nothing is unpickled."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import FormatError, MissingFileError
+from .files import replacing
+from .model import CAAN, ModelConfig
+from .vocabulary import MARKS, Vocabulary
+
+FORMAT = "caan-1"
+
+
+class Contents(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        tensors: by name, on the CPU.
+        facts: plain values, as JSON has them.
+    """
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+
+def write(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write tensors and plain values; a reader sees the old file or the new one, never a part."""
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as unfinished:
+        save_file(tensors, unfinished, {"caan": json.dumps({"format": FORMAT, **facts})})
+
+
+def read(path: str | Path) -> Contents:
+    """Read what `write` wrote.
+
+    Raises:
+        MissingFileError, FormatError: there is no such file, or it is none of ours.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingFileError(f"{path}: expected a checkpoint, found no such file")
+    try:
+        with safe_open(path, "pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise FormatError(f"{path}: expected a checkpoint in safetensors: {error}") from None
+    try:
+        facts = json.loads(metadata["caan"])
+        found = facts.pop("format")
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise FormatError(f"{path}: expected a checkpoint of caan, found safetensors that something else wrote") from None
+    if found != FORMAT:
+        raise FormatError(f"{path}: expected a checkpoint of format {FORMAT}, found {found}")
+    return Contents(tensors, facts)
+
+
+def model_facts(model: CAAN, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What `load_model` needs beside the tensors."""
+    return {"model": asdict(model.config), "words": vocabulary.words[len(MARKS) :]}
+
+
+def save_model(path: str | Path, model: CAAN, vocabulary: Vocabulary, facts: dict[str, Any] | None = None) -> None:
+    """Write a model, its words, and whatever else is to be remembered of how it came about."""
+    write(path, prefixed("model", model.state_dict()), {**(facts or {}), **model_facts(model, vocabulary)})
+
+
+def load_model(path: str | Path) -> tuple[CAAN, Vocabulary, dict[str, Any]]:
+    """Read a model, for scoring.
+
+    Args:
+        path: a checkpoint, or the folder of a run, whose best one is taken.
+
+    Returns:
+        The model on the CPU in evaluation mode, its vocabulary, and all plain values of the file.
+
+    Raises:
+        MissingFileError, FormatError: there is no such file, or its parts do not fit together.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "best.safetensors"
+    tensors, facts = read(path)
+    model, vocabulary = restore_model(path, tensors, facts)
+    return model.eval(), vocabulary, facts
+
+
+def restore_model(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> tuple[CAAN, Vocabulary]:
+    """Build the model that a file's contents describe.
+
+    Raises:
+        FormatError: the contents do not describe one.
+    """
+    try:
+        # Weights are overwritten at once: drawing them must not move the caller's random state.
+        with torch.random.fork_rng(devices=[]):
+            model = CAAN(ModelConfig(**facts["model"]))
+        model.load_state_dict(unprefixed("model", tensors))
+        return model, Vocabulary(facts["words"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FormatError(f"{path}: expected a model of caan: {type(error).__name__}: {error}") from None
+
+
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under longer names."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def unprefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those tensors whose names begin with the prefix, under what is left of their names."""
+    return {name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,45 @@
+"""The `caan` command: one module a subcommand, each with `add_arguments(parser)` and `run(arguments)`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+_COMMANDS = {
+    "train": "train a model",
+    "evaluate": "recall tables, by the field's protocol",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `caan`.
+
+    Args:
+        arguments: the command line without the program's name; None takes that of the process.
+
+    Returns:
+        0; 1 where input cannot be used, with one line that says why on stderr; 130 after Ctrl-C. A command line that
+        cannot be understood ends the process with 2.
+    """
+    parser = argparse.ArgumentParser(prog="caan", description="Context-aware attention for image-text retrieval.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    try:
+        modules = {name: import_module(f".{name}", __package__) for name in _COMMANDS}
+    except ModuleNotFoundError as error:
+        print(f"caan: error: {error}; `pip install 'caan_kernels[caan]'` installs what is missing", file=sys.stderr)
+        return 1
+    for name, module in modules.items():
+        description = module.__doc__.split("\n\n", 1)[0]
+        command = commands.add_parser(name, help=_COMMANDS[name], description=description, allow_abbrev=False)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run, name=name)
+    parsed = parser.parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"caan {parsed.name}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(f"caan {parsed.name}: {stop.args[0] if stop.args else 'stopped'}", file=sys.stderr)
+        return 130
+    return 0

@@ -1,0 +1,110 @@
+"""Score every image of a split against every caption, and print the field's recall table.
+
+Several checkpoints are an ensemble: their scores are averaged.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from ..checkpoint import load_model
+from ..evaluation import Evaluation, evaluate
+from ..published import PUBLISHED, SOURCE, published_rows
+from ..recall import Figures, Recall
+from . import options
+
+_FOLD_SIZE = 1000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or a checkpoint; two or more: an ensemble"
+    )
+    options.add_data_options(parser)
+    parser.add_argument("--split", default="test", metavar="NAME", help="default: test; COCO's 5,000 images: testall")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    parser.add_argument(
+        "--protocol",
+        choices=("full", "folds", "both"),
+        default="full",
+        help="full: every image competes with all captions (Flickr30K 1K, COCO 5K); "
+        f"folds: mean over folds of {_FOLD_SIZE:,} images (COCO 1K); both: in one pass",
+    )
+    parser.add_argument(
+        "--save-scores", type=Path, metavar="FILE", help="write the score matrix, images x captions, to this .npy file"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument(
+        "--baseline",
+        choices=dict.fromkeys(row.protocol for row in PUBLISHED),
+        help="print what others have published on this test beside",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate and print."""
+    device = options.device(arguments)
+    loaded = [load_model(path) for path in arguments.runs]
+    split = options.load_split(arguments, arguments.split, arguments.limit)
+    evaluation = evaluate(
+        [(model, vocabulary) for model, vocabulary, _ in loaded],
+        split,
+        fold_size=None if arguments.protocol == "full" else _FOLD_SIZE,
+        folds_only=arguments.protocol == "folds",
+        save_scores=arguments.save_scores,
+        device=device,
+        workers=arguments.workers,
+        progress=True,
+    )
+    print(report(evaluation, split.num_images, len(split.captions), arguments.baseline))
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"runs": [str(path) for path in arguments.runs], **asdict(evaluation)}, indent=1) + "\n"
+        )
+
+
+def report(evaluation: Evaluation, images: int, captions: int, baseline: str | None = None) -> str:
+    """The recall table as text.
+
+    Args:
+        evaluation: what was found.
+        images, captions: how many there were.
+        baseline: the protocol whose published rows are printed too.
+    """
+    name_width, side_width = 34, 38
+    lines = [f"{'':{name_width}}{'image → text':^{side_width}}  {'text → image':^{side_width}}"]
+    heads = "".join(f"{head:>7}" for head in ("R@1", "R@5", "R@10")) + f"{'median':>8}{'mean':>9}"
+    lines.append(f"{'':{name_width}}{heads:{side_width}}  {heads:{side_width}}{'rsum':>7}")
+    found = {
+        f"{images:,} images, {captions:,} captions": evaluation.figures,
+        f"mean of {images // _FOLD_SIZE} folds of {_FOLD_SIZE:,} images": evaluation.fold_figures,
+    }
+    for name, figures in found.items():
+        if figures:
+            sides = (f"{_recalls((s.r1, s.r5, s.r10))}{s.median_rank:8,.1f}{s.mean_rank:9,.1f}" for s in _sides(figures))
+            lines.append(f"{name:{name_width}}{'  '.join(f'{side:{side_width}}' for side in sides)}{figures.rsum:7.1f}")
+    for row in published_rows(baseline) if baseline else ():
+        sides = (_recalls(side) for side in (row.image_to_text, row.text_to_image))
+        name = f"{row.method}{'*' if row.ensemble else ''}, published"
+        lines.append(f"{name:{name_width}}{'  '.join(f'{side:{side_width}}' for side in sides)}{row.rsum:7.1f}")
+    if baseline:
+        lines.append(f"Published: {SOURCE}; * an ensemble of two models.")
+    for figures in found.values():
+        if figures and any(side.tied_queries for side in _sides(figures)):
+            tied = " and ".join(f"{side.tied_queries:g}" for side in _sides(figures))
+            lines.append(f"Ties count as lost places: they cost {tied} queries (image → text and text → image) a place or more.")
+            break
+    rate = evaluation.pairs / evaluation.seconds
+    lines.append(f"{evaluation.pairs:,} pairs in {evaluation.seconds:,.1f} s, reading and encoding included: {rate:,.0f} pairs/s")
+    return "\n".join(lines)
+
+
+def _sides(figures: Figures) -> tuple[Recall, Recall]:
+    return figures.image_to_text, figures.text_to_image
+
+
+def _recalls(values: Iterable[float]) -> str:
+    return "".join(f"{value:7.1f}" for value in values)

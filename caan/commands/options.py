@@ -1,0 +1,73 @@
+"""Options that several commands share."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..data import Split, load_scan_split
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Where the data are, and how they are read."""
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder in the SCAN layout: {split}_ims.npy, ...")
+    parser.add_argument("--captions-per-image", type=int, default=5, metavar="N", help="captions of an image, in a row in the file")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read the data; 0: this one")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+
+
+def load_split(arguments: argparse.Namespace, split: str, limit: int | None = None) -> Split:
+    """Open a split as the options say."""
+    return load_scan_split(arguments.data, split, captions_per_image=arguments.captions_per_image, limit=limit)
+
+
+def device(arguments: argparse.Namespace) -> torch.device:
+    """The device asked for.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    try:
+        found = torch.device(arguments.device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: expected a device that is there, got {arguments.device!r}: {error}") from None
+    return found
+
+
+def add_fields(parser: argparse.ArgumentParser, config: type, title: str, helps: Mapping[str, str]) -> None:
+    """Give a group of options to set the fields of a dataclass that have a text in `helps`; unset ones stay out of the result."""
+    group = parser.add_argument_group(title)
+    for setting in fields(config):
+        if setting.name in helps:
+            option = f"--{setting.name.replace('_', '-')}"
+            if setting.type is bool:
+                group.add_argument(
+                    option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=helps[setting.name]
+                )
+            else:
+                group.add_argument(
+                    option, type=_parse(setting), default=argparse.SUPPRESS, metavar=_metavar(setting), help=helps[setting.name]
+                )
+
+
+def given_fields(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
+    """Those fields of a dataclass that the command line sets."""
+    return {setting.name: getattr(arguments, setting.name) for setting in fields(config) if hasattr(arguments, setting.name)}
+
+
+def _parse(setting: Field) -> Callable[[str], Any]:
+    if setting.type is tuple[float, ...] or setting.type == tuple[float, ...]:
+
+        def numbers(text: str) -> tuple[float, ...]:
+            return tuple(float(part) for part in text.split(",") if part)
+
+        return numbers
+    return setting.type
+
+
+def _metavar(setting: Field) -> str:
+    return {int: "N", float: "X", str: "NAME"}.get(setting.type, "X,X,...")

@@ -1,0 +1,88 @@
+"""Train CAAN on features and captions in the SCAN layout.
+
+A run lives in a folder. Stopped or killed, the same command continues it.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..model import ModelConfig
+from ..presets import PRESETS, TrainingConfig
+from ..vocabulary import Vocabulary
+from . import options
+
+_MODEL_HELP = {
+    "width": "common width of regions and words",
+    "hidden_width": "width inside the attention; 0: that of --width",
+    "word_width": "of the word embedding",
+    "affinity_scale": "the affinity starts as this times the identity",
+    "similarity": "of the pooled vectors, cosine or dot",
+    "normalization": "of the alignment, l2 or softmax",
+    "temperature": "of --normalization softmax",
+    "inter": "attention between regions and words; off: the paper's ablation",
+    "intra": "attention among regions and among words; off: the paper's ablation",
+    "standardize": "give every channel of the region features mean 0 and variance 1",
+    "dropout": "part of the numbers set to 0 in training",
+    "region_drop": "part of the regions left out in training",
+    "word_drop": "part of the words left out in training",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    options.add_data_options(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    parser.add_argument("--preset", choices=PRESETS, default="f30k", help="settings to start from; the options below override")
+    parser.add_argument("--train-split", default="train", metavar="NAME", help="default: train")
+    parser.add_argument("--validation-split", default="dev", metavar="NAME", help="default: dev")
+    parser.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="FILE",
+        help="SCAN's *_vocab.json; default: words that both splits' captions have at least 4 times",
+    )
+    parser.add_argument(
+        "--save-minutes", type=float, default=5.0, metavar="X", help="how often the run is saved, beside each epoch's end"
+    )
+    options.add_fields(parser, ModelConfig, "model", _MODEL_HELP)
+    options.add_fields(parser, TrainingConfig, "training", TrainingConfig.helps())
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train to the end, or until stopped."""
+    # TensorBoard takes seconds to import, which --help and a wrong option need not wait for.
+    from ..training import Trainer
+
+    device = options.device(arguments)
+    preset = PRESETS[arguments.preset]
+    config = replace(preset.training, **options.given_fields(arguments, TrainingConfig))
+    train = options.load_split(arguments, arguments.train_split)
+    validation = options.load_split(arguments, arguments.validation_split, config.validation_images or None)
+    if arguments.vocabulary:
+        vocabulary = Vocabulary.load(arguments.vocabulary)
+    else:
+        every_validation = options.load_split(arguments, arguments.validation_split)
+        vocabulary = Vocabulary.from_captions([*train.captions, *every_validation.captions])
+    settings = {**preset.model, **options.given_fields(arguments, ModelConfig)}
+    model_config = ModelConfig(train.regions.width, len(vocabulary), **settings)
+    trainer = Trainer(
+        arguments.out,
+        train,
+        validation,
+        vocabulary,
+        model_config,
+        config,
+        device=device,
+        workers=arguments.workers,
+        save_seconds=60 * arguments.save_minutes,
+    )
+    print(
+        f"{train.num_images:,} images, {len(train.captions):,} captions, {len(vocabulary):,} words; "
+        f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; {trainer.total_steps:,} steps on {device}, "
+        f"{torch.get_num_threads()} threads"
+    )
+    trainer.run()
+    print(f"best validation rsum {trainer.best_rsum:.1f}: {arguments.out / 'best.safetensors'}")

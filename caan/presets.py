@@ -1,0 +1,94 @@
+"""How a model is trained: the settings, and named sets of them."""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .loss import FORMS
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+
+def _setting(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything about a run that is not the model's; each field's help says what it is.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    epochs: int = _setting(30, "times through the training captions")
+    batch_size: int = _setting(128, "pairs of an image and a caption in a step; every image is scored with every caption")
+    learning_rate: float = _setting(2e-4, "Adam's")
+    ramp_steps: int = _setting(0, "steps over which the learning rate rises from 0")
+    decay_epochs: tuple[float, ...] = _setting((15.0,), "epochs after which the learning rate is multiplied by decay_factor")
+    decay_factor: float = _setting(0.1, "what the learning rate is multiplied by at each of decay_epochs")
+    margin: float = _setting(0.2, "of the triplet loss")
+    warmup_epochs: float = _setting(1.0, "epochs on all violations, before the hardest negatives alone count")
+    warmup_form: str = _setting("sum", "what becomes of all violations in the warm-up, sum or mean")
+    clip_norm: float = _setting(2.0, "largest L2 norm of the gradient; larger ones are scaled down")
+    average: float = _setting(0.0, "decay of the moving average of the weights, which is then what is validated and kept; 0: none")
+    precision: str = _setting("float32", "of the matrix products: float32, bfloat16 or float16 (mixed precision)")
+    validation_images: int = _setting(0, "first images of the validation split to validate on; 0: all")
+    seed: int = _setting(0, "of weights, order and dropout")
+
+    @classmethod
+    def helps(cls) -> dict[str, str]:
+        """What each field is, by its name."""
+        return {setting.name: setting.metadata["help"] for setting in fields(cls)}
+
+    def __post_init__(self):
+        for name, least in {
+            "epochs": 1,
+            "batch_size": 2,
+            "ramp_steps": 0,
+            "warmup_epochs": 0,
+            "validation_images": 0,
+            "seed": 0,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name in ("learning_rate", "decay_factor", "margin", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average: expected at least 0 and less than 1, got {self.average}")
+        for name, known in (("warmup_form", FORMS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named set of settings.
+
+    Attributes:
+        model: fields of `ModelConfig` that differ from their defaults.
+        training: how it is trained.
+    """
+
+    model: dict[str, Any]
+    training: TrainingConfig
+
+
+PRESETS = {
+    "f30k": Preset({}, TrainingConfig(epochs=30, learning_rate=2e-4, decay_epochs=(15.0,))),
+    "coco": Preset({}, TrainingConfig(epochs=20, learning_rate=5e-4, decay_epochs=(10.0,))),
+    "cpu": Preset(
+        {"width": 256, "word_width": 200, "standardize": True, "dropout": 0.2, "region_drop": 0.2, "word_drop": 0.1},
+        TrainingConfig(
+            epochs=10,
+            batch_size=64,
+            learning_rate=1e-3,
+            ramp_steps=100,
+            decay_epochs=(6.0, 8.0),
+            decay_factor=0.3,
+            warmup_epochs=0.0,
+            average=0.998,
+            validation_images=200,
+        ),
+    ),
+}

@@ -1,0 +1,371 @@
+"""Training: a run in a folder, which can be killed at any moment and continued.
+
+A run's folder holds
+
+    last.safetensors      weights, optimiser, scheduler, order, random state: where the run continues
+    best.safetensors      the model with the best validation rsum, as `caan.checkpoint.load_model` reads it
+    vocabulary.json       its words, in SCAN's format
+    metrics.csv           a row every few steps, and one a validation
+    events.out.tfevents.* the same for TensorBoard
+
+A run that was killed and continued ends, on the CPU, with the same weights, bit for bit, as one that never was.
+"""
+
+import csv
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from . import checkpoint
+from .data import Pairs, ShuffledBatches, Split, make_loader
+from .evaluation import evaluate
+from .files import replacing
+from .loss import CollapseWatch, collapsed_loss, triplet_loss
+from .model import CAAN, ModelConfig
+from .presets import TrainingConfig
+from .recall import Figures
+from .vocabulary import Vocabulary
+
+COLUMNS = (
+    *("step", "epoch", "seconds", "loss", "learning_rate", "gradient_norm", "pairs_per_second"),
+    *("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum"),
+)
+_ANEW = "another folder starts anew"
+_COLLAPSE_ADVICE = (
+    "the loss is stuck where all scores are the same (collapse). What helps: a longer warm-up (--warmup-epochs), a lower "
+    "learning rate or a ramp (--learning-rate, --ramp-steps), features of like scale in all channels (--standardize)"
+)
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        folder: of the run; made where it is missing, continued where it holds `last.safetensors`.
+        train, validation: the splits.
+        vocabulary: of the captions.
+        model_config, config: what is trained, and how.
+        device: where.
+        workers: processes that read batches; 0 reads in this one.
+        save_seconds: how often, beside every epoch's end, `last.safetensors` is written.
+        say: takes what is to be told beside the progress bar.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, other data or another vocabulary.
+        FormatError: the folder's checkpoint cannot be used.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        train: Split,
+        validation: Split,
+        vocabulary: Vocabulary,
+        model_config: ModelConfig,
+        config: TrainingConfig,
+        *,
+        device: torch.device | str = "cpu",
+        workers: int = 0,
+        save_seconds: float = 300.0,
+        say: Callable[[str], None] = tqdm.write,
+    ):
+        self.folder, self.validation, self.vocabulary, self.config = Path(folder), validation, vocabulary, config
+        self.device, self.save_seconds, self.say = torch.device(device), save_seconds, say
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+        torch.manual_seed(config.seed)
+        model = CAAN(model_config)
+        self.model = model.to(self.device)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
+        pairs = Pairs(train, vocabulary)
+        self.batches = ShuffledBatches(len(pairs), config.batch_size, config.seed, drop_last=True)
+        self.loader = make_loader(pairs, self.batches, workers, pin_memory=self.device.type == "cuda")
+        self.scheduler = LambdaLR(self.optimizer, self._learning_rate_factor)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
+        self.watch = CollapseWatch()
+        self.step, self.seconds, self.best_rsum = 0, 0.0, -1.0
+        self.last_path = self.folder / "last.safetensors"
+        if self.last_path.exists():
+            self._restore()
+        elif model_config.standardize:
+            self.model.region_encoder.set_statistics(*channel_statistics(train))
+            if self.average:
+                self.average.module.load_state_dict(self.model.state_dict())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch; captions that fill no batch wait for another epoch's order."""
+        return len(self.batches)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def scored_model(self) -> CAAN:
+        """The model that is validated and kept: the average where there is one."""
+        return self.average.module if self.average else self.model
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; the run is saved, and continues from that step.
+            FloatingPointError: the loss is not a number any more.
+        """
+        if self.step == self.total_steps:
+            return
+        self.vocabulary.save(self.folder / "vocabulary.json")
+        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True)
+        writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
+        metrics = _Metrics(self.folder / "metrics.csv", self.step, writer)
+        with bar, writer, metrics, _stop_requests() as stop_requested:
+            while self.step < self.total_steps:
+                self._epoch(bar, metrics, stop_requested)
+
+    def _epoch(self, bar: tqdm, metrics: "_Metrics", stop_requested: Callable[[], bool]) -> None:
+        """The rest of an epoch, its validation, and what is to be written."""
+        config = self.config
+        self.model.train()
+        pending: list[tuple[torch.Tensor, torch.Tensor, float]] = []
+        started = saved = logged = time.monotonic()
+        before = self.seconds
+        for batch in self.loader:
+            warming_up = self.step < config.warmup_epochs * self.steps_per_epoch
+            form = config.warmup_form if warming_up else "hardest"
+            loss, norm = self._train_step(batch.to(self.device), form)
+            self.batches.advance()
+            self.step += 1
+            bar.update()
+            pending.append((loss, norm, collapsed_loss(batch.images.images, config.margin, form)))
+            now = time.monotonic()
+            ends_epoch = self.batches.batch == 0
+            if self.step % 20 == 0 or ends_epoch:
+                self.seconds = before + now - started
+                rate = len(pending) * config.batch_size**2 / (now - logged)
+                self._log(pending, rate, metrics, bar)
+                pending, logged = [], now
+            if stop_requested() or (now - saved > self.save_seconds and not ends_epoch):
+                self.seconds = before + now - started
+                self._save()
+                saved = now
+                if stop_requested():
+                    raise KeyboardInterrupt(f"stopped and saved after step {self.step}; the same command continues")
+            if ends_epoch:
+                break
+        figures = self.validate()
+        self.seconds = before + time.monotonic() - started
+        metrics.add(self._place(), validation_row(figures))
+        place = f"epoch {self.step // self.steps_per_epoch} of {config.epochs}"
+        self.say(f"{place}: {self.seconds:,.0f} s, validation {summary(figures)}")
+        if figures.rsum > self.best_rsum:
+            self.best_rsum = figures.rsum
+            facts = {**self._place(), "validation": asdict(figures), "training": asdict(config)}
+            checkpoint.save_model(self.folder / "best.safetensors", self.scored_model, self.vocabulary, facts)
+        self._save()
+
+    def _train_step(self, batch: Any, form: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step; the loss and the gradient's norm, still on the device."""
+        precision = getattr(torch, self.config.precision)
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            scores = self.model(batch)
+        loss = triplet_loss(scores, batch.images.images, self.config.margin, form)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        if self.average:
+            self.average.update_parameters(self.model)
+        return loss.detach(), norm
+
+    def validate(self) -> Figures:
+        """Figures of the validation split, or of its first `validation_images`."""
+        return evaluate([(self.scored_model, self.vocabulary)], self.validation, device=self.device).figures
+
+    def _learning_rate_factor(self, step: int) -> float:
+        config = self.config
+        ramp = min(1.0, (step + 1) / config.ramp_steps) if config.ramp_steps else 1.0
+        return ramp * config.decay_factor ** sum(step >= round(epoch * self.steps_per_epoch) for epoch in config.decay_epochs)
+
+    def _place(self) -> dict[str, Any]:
+        return {"step": self.step, "epoch": self.step / self.steps_per_epoch, "seconds": self.seconds}
+
+    def _log(self, pending: list, rate: float, metrics: "_Metrics", bar: tqdm) -> None:
+        """Take the losses of some steps off the device, all at once."""
+        losses = torch.stack([loss for loss, _, _ in pending]).tolist()
+        for step, loss in enumerate(losses, self.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise FloatingPointError(
+                    f"the loss is {loss} in step {step}; {self.last_path} is from before. What helps: a lower learning "
+                    f"rate (--learning-rate), float32 (--precision), features of like scale in all channels (--standardize)"
+                )
+        for loss, (_, _, collapsed) in zip(losses, pending, strict=True):
+            if self.watch.update(loss, collapsed):
+                self.say(f"step {self.step}: {_COLLAPSE_ADVICE}")
+        mean = sum(losses) / len(losses)
+        norm = float(pending[-1][1])
+        bar.set_postfix_str(f"loss {mean:.2f}, {rate:,.0f} pairs/s")
+        rate_now = self.optimizer.param_groups[0]["lr"]
+        row = {"loss": mean, "learning_rate": rate_now, "gradient_norm": norm, "pairs_per_second": rate}
+        metrics.add(self._place(), row)
+
+    def _save(self) -> None:
+        state = self.optimizer.state_dict()
+        tensors = checkpoint.prefixed("model", self.model.state_dict())
+        if self.average:
+            tensors |= checkpoint.prefixed("average", self.average.state_dict())
+        for index, values in state["state"].items():
+            tensors |= checkpoint.prefixed(f"optimizer.{index}", values)
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        facts = {
+            "training": asdict(self.config),
+            "param_groups": state["param_groups"],
+            "scheduler": {name: value for name, value in self.scheduler.state_dict().items() if name != "lr_lambdas"},
+            "scaler": self.scaler.state_dict(),
+            "batches": self.batches.state_dict(),
+            "place": self._place(),
+            "best_rsum": self.best_rsum,
+            **checkpoint.model_facts(self.model, self.vocabulary),
+        }
+        checkpoint.write(self.last_path, tensors, facts)
+
+    def _restore(self) -> None:
+        tensors, facts = checkpoint.read(self.last_path)
+        try:
+            self._check_same_run(facts)
+            self.batches.load_state_dict(facts["batches"])
+            self.model.load_state_dict(checkpoint.unprefixed("model", tensors))
+            if self.average:
+                self.average.load_state_dict(checkpoint.unprefixed("average", tensors))
+            indices = {name.split(".")[1] for name in tensors if name.startswith("optimizer.")}
+            state = {int(index): checkpoint.unprefixed(f"optimizer.{index}", tensors) for index in indices}
+            self.optimizer.load_state_dict({"state": state, "param_groups": facts["param_groups"]})
+            self.scheduler.load_state_dict({**facts["scheduler"], "lr_lambdas": [None]})
+            self.scaler.load_state_dict(facts["scaler"])
+            torch.set_rng_state(tensors["random.cpu"])
+            if "random.cuda" in tensors and self.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+            self.step, self.seconds, self.best_rsum = facts["place"]["step"], facts["place"]["seconds"], facts["best_rsum"]
+        except (KeyError, RuntimeError) as error:
+            raise checkpoint.FormatError(
+                f"{self.last_path}: expected the state of a run, found it incomplete: {type(error).__name__}: {error}"
+            ) from None
+        self.say(f"continuing {self.folder} after step {self.step} of {self.total_steps}")
+
+    def _check_same_run(self, facts: dict[str, Any]) -> None:
+        ours = {"training": asdict(self.config), "model": asdict(self.model.config)}
+        for part, settings in ours.items():
+            for name, value in settings.items():
+                before = facts[part][name]
+                before = tuple(before) if isinstance(before, list) else before
+                # More epochs than were planned are more of the same run.
+                if value != before and name != "epochs":
+                    raise ValueError(
+                        f"{name}: expected {before}, as in the run in {self.folder}, got {value}; another folder starts anew"
+                    )
+        if facts["words"] != checkpoint.model_facts(self.model, self.vocabulary)["words"]:
+            raise ValueError(f"vocabulary: expected the words of the run in {self.folder}, got others; another folder starts anew")
+
+
+def channel_statistics(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each channel over all real regions of a split, (F,) float32 each."""
+    total = torch.zeros(2, split.regions.width, dtype=torch.float64)
+    for image in tqdm(range(split.num_images), desc="channel statistics", unit="image", dynamic_ncols=True, leave=False):
+        values = torch.from_numpy(split.read_regions(image)).double()
+        total += torch.stack((values.sum(dim=0), values.square().sum(dim=0)))
+    mean, square = total / float(split.region_counts.sum())
+    return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
+
+
+def validation_row(figures: Figures) -> dict[str, float]:
+    """The validation columns of metrics.csv."""
+    sides = (("i2t", figures.image_to_text), ("t2i", figures.text_to_image))
+    return {f"{name}_{r}": getattr(side, r) for name, side in sides for r in ("r1", "r5", "r10")} | {"rsum": figures.rsum}
+
+
+def summary(figures: Figures) -> str:
+    """The six recalls and their sum, in a line."""
+    sides = figures.image_to_text, figures.text_to_image
+    return " / ".join(f"{side.r1:.1f} {side.r5:.1f} {side.r10:.1f}" for side in sides) + f", rsum {figures.rsum:.1f}"
+
+
+class _Metrics:
+    """metrics.csv and TensorBoard, both without what a killed run wrote after its last checkpoint.
+
+    Args:
+        path: the file.
+        step: rows of later steps are dropped.
+        writer: TensorBoard's.
+    """
+
+    def __init__(self, path: Path, step: int, writer: SummaryWriter):
+        rows = []
+        if path.exists():
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if _step_of(row) <= step]
+        with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            table.writeheader()
+            table.writerows(rows)
+        self._file = path.open("a", newline="")
+        self._table = csv.DictWriter(self._file, COLUMNS)
+        self._writer = writer
+
+    def add(self, place: dict[str, Any], values: dict[str, float]) -> None:
+        """Write a row."""
+        self._table.writerow({**place, **values})
+        self._file.flush()
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, place["step"])
+
+    def __enter__(self) -> "_Metrics":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+
+def _step_of(row: dict[str, str | None]) -> float:
+    try:
+        return int(row["step"])
+    except (KeyError, TypeError, ValueError):
+        # The kill came in the middle of this row.
+        return math.inf
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a question that is asked between steps; a second Ctrl-C stops at once."""
+    requested = False
+
+    def request(number: int, frame: Any) -> None:
+        nonlocal requested
+        if requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        requested = True
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

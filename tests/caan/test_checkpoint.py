@@ -1,0 +1,84 @@
+"""Checkpoints: what goes in comes out, and nothing else is taken for one."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
+from caan.files import replacing
+
+
+@pytest.fixture
+def vocabulary():
+    return Vocabulary(["a", "dog", "‘quoted’"])
+
+
+@pytest.fixture
+def model(vocabulary):
+    torch.manual_seed(1)
+    model = CAAN(ModelConfig(6, len(vocabulary), width=8, hidden_width=5, word_width=4, intra=False, dropout=0.3))
+    model.region_encoder.set_statistics(torch.arange(6.0), torch.tensor([0.0, 1, 2, 3, 4, 5]))
+    return model
+
+
+def test_a_model_comes_back(tmp_path, model, vocabulary):
+    path = tmp_path / "best.safetensors"
+    checkpoint.save_model(path, model, vocabulary, {"step": 7})
+    random_state = torch.get_rng_state()
+    for place in (path, tmp_path):
+        loaded, words, facts = checkpoint.load_model(place)
+        assert loaded.config == model.config and words.words == vocabulary.words and facts["step"] == 7
+        assert not loaded.training
+        for name, value in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value), name
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert [file.name for file in tmp_path.iterdir()] == ["best.safetensors"]
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path, model, vocabulary):
+    path = tmp_path / "best.safetensors"
+    with pytest.raises(errors.MissingFileError, match=r"best\.safetensors: expected a checkpoint"):
+        checkpoint.load_model(tmp_path)
+    path.write_bytes(b"something else")
+    with pytest.raises(errors.FormatError, match="expected a checkpoint in safetensors"):
+        checkpoint.load_model(path)
+    save_file({"x": torch.ones(2)}, path)
+    with pytest.raises(errors.FormatError, match="that something else wrote"):
+        checkpoint.load_model(path)
+    save_file({"x": torch.ones(2)}, path, {"caan": json.dumps({"format": "caan-99"})})
+    with pytest.raises(errors.FormatError, match="expected a checkpoint of format caan-1, found caan-99"):
+        checkpoint.load_model(path)
+    checkpoint.write(path, {"x": torch.ones(2)}, {})
+    with pytest.raises(errors.FormatError, match="expected a model of caan: KeyError"):
+        checkpoint.load_model(path)
+    checkpoint.save_model(path, model, vocabulary)
+    tensors, facts = checkpoint.read(path)
+    del tensors["model.attention.affinity"]
+    checkpoint.write(path, tensors, facts)
+    with pytest.raises(errors.FormatError, match=r"attention\.affinity"):
+        checkpoint.load_model(path)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_named(tmp_path, model, vocabulary, part):
+    path = tmp_path / "best.safetensors"
+    checkpoint.save_model(path, model, vocabulary)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(errors.FormatError, match=r"best\.safetensors"):
+        checkpoint.load_model(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError, match="disk"), replacing(path) as unfinished:
+        unfinished.write_text("half")
+        raise RuntimeError("disk")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    with replacing(path) as unfinished:
+        unfinished.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,135 @@
+"""The command line: help, errors, and a run from training to the table."""
+
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from caan import commands
+from caan.commands import main
+from caan.presets import PRESETS, TrainingConfig
+
+NAMES = list(commands._COMMANDS)
+
+
+def test_help_lists_the_commands(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_help_of_a_command(capsys, name):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    printed = capsys.readouterr().out
+    assert end.value.code == 0 and printed.startswith(f"usage: caan {name}") and "None" not in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: command"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "--data", "x"], "required: --out"),
+        (["train", "--data", "x", "--out", "y", "--width", "wide"], "argument --width: invalid int value: 'wide'"),
+        (
+            ["train", "--data", "x", "--out", "y", "--decay-epochs", "1,two"],
+            "argument --decay-epochs: invalid numbers value: '1,two'",
+        ),
+        (["train", "--data", "x", "--out", "y", "--preset", "tiny"], "argument --preset: invalid choice: 'tiny'"),
+        (["train", "--data", "x", "--out", "y", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["evaluate"], "required: RUN, --data"),
+    ],
+)
+def test_a_command_line_that_is_not_understood(capsys, arguments, message):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_every_setting_is_an_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    printed = capsys.readouterr().out
+    for name in TrainingConfig.helps():
+        assert f"--{name.replace('_', '-')} " in printed
+    assert "--no-inter" in printed and "--no-intra" in printed and all(preset in printed for preset in PRESETS)
+
+
+SMALL = (
+    "--preset cpu --width 8 --word-width 6 --batch-size 10 --epochs 2 --decay-epochs 1 --ramp-steps 2 --validation-images 5".split()
+)
+
+
+@pytest.fixture
+def data(tmp_path, write_split, features, captions):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "dev", "test"):
+        write_split(folder, split, features, captions)
+    return folder
+
+
+def test_train_and_evaluate(data, tmp_path, capsys):
+    train = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL]
+    assert main(train) == 0
+    printed = capsys.readouterr().out
+    assert "7 images, 35 captions" in printed and "6 steps on cpu" in printed
+    assert "epoch 2 of 2" in printed and "best validation rsum" in printed
+    assert main(train) == 0
+    assert "continuing" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), "--data", str(data)]) == 0
+    printed = capsys.readouterr().out
+    assert "7 images, 35 captions" in printed and "245 pairs" in printed
+    assert main([*train, "--margin", "0.3"]) == 1
+    assert "margin: expected 0.2, as in the run" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_the_data_is_one_line(data, tmp_path, capsys):
+    def error(*changes):
+        assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, *changes]) == 1
+        captured = capsys.readouterr().err
+        lines = [line for line in captured.splitlines() if line.startswith("caan")]
+        assert len(lines) == 1 and lines[0].startswith("caan train: error: ")
+        return lines[0]
+
+    assert "limit: expected 1 to 7" in error("--validation-images", "8")
+    assert "nothing_ims.npy: expected a file of the SCAN layout, found none (splits there: dev, test, train)" in error(
+        "--train-split", "nothing"
+    )
+    assert "dropout: expected at least 0 and less than 1, got 1.5" in error("--dropout", "1.5")
+    assert "margin: expected more than 0, got -1.0" in error("--margin", "-1")
+    assert "num_items: expected enough for one batch of 100, got 35" in error("--batch-size", "100")
+    assert "vocab.json: expected a vocabulary in JSON, found no such file" in error("--vocabulary", str(tmp_path / "vocab.json"))
+    features = np.load(data / "train_ims.npy")
+    features[2, 1, 3] = np.nan
+    np.save(data / "train_ims.npy", features)
+    assert "train_ims.npy: expected finite features, found nan in row 2, image 2, region 1, column 3" in error()
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path, capsys, monkeypatch):
+    from caan.training import Trainer
+
+    def interrupted(self, batch, form):
+        signal.raise_signal(signal.SIGINT)
+        return step(self, batch, form)
+
+    step = Trainer._train_step
+    monkeypatch.setattr(Trainer, "_train_step", interrupted)
+    train = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL]
+    assert main(train) == 130
+    assert "caan train: stopped and saved after step 1; the same command continues" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(train) == 0
+    assert "after step 1 of 6" in capsys.readouterr().out
+
+
+def test_a_missing_library_is_named():
+    script = "import sys; sys.modules['tqdm'] = None; from caan.commands import main; sys.exit(main(['train', '--help']))"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode != 0 and "caan_kernels[caan]" in result.stderr

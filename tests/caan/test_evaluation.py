@@ -1,0 +1,172 @@
+"""Evaluation: figures of the whole matrix, from tiles, however they are cut."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import caan_kernels as ck
+from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, evaluation
+from caan.commands import main
+from caan.data import Captions, Images, load_scan_split
+from caan.evaluation import evaluate
+from caan.recall import count_ranks, folds
+
+
+@pytest.fixture
+def split(tmp_path, write_split):
+    """24 images of 1 to 5 regions, and their captions."""
+    generator = np.random.default_rng(0)
+    words = [f"word{number}" for number in range(12)]
+    captions = [" ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(120)]
+    write_split(tmp_path, "test", generator.standard_normal((24, 5, 6)).astype(np.float32), captions)
+    np.save(tmp_path / "test_num_boxes.npy", generator.integers(1, 6, 24))
+    return load_scan_split(tmp_path, "test")
+
+
+def make_model(split, seed, words=None, width=16):
+    torch.manual_seed(seed)
+    vocabulary = words or Vocabulary.from_captions(split.captions, 1)
+    return CAAN(ModelConfig(6, len(vocabulary), width=width, word_width=5, dropout=0.5, word_drop=0.5)), vocabulary
+
+
+@torch.no_grad()
+def whole_matrix(models, split):
+    """Scores from one call a model, by the reference."""
+    result = 0
+    for model, vocabulary in models:
+        model.eval()
+        images, captions = Images(split), Captions(split, vocabulary)
+        regions = model.encode_images(images.collate([images[i] for i in range(len(images))]))
+        words = model.encode_captions(captions.collate([captions[t] for t in range(len(captions))]))
+        result = result + ck.context_attention(
+            regions.features, words.features, model.attention.weights, regions.lengths, words.lengths, backend="reference"
+        )
+    return result / len(models)
+
+
+def assert_same_figures(found, scores, split, fold=None):
+    expected = count_ranks(scores, torch.from_numpy(split.image_of_caption), fold).figures()
+    assert found == expected
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("ensemble", [1, 2])
+def test_figures_and_scores_are_those_of_the_whole_matrix(split, tmp_path, monkeypatch, workers, ensemble):
+    # Blocks of 5 images in chunks of 5, batches of 7 captions: everything is cut.
+    monkeypatch.setattr(evaluation, "_IMAGES", 5)
+    monkeypatch.setattr(evaluation, "_CAPTIONS", 7)
+    monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 1)
+    models = [make_model(split, seed, width=16 - 4 * seed) for seed in range(ensemble)]
+    path = tmp_path / "scores.npy"
+    found = evaluate(models, split, save_scores=path, workers=workers, fold_size=8)
+    scores = torch.from_numpy(np.load(path))
+    torch.testing.assert_close(scores, whole_matrix(models, split), atol=2e-6, rtol=0)
+    assert_same_figures(found.figures, scores, split)
+    assert_same_figures(found.fold_figures, scores, split, folds(24, 8))
+    assert found.pairs == 24 * 120 and found.seconds > 0
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_folds_alone_score_only_their_own_pairs(split, monkeypatch):
+    model = make_model(split, 0)
+    both = evaluate([model], split, fold_size=8)
+    scored = []
+    count = evaluation.RankCounter.add
+
+    def add(self, scores, images, captions):
+        scored.append(scores.numel())
+        count(self, scores, images, captions)
+
+    monkeypatch.setattr(evaluation.RankCounter, "add", add)
+    alone = evaluate([model], split, fold_size=8, folds_only=True)
+    assert alone.figures is None and alone.fold_figures == both.fold_figures
+    assert sum(scored) == alone.pairs == 24 * 120 / 3
+
+
+def test_an_image_without_captions_and_one_without_regions(split, tmp_path):
+    np.save(tmp_path / "test_num_boxes.npy", np.where(np.arange(24) == 3, 0, 5))
+    model = make_model(split, 0)
+    path = tmp_path / "scores.npy"
+    found = evaluate([model], load_scan_split(tmp_path, "test"), save_scores=path)
+    scores = np.load(path)
+    assert (scores[3] == 0).all()
+    # All of its captions tie with each other only; they score 0 with their image as any other caption does.
+    assert found.figures.image_to_text.tied_queries >= 1
+
+
+def test_a_model_of_another_width_is_refused(split, tmp_path, write_split):
+    model = make_model(split, 0)
+    write_split(tmp_path, "wide", np.zeros((24, 5, 7), dtype=np.float32), split.captions)
+    with pytest.raises(errors.WidthError, match="expected region features of width 6, found 7"):
+        evaluate([model], load_scan_split(tmp_path, "wide"))
+
+
+def test_arguments_that_contradict(split, tmp_path):
+    model = make_model(split, 0)
+    with pytest.raises(ValueError, match="folds_only: expected a fold_size"):
+        evaluate([model], split, folds_only=True)
+    with pytest.raises(ValueError, match="save_scores: expected all pairs"):
+        evaluate([model], split, fold_size=8, folds_only=True, save_scores=tmp_path / "x.npy")
+    with pytest.raises(ValueError, match="size: expected a divisor of 24 images, got 7"):
+        evaluate([model], split, fold_size=7)
+    assert not (tmp_path / "x.npy").exists()
+
+
+def test_a_run_that_fails_leaves_no_scores(split, tmp_path, monkeypatch):
+    def add(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(evaluation.RankCounter, "add", add)
+    with pytest.raises(MemoryError):
+        evaluate([make_model(split, 0)], split, save_scores=tmp_path / "scores.npy")
+    assert not list(tmp_path.glob("scores*"))
+
+
+@pytest.fixture
+def run_folder(split, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    checkpoint.save_model(folder / "best.safetensors", *make_model(split, 0))
+    return folder
+
+
+def test_command(split, run_folder, tmp_path, capsys, monkeypatch):
+    from caan.commands import evaluate as command
+
+    monkeypatch.setattr(command, "_FOLD_SIZE", 8)
+    options = ["--data", str(tmp_path), "--protocol", "both", "--baseline", "coco5k"]
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", str(run_folder), str(run_folder), *options, "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    model = make_model(split, 0)
+    scores = whole_matrix([model], split)
+    figures = count_ranks(scores, torch.from_numpy(split.image_of_caption)).figures()
+    [line] = [line for line in printed.splitlines() if line.startswith("24 images, 120 captions")]
+    numbers = line.removeprefix("24 images, 120 captions").split()
+    side = figures.image_to_text
+    assert numbers[:4] == [f"{value:.1f}" for value in (side.r1, side.r5, side.r10, side.median_rank)]
+    assert numbers[-1] == f"{figures.rsum:.1f}" and len(numbers) == 11
+    assert "mean of 3 folds of 8 images" in printed and "2,880 pairs in" in printed
+    assert "CAAN, published" in printed and "421.1" in printed and "SCAN*, published" in printed and "Awesome_Matching" in printed
+    found = json.loads(out.read_text())
+    assert found["figures"]["image_to_text"]["r1"] == side.r1 and found["pairs"] == 2880 and len(found["runs"]) == 2
+
+
+def test_command_names_what_is_wrong(run_folder, tmp_path, capsys):
+    def error(*arguments):
+        assert main(["evaluate", *map(str, arguments)]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.startswith("caan evaluate: error: ") and captured.err.count("\n") == 1
+        return captured.err
+
+    assert "best.safetensors: expected a checkpoint, found no such file" in error(tmp_path, "--data", tmp_path)
+    assert "dev_ims.npy: expected a file of the SCAN layout" in error(run_folder, "--data", tmp_path, "--split", "dev")
+    assert "limit: expected 1 to 24" in error(run_folder, "--data", tmp_path, "--limit", 25)
+    assert "--device: expected a device that is there, got 'nothing'" in error(
+        run_folder, "--data", tmp_path, "--device", "nothing"
+    )
+    assert "size: expected a divisor of 24" in error(run_folder, "--data", tmp_path, "--protocol", "folds")
+    (tmp_path / "test_caps.txt").write_text("one\n" * 7)
+    assert "test_caps.txt: expected 120 captions" in error(run_folder, "--data", tmp_path)

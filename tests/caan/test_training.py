@@ -1,0 +1,292 @@
+"""Training: it learns, says what goes wrong, and continues where it was killed as if it had not been."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from caan import ModelConfig, Vocabulary, checkpoint, errors, loss, training
+from caan.data import load_scan_split
+from caan.presets import PRESETS, TrainingConfig
+from caan.training import Trainer, channel_statistics
+
+COLOURS = "red green blue white black yellow".split()
+THINGS = "dog cat bird horse tree boat".split()
+
+
+@pytest.fixture
+def world(tmp_path, write_split):
+    """36 images, each a colour and a thing in noise, of regions and words that tell them."""
+    generator = np.random.default_rng(0)
+    codes = generator.standard_normal((12, 10))
+    images, captions = [], []
+    for colour in range(6):
+        for thing in range(6):
+            regions = generator.standard_normal((4, 10)) * 0.3
+            regions[0] += codes[colour] * 2
+            regions[1] += codes[6 + thing] * 2
+            images.append(regions * [1, 50, 0.1, *[1] * 7])
+            captions += [f"a {COLOURS[colour]} {THINGS[thing]} {'very ' * extra}near" for extra in range(5)]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "dev"):
+        write_split(folder, split, np.array(images, dtype=np.float32), captions)
+    return folder
+
+
+CONFIG = TrainingConfig(
+    epochs=2,
+    batch_size=20,
+    learning_rate=5e-3,
+    ramp_steps=3,
+    decay_epochs=(1.5,),
+    warmup_epochs=0.5,
+    warmup_form="mean",
+    average=0.9,
+)
+
+EVERYTHING = {"region_drop": 0.0, "word_drop": 0.0, "width": 24}
+
+
+def trainer(world, folder, config=CONFIG, model=None, **options):
+    train, dev = (load_scan_split(world, split) for split in ("train", "dev"))
+    vocabulary = Vocabulary.from_captions(train.captions)
+    settings = {
+        "width": 12,
+        "word_width": 8,
+        "dropout": 0.1,
+        "region_drop": 0.3,
+        "word_drop": 0.3,
+        "standardize": True,
+        **(model or {}),
+    }
+    model_config = ModelConfig(10, len(vocabulary), **settings)
+    said = []
+    result = Trainer(folder, train, dev, vocabulary, model_config, config, say=said.append, **options)
+    result.said = said
+    return result
+
+
+def weights(folder):
+    return {name: checkpoint.read(folder / f"{name}.safetensors") for name in ("last", "best")}
+
+
+def assert_same_weights(first, second):
+    for name, (tensors, facts) in weights(first).items():
+        other = weights(second)[name]
+        assert set(tensors) == set(other.tensors)
+        for key, tensor in tensors.items():
+            assert torch.equal(tensor, other.tensors[key]), (name, key)
+        assert facts["words"] == other.facts["words"] and facts.get("best_rsum") == other.facts.get("best_rsum")
+
+
+def test_it_learns(world, tmp_path):
+    run = trainer(world, tmp_path / "run", replace(CONFIG, epochs=12, decay_epochs=(8.0,)), EVERYTHING)
+    before = run.validate().rsum
+    run.run()
+    assert before < 150 < 350 < run.best_rsum
+    model, vocabulary, facts = checkpoint.load_model(tmp_path / "run")
+    assert vocabulary.words == Vocabulary.load(tmp_path / "run" / "vocabulary.json").words
+    assert facts["validation"]["image_to_text"]["r10"] > 60 and facts["training"]["epochs"] == 12
+    assert not torch.equal(model.region_encoder.deviation, torch.ones(10))
+    assert any("epoch 12 of 12" in text and "rsum" in text for text in run.said)
+
+
+def test_metrics(world, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trainer(world, tmp_path)
+    run.run()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert run.steps_per_epoch == 9 and tuple(rows[0]) == training.COLUMNS
+    assert [int(row["step"]) for row in rows] == [9, 9, 18, 18]
+    assert [bool(row["rsum"]) for row in rows] == [False, True, False, True]
+    assert float(rows[-1]["epoch"]) == 2 and float(rows[2]["learning_rate"]) == pytest.approx(5e-4)
+    assert all(float(row["pairs_per_second"]) > 0 and float(row["loss"]) > 0 for row in rows if row["loss"])
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("rsum")] == [9, 18]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([float(row["loss"]) for row in rows if row["loss"]])
+
+
+@pytest.mark.parametrize("kills", [(1,), (4, 5, 13), (9,), (17,)])
+def test_continued_is_as_good_as_undisturbed(world, tmp_path, kills, monkeypatch):
+    trainer(world, tmp_path / "undisturbed").run()
+
+    for kill in kills:
+        run = trainer(world, tmp_path / "killed", save_seconds=0)
+
+        def step(batch, form, run=run, kill=kill):
+            if run.step == kill:
+                raise MemoryError
+            return Trainer._train_step(run, batch, form)
+
+        monkeypatch.setattr(run, "_train_step", step)
+        # What else draws random numbers in between is no business of the run's.
+        with pytest.raises(MemoryError):
+            run.run()
+        torch.rand(5)
+    final = trainer(world, tmp_path / "killed", save_seconds=0)
+    assert final.step == kills[-1] and "continuing" in final.said[0]
+    final.run()
+    assert_same_weights(tmp_path / "undisturbed", tmp_path / "killed")
+    assert validations(tmp_path / "undisturbed") == validations(tmp_path / "killed")
+
+
+def validations(folder):
+    """Validation rows of metrics.csv, without the time."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{**row, "seconds": None} for row in csv.DictReader(file) if row["rsum"]]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from caan.data import load_scan_split
+from tests.caan.test_training import CONFIG, trainer
+from dataclasses import replace
+trainer(Path(sys.argv[1]), Path(sys.argv[2]), replace(CONFIG, epochs=int(sys.argv[3])), save_seconds=0).run()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_killed_process_continues(world, tmp_path, number):
+    config = replace(CONFIG, epochs=10)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(world), str(killed), "10"],
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(["tests/..", *filter(None, [os.environ.get("PYTHONPATH")])])},
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (killed / "last.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode != 0, error
+    run = trainer(world, killed, config)
+    assert 1 <= run.step < run.total_steps, error
+    if number != signal.SIGKILL:
+        assert "KeyboardInterrupt" in error
+    run.run()
+    trainer(world, tmp_path / "undisturbed", config).run()
+    assert_same_weights(tmp_path / "undisturbed", killed)
+
+
+def test_a_finished_run_does_nothing_and_can_be_extended(world, tmp_path):
+    trainer(world, tmp_path / "run").run()
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    trainer(world, tmp_path / "run").run()
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
+    longer = replace(CONFIG, epochs=3)
+    trainer(world, tmp_path / "run", longer).run()
+    trainer(world, tmp_path / "whole", longer).run()
+    assert_same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_other_settings_are_refused(world, tmp_path, write_split):
+    trainer(world, tmp_path).run()
+    with pytest.raises(ValueError, match=r"learning_rate: expected 0\.005, as in the run in .*, got 1\.0; another folder"):
+        trainer(world, tmp_path, replace(CONFIG, learning_rate=1.0))
+    with pytest.raises(ValueError, match=r"decay_epochs: expected \(1\.5,\)"):
+        trainer(world, tmp_path, replace(CONFIG, decay_epochs=(1.0, 2.0)))
+    with pytest.raises(ValueError, match="inter: expected True, as in the run"):
+        trainer(world, tmp_path, model={"inter": False})
+    captions = load_scan_split(world, "train").captions
+    write_split(world, "train", np.load(world / "train_ims.npy")[:-1], captions[:-5])
+    with pytest.raises(ValueError, match="num_items: expected 180, as in the run to continue, got 175"):
+        trainer(world, tmp_path)
+    write_split(world, "train", np.zeros((36, 4, 10), dtype=np.float32), [caption.replace("near", "far") for caption in captions])
+    with pytest.raises(ValueError, match="vocabulary"):
+        trainer(world, tmp_path)
+
+
+def test_a_broken_state_is_named(world, tmp_path):
+    trainer(world, tmp_path).run()
+    path = tmp_path / "last.safetensors"
+    tensors, facts = checkpoint.read(path)
+    checkpoint.write(path, {name: tensor for name, tensor in tensors.items() if name != "random.cpu"}, facts)
+    with pytest.raises(errors.FormatError, match=r"last\.safetensors: expected the state of a run.*random\.cpu"):
+        trainer(world, tmp_path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(errors.FormatError, match=r"last\.safetensors"):
+        trainer(world, tmp_path)
+
+
+def test_collapse_is_said(world, tmp_path, monkeypatch):
+    run = trainer(world, tmp_path, replace(CONFIG, epochs=3))
+    run.watch = loss.CollapseWatch(patience=5)
+    constant = torch.zeros(20, 20)
+    monkeypatch.setattr(run.model, "forward", lambda batch: constant + 0 * run.model.attention.affinity.sum())
+    run.run()
+    [text] = [text for text in run.said if "collapse" in text]
+    assert "--warmup-epochs" in text and text.startswith("step ")
+
+
+def test_a_loss_that_is_no_number_stops(world, tmp_path, monkeypatch):
+    run = trainer(world, tmp_path)
+    with torch.no_grad():
+        run.model.attention.affinity[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="the loss is nan in step 1"):
+        run.run()
+
+
+def test_bfloat16_learns_as_well(world, tmp_path):
+    run = trainer(world, tmp_path, replace(CONFIG, epochs=12, decay_epochs=(8.0,), precision="bfloat16"), EVERYTHING)
+    run.run()
+    assert run.best_rsum > 300
+    assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
+
+
+def test_workers_change_nothing(world, tmp_path):
+    trainer(world, tmp_path / "none").run()
+    trainer(world, tmp_path / "two", workers=2).run()
+    assert_same_weights(tmp_path / "none", tmp_path / "two")
+
+
+def test_channel_statistics_leave_padding_out(world):
+    counts = np.arange(36) % 4 + 1
+    features = np.load(world / "train_ims.npy")
+    for row, count in zip(features, counts, strict=True):
+        row[count:] = np.nan
+    np.save(world / "train_ims.npy", features)
+    np.save(world / "train_num_boxes.npy", counts)
+    mean, deviation = channel_statistics(load_scan_split(world, "train"))
+    real = np.concatenate([row[:count] for row, count in zip(features, counts, strict=True)]).astype(np.float64)
+    np.testing.assert_allclose(mean.numpy(), real.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(deviation.numpy(), real.std(axis=0), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
+        ({"batch_size": 1}, "batch_size: expected at least 2, got 1"),
+        ({"learning_rate": 0.0}, "learning_rate: expected more than 0, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected more than 0, got nan"),
+        ({"average": 1.0}, "average: expected at least 0 and less than 1, got 1.0"),
+        ({"warmup_form": "median"}, "warmup_form: expected one of hardest, sum, mean, got 'median'"),
+        ({"precision": "float8"}, "precision: expected one of float32, bfloat16, float16, got 'float8'"),
+    ],
+)
+def test_settings_out_of_range(change, message):
+    with pytest.raises(ValueError) as error:
+        replace(CONFIG, **change)
+    assert str(error.value) == message
+
+
+def test_presets_are_the_published_defaults():
+    for name, rate, half in (("f30k", 2e-4, 15), ("coco", 5e-4, 10)):
+        training_config, model = PRESETS[name].training, ModelConfig(2048, 8481, **PRESETS[name].model)
+        assert (training_config.batch_size, training_config.margin, training_config.clip_norm) == (128, 0.2, 2.0)
+        assert (training_config.learning_rate, training_config.decay_epochs) == (rate, (half,))
+        assert training_config.epochs == 2 * half and training_config.warmup_epochs == 1
+        assert (model.width, model.word_width, model.inter, model.intra) == (1024, 300, True, True)

@@ -1,9 +1,11 @@
-"""Files that are never seen half written."""
+"""Files that are never seen half written, and texts whose faults are named."""
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import FormatError, MissingFileError
 
 
 @contextmanager
@@ -23,3 +25,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        MissingFileError, FormatError: there is no such file, or its text is in another encoding.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"{path}: expected a text file, found no such file")
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise FormatError(f"{path}: expected UTF-8, found other bytes in line {line}") from None

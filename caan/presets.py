@@ -91,4 +91,15 @@ PRESETS = {
             validation_images=200,
         ),
     ),
+    "demo": Preset(
+        {"width": 128, "word_width": 64, "standardize": True, "dropout": 0.1},
+        TrainingConfig(
+            epochs=4,
+            batch_size=64,
+            learning_rate=1e-3,
+            decay_epochs=(3.0,),
+            warmup_epochs=0.5,
+            warmup_form="mean",
+        ),
+    ),
 }

@@ -8,6 +8,7 @@ same text always tie: in COCO's 5K test 296 of 25,000 captions stand under more 
 An image's right answers are all of its captions; its rank is that of the best one. A caption's right answer is its image.
 """
 
+import math
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
@@ -265,6 +266,24 @@ def recall(ranks: Ranks) -> Recall:
     r1, r5, r10 = (100 * int((places < k).sum()) / count for k in (1, 5, 10))
     median = int(places[(count - 1) // 2] + places[count // 2]) // 2
     return Recall(r1, r5, r10, median + 1, int(places.sum()) / count + 1, int((ranks.tied > 0).sum()))
+
+
+def chance(image_of_caption: Tensor, num_images: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """R@1, R@5 and R@10 that scores without meaning have on average, image→text and text→image.
+
+    Args:
+        image_of_caption, num_images: as for `RankCounter`.
+    """
+    captions = len(image_of_caption)
+    own = torch.bincount(image_of_caption, minlength=num_images)
+    counts, images = own[own > 0].unique(return_counts=True)
+    by_image, by_caption = [], []
+    for k in (1, 5, 10):
+        # An image's first own caption is at the k-th place or before it, unless the first k are all others'.
+        missed = [math.comb(captions - c, k) / math.comb(captions, k) if k <= captions else 0.0 for c in counts.tolist()]
+        by_image.append(100 - 100 * sum(n * m for n, m in zip(images.tolist(), missed, strict=True)) / int(images.sum()))
+        by_caption.append(100 * min(1.0, k / num_images))
+    return tuple(by_image), tuple(by_caption)
 
 
 def _mean(sides: list[Recall]) -> Recall:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 _COMMANDS = {
+    "extract": "photographs and captions to the SCAN layout",
     "train": "train a model",
     "evaluate": "recall tables, by the field's protocol",
 }

@@ -9,10 +9,13 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from ..checkpoint import load_model
+from ..data import Split
 from ..evaluation import Evaluation, evaluate
 from ..published import PUBLISHED, SOURCE, published_rows
-from ..recall import Figures, Recall
+from ..recall import Figures, Recall, chance
 from . import options
 
 _FOLD_SIZE = 1000
@@ -59,19 +62,19 @@ def run(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         progress=True,
     )
-    print(report(evaluation, split.num_images, len(split.captions), arguments.baseline))
+    print(report(evaluation, split, arguments.baseline))
     if arguments.json:
         arguments.json.write_text(
             json.dumps({"runs": [str(path) for path in arguments.runs], **asdict(evaluation)}, indent=1) + "\n"
         )
 
 
-def report(evaluation: Evaluation, images: int, captions: int, baseline: str | None = None) -> str:
+def report(evaluation: Evaluation, split: Split, baseline: str | None = None) -> str:
     """The recall table as text.
 
     Args:
         evaluation: what was found.
-        images, captions: how many there were.
+        split: where.
         baseline: the protocol whose published rows are printed too.
     """
     name_width, side_width = 34, 38
@@ -79,17 +82,22 @@ def report(evaluation: Evaluation, images: int, captions: int, baseline: str | N
     heads = "".join(f"{head:>7}" for head in ("R@1", "R@5", "R@10")) + f"{'median':>8}{'mean':>9}"
     lines.append(f"{'':{name_width}}{heads:{side_width}}  {heads:{side_width}}{'rsum':>7}")
     found = {
-        f"{images:,} images, {captions:,} captions": evaluation.figures,
-        f"mean of {images // _FOLD_SIZE} folds of {_FOLD_SIZE:,} images": evaluation.fold_figures,
+        f"{split.num_images:,} images, {len(split.captions):,} captions": evaluation.figures,
+        f"mean of {split.num_images // _FOLD_SIZE} folds of {_FOLD_SIZE:,} images": evaluation.fold_figures,
     }
     for name, figures in found.items():
         if figures:
             sides = (f"{_recalls((s.r1, s.r5, s.r10))}{s.median_rank:8,.1f}{s.mean_rank:9,.1f}" for s in _sides(figures))
             lines.append(f"{name:{name_width}}{'  '.join(f'{side:{side_width}}' for side in sides)}{figures.rsum:7.1f}")
-    for row in published_rows(baseline) if baseline else ():
-        sides = (_recalls(side) for side in (row.image_to_text, row.text_to_image))
-        name = f"{row.method}{'*' if row.ensemble else ''}, published"
-        lines.append(f"{name:{name_width}}{'  '.join(f'{side:{side_width}}' for side in sides)}{row.rsum:7.1f}")
+    others = []
+    if evaluation.figures:
+        others.append(("by chance", *chance(torch.from_numpy(split.image_of_caption), split.num_images)))
+    if baseline:
+        for row in published_rows(baseline):
+            others.append((f"{row.method}{'*' if row.ensemble else ''}, published", row.image_to_text, row.text_to_image))
+    for name, *recalls in others:
+        sides = "  ".join(f"{_recalls(side):{side_width}}" for side in recalls)
+        lines.append(f"{name:{name_width}}{sides}{sum(map(sum, recalls)):7.1f}")
     if baseline:
         lines.append(f"Published: {SOURCE}; * an ensemble of two models.")
     for figures in found.values():

@@ -16,7 +16,13 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder in the SCAN layout: {split}_ims.npy, ...")
     parser.add_argument("--captions-per-image", type=int, default=5, metavar="N", help="captions of an image, in a row in the file")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read the data; 0: this one")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+    add_device_option(parser)
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """What computes."""
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, help=f"cpu, cuda, cuda:1, ... ({default})")
 
 
 def load_split(arguments: argparse.Namespace, split: str, limit: int | None = None) -> Split:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import CaptionMismatchError, FormatError, MissingFileError
+from ..files import read_text
 from .regions import RegionFile, read_region_counts
 
 CAPTIONS_PER_IMAGE = 5
@@ -118,7 +119,7 @@ def read_karpathy(path: str | Path) -> list[KarpathyImage]:
     """
     path = Path(path)
     try:
-        images = json.loads(_read_text(path))["images"]
+        images = json.loads(read_text(path))["images"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise FormatError(f'{path}: expected JSON with a list "images": {type(error).__name__}: {error}') from None
     if not isinstance(images, list):
@@ -239,16 +240,5 @@ def _first(split: Split, limit: int | None) -> Split:
 def _read_lines(path: Path) -> list[str]:
     """The lines of a text file, without surrounding white space. An empty line is a line: dropping one would move every
     caption after it to another image."""
-    lines = _read_text(path).split("\n")
+    lines = read_text(path).split("\n")
     return [line.strip() for line in (lines if lines[-1] else lines[:-1])]
-
-
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise MissingFileError(f"{path}: expected a text file, found no such file")
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise FormatError(f"{path}: expected UTF-8, found other bytes in line {line}") from None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from caan.published import PUBLISHED, published_rows
-from caan.recall import RankCounter, Ranks, count_ranks, folds, positive_pairs, recall
+from caan.recall import RankCounter, Ranks, chance, count_ranks, folds, positive_pairs, recall
 
 
 def brute_force(scores, image_of_caption, fold=None):
@@ -215,3 +215,22 @@ def test_published_rows():
     assert [row.method for row in published_rows("f8k")] == ["SCAN"]
     with pytest.raises(ValueError, match="protocol: expected one of f30k, coco1k, coco5k, f8k, got 'coco'"):
         published_rows("coco")
+
+
+def test_chance_is_what_random_scores_have_on_average():
+    counts = torch.tensor([5, 0, 1, 3, 5, 2, 5, 4, 1, 1, 2, 3])
+    image_of_caption = torch.repeat_interleave(torch.arange(12), counts)
+    torch.manual_seed(0)
+    found = torch.zeros(6, dtype=torch.float64)
+    rounds = 4000
+    for _ in range(rounds):
+        figures = count_ranks(torch.rand(12, len(image_of_caption)), image_of_caption).figures()
+        found += torch.tensor(
+            [getattr(side, r) for side in (figures.image_to_text, figures.text_to_image) for r in ("r1", "r5", "r10")]
+        )
+    expected = torch.tensor(sum(chance(image_of_caption, 12), ()), dtype=torch.float64)
+    torch.testing.assert_close(found / rounds, expected, atol=0.7, rtol=0)
+
+
+def test_chance_in_a_set_smaller_than_ten():
+    assert chance(torch.tensor([0, 1, 2]), 3) == (pytest.approx((100 / 3, 100, 100)), pytest.approx((100 / 3, 100, 100)))

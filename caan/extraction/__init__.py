@@ -1,0 +1,26 @@
+"""From photographs, or from other people's region features, to the SCAN layout."""
+
+from .backbones import DEFAULT_BACKBONE, Backbone, MapBackbone, load_backbone
+from .bottom_up import open_features
+from .photographs import Photographs, extract_images
+from .run import Regions, RegionSource, Summary, Unreadable, extract_split
+from .sources import FORMATS, CaptionedImage, read_captions, read_names
+
+__all__ = [
+    "DEFAULT_BACKBONE",
+    "FORMATS",
+    "Backbone",
+    "CaptionedImage",
+    "MapBackbone",
+    "Photographs",
+    "RegionSource",
+    "Regions",
+    "Summary",
+    "Unreadable",
+    "extract_images",
+    "extract_split",
+    "load_backbone",
+    "open_features",
+    "read_captions",
+    "read_names",
+]

@@ -1,0 +1,428 @@
+"""A run that can be killed at any moment: from a source of regions to the files of one split.
+
+While it runs, a split has three files: `{split}_ims.part` and `{split}_boxes.part`, to which the rows of each batch are
+appended, and `{split}_extract.journal`, a line of settings and then a line a batch. A batch counts when its line is
+whole, and its rows are on the disk before its line is. The last file of a finished split to appear is `{split}_ims.npy`.
+"""
+
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import PIL
+import torch
+from tqdm import tqdm
+
+from ..data.splits import CAPTIONS_PER_IMAGE
+from ..errors import CaptionMismatchError, DataError
+from ..files import replacing
+from .sources import CaptionedImage
+
+# So many images are named on the screen; all of them are in {split}_extract.json.
+_NAMED = 20
+_FINAL = ("ims.npy", "caps.txt", "ids.txt", "boxes.npy", "num_boxes.npy", "extract.json")
+_BOX = 4
+
+
+class Unreadable(Exception):
+    """An image that cannot be used; the message is the reason."""
+
+
+class Regions(NamedTuple):
+    """The regions of one image.
+
+    Attributes:
+        features: (R, F) floating point.
+        boxes: (R, 4) float32, x1 y1 x2 y2 as fractions of the photograph's width and height.
+    """
+
+    features: np.ndarray
+    boxes: np.ndarray
+
+
+class RegionSource(Protocol):
+    """Where regions come from.
+
+    Attributes:
+        place: the folder or file, for messages.
+        dtype: what features are stored as, float16 or float32.
+        settings: what the features depend on, in JSON's types, with "width": F.
+    """
+
+    place: Path
+    dtype: np.dtype
+    settings: dict[str, Any]
+
+    def find(self, image: CaptionedImage) -> tuple[str, Any] | None:
+        """The name of an image as it goes into the list of ids, and what `load` takes; None where it is not there."""
+        ...
+
+    def load(self, key: Any) -> Any:
+        """What `encode` needs of an image that was found. Called in threads; raises `Unreadable`."""
+        ...
+
+    def encode(self, loaded: Sequence[Any]) -> list[Regions]:
+        """The regions of a batch."""
+        ...
+
+    def examples(self) -> list[str]:
+        """The names of some images that are there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a split ended.
+
+    Attributes:
+        images: how many are in its files.
+        skipped: (name, reason) of each that is not.
+        ran: False where everything was there already.
+    """
+
+    images: int
+    skipped: list[tuple[str, str]]
+    ran: bool
+
+
+def extract_split(
+    images: Sequence[CaptionedImage],
+    source: RegionSource,
+    folder: str | Path,
+    split: str,
+    captions: str | Path,
+    *,
+    captions_per_image: int = CAPTIONS_PER_IMAGE,
+    batch_size: int = 8,
+    workers: int = 2,
+    overwrite: bool = False,
+    say: Callable[[str], None] = tqdm.write,
+) -> Summary:
+    """Write the files of one split; continue where a run with the same settings was killed.
+
+    These are `{split}_ims.npy` (N, R, F), `_caps.txt`, `_ids.txt`, `_boxes.npy` (N, R, 4) float32, `_num_boxes.npy` (N,)
+    int64 where images differ in the number of regions (the rest of a row is zeros), and `_extract.json`, which tells
+    what they were made with and which images were skipped. Killed or not, the same call ends in the same bytes.
+
+    Args:
+        images: what belongs to the split, in the order of the rows. Those that cannot be read, and those with too few
+            captions, are skipped.
+        source: gives their regions.
+        folder: where the files go; it is made where it is not there.
+        split: the first part of their names.
+        captions: the file that the images are from, for messages and for the record.
+        captions_per_image: how many captions of an image are taken, the first ones.
+        batch_size: images that go through the source at once.
+        workers: threads that read.
+        overwrite: begin anew, whatever lies there.
+        say: takes each line that tells what happens.
+
+    Raises:
+        CaptionMismatchError: no image has enough captions.
+        DataError: no image could be read.
+        ValueError: files of other settings are there and overwrite is False, or an argument is out of range.
+        OSError: a file cannot be written, or another run is writing the split.
+    """
+    for name, value in (("captions_per_image", captions_per_image), ("batch_size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if not split or Path(split).name != split:
+        raise ValueError(f"split: expected the first part of file names, got {split!r}")
+    folder, captions = Path(folder), Path(captions)
+    enough = [image for image in images if len(image.captions) >= captions_per_image]
+    if not enough:
+        most = max((len(image.captions) for image in images), default=0)
+        raise CaptionMismatchError(
+            f"{captions}: expected {captions_per_image} captions for an image of {split}, found at most {most}"
+        )
+    settings = {
+        **source.settings,
+        "captions": captions.name,
+        "captions_per_image": captions_per_image,
+        "captions_digest": _digest(images, captions_per_image),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        _remove(folder, split, _FINAL)
+    elif (done := _finished(folder, split, settings)) is not None:
+        say(f"{split}: everything is there already, {done.images:,} images; nothing to do")
+        return done
+
+    report = _Report(split, say)
+    skipped = []
+    for image in images:
+        if len(image.captions) < captions_per_image:
+            skipped.append((image.name, f"expected {captions_per_image} captions, found {len(image.captions)}"))
+            report(*skipped[-1])
+    with _Journal(folder, split, settings, source.dtype, overwrite) as journal:
+        begin = len(journal.images)
+        if begin:
+            say(f"{split}: continues after {begin:,} of {len(enough):,} images, where an earlier run was stopped")
+        with tqdm(total=len(enough), initial=begin, desc=split, unit=" images") as bar:
+            for batch in _batches(enough[begin:], source, batch_size, workers):
+                journal.append(batch)
+                for name, outcome in batch:
+                    if isinstance(outcome, str):
+                        report(name, outcome)
+                bar.update(len(batch))
+        skipped += [(name, outcome) for name, outcome in journal.images if isinstance(outcome, str)]
+        stored = [(image, *row) for image, row in zip(enough, journal.images, strict=True) if isinstance(row[1], int)]
+        if not stored:
+            _remove(folder, split, _Journal.files)
+            name, reason = skipped[-1]
+            raise DataError(f"{source.place}: expected images, found none of {len(enough)} that can be read; {name}: {reason}")
+        texts = (caption for image, *_ in stored for caption in image.captions[:captions_per_image])
+        _write_lines(folder / f"{split}_caps.txt", texts)
+        _write_lines(folder / f"{split}_ids.txt", (name for _, name, _ in stored))
+        versions = {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__}
+        record = {"settings": settings, "images": len(stored), "versions": versions, "skipped": skipped}
+        _write_lines(folder / f"{split}_extract.json", [json.dumps(record, indent=1, ensure_ascii=False)])
+        journal.finish(np.array([count for *_, count in stored]))
+    return Summary(len(stored), skipped, True)
+
+
+class _Report:
+    """Names the first images that are skipped."""
+
+    def __init__(self, split: str, say: Callable[[str], None]):
+        self._split, self._say, self._named = split, say, 0
+
+    def __call__(self, name: str, reason: str) -> None:
+        self._named += 1
+        if self._named <= _NAMED:
+            self._say(f"{self._split}: skipped {name}: {reason}")
+        elif self._named == _NAMED + 1:
+            self._say(f"{self._split}: skipped more; {self._split}_extract.json will name them all")
+
+
+class _Journal:
+    """The three files of an unfinished split.
+
+    Attributes:
+        images: [name, number of regions, or the reason why it was skipped] of each image so far.
+    """
+
+    files = ("ims.part", "boxes.part", "extract.journal")
+
+    def __init__(self, folder: Path, split: str, settings: dict[str, Any], dtype: np.dtype, anew: bool):
+        self._folder, self._split = folder, split
+        self._dtype, self._width = dtype, settings["width"]
+        self._features, self._boxes, self._lines = (_open(folder / f"{split}_{name}") for name in self.files)
+        self.images: list[list] = []
+        try:
+            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.__exit__()
+            raise OSError(f"{folder}: another run is writing {split} at this moment") from None
+        try:
+            self._recover(settings, anew)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _recover(self, settings: dict[str, Any], anew: bool) -> None:
+        """Take what is whole, and cut off the rest."""
+        # A line without its end is of a batch that was being written.
+        lines = [] if anew else self._lines.read().split(b"\n")[:-1]
+        path = Path(self._lines.name)
+        try:
+            content = [json.loads(line) for line in lines]
+        except ValueError:
+            raise ValueError(f"{path}: expected the journal of an earlier run, found another file; {_WAY_OUT}") from None
+        if content:
+            _compare(path, content[0], settings)
+        header = len(_header((1, 1, self._width), self._dtype))
+        room = min((_size(self._features) - header) // (self._width * self._dtype.itemsize), _size(self._boxes) // (_BOX * 4))
+        regions, end = 0, 0
+        for line, batch in zip(lines, content, strict=True):
+            if end:
+                more = regions + sum(outcome for _, outcome in batch if isinstance(outcome, int))
+                # A disk that does not keep the order of writes may hold a line and not its rows.
+                if more > room:
+                    break
+                regions = more
+                self.images += batch
+            end += len(line) + 1
+        self._lines.truncate(end)
+        self._features.truncate(header + regions * self._width * self._dtype.itemsize)
+        self._boxes.truncate(regions * _BOX * 4)
+        for file in (self._features, self._boxes, self._lines):
+            file.seek(0, os.SEEK_END)
+        if not end:
+            self._write_line(settings)
+
+    def append(self, batch: Sequence[tuple[str, Regions | str]]) -> None:
+        """Store a batch: of each image its name, and its regions or the reason why it has none."""
+        line = []
+        for name, outcome in batch:
+            if isinstance(outcome, Regions):
+                self._features.write(np.ascontiguousarray(outcome.features, dtype=self._dtype).data)
+                self._boxes.write(np.ascontiguousarray(outcome.boxes, dtype=np.float32).data)
+                outcome = len(outcome.features)
+            line.append([name, outcome])
+        for file in (self._features, self._boxes):
+            file.flush()
+            os.fsync(file.fileno())
+        self._write_line(line)
+        self.images += line
+
+    def _write_line(self, content: Any) -> None:
+        self._lines.write(json.dumps(content).encode() + b"\n")
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+
+    def finish(self, counts: np.ndarray) -> None:
+        """Make the arrays of the split, (N,) regions an image, and remove the three files."""
+        final = self._folder / f"{self._split}_ims.npy"
+        same = bool((counts == counts[0]).all())
+        _pad(self._boxes, 0, counts, _BOX, np.dtype(np.float32), final.with_name(f"{self._split}_boxes.npy"))
+        header = _header((len(counts), int(counts.max()), self._width), self._dtype)
+        if same:
+            self._features.seek(0)
+            self._features.write(header)
+            self._features.flush()
+            os.fsync(self._features.fileno())
+            os.replace(self._features.name, final)
+        else:
+            with replacing(final.with_name(f"{self._split}_num_boxes.npy")) as unfinished, unfinished.open("wb") as file:
+                np.save(file, counts.astype(np.int64))
+            _pad(self._features, len(header), counts, self._width, self._dtype, final)
+        _remove(self._folder, self._split, self.files)
+
+    def __enter__(self) -> "_Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in (self._features, self._boxes, self._lines):
+            file.close()
+
+
+def _batches(
+    images: Sequence[CaptionedImage], source: RegionSource, size: int, workers: int
+) -> Iterator[list[tuple[str, Regions | str]]]:
+    """Batches of (name, regions or the reason why there are none); threads read ahead by two batches."""
+    pool = ThreadPoolExecutor(workers)
+    waiting: deque = deque()
+    try:
+        for start in range(0, len(images), size):
+            waiting.append([pool.submit(_load, source, image) for image in images[start : start + size]])
+            if len(waiting) > 2:
+                yield _encode(waiting.popleft(), source)
+        while waiting:
+            yield _encode(waiting.popleft(), source)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _load(source: RegionSource, image: CaptionedImage) -> tuple[str, Any]:
+    found = source.find(image)
+    if found is None:
+        return image.name, Unreadable(f"it is not in {source.place}")
+    name, key = found
+    try:
+        return name, source.load(key)
+    except Unreadable as error:
+        return name, error
+
+
+def _encode(futures: list[Future], source: RegionSource) -> list[tuple[str, Regions | str]]:
+    loaded = [future.result() for future in futures]
+    good = [content for _, content in loaded if not isinstance(content, Unreadable)]
+    regions = iter(source.encode(good) if good else ())
+    batch = []
+    for name, content in loaded:
+        outcome = str(content) if isinstance(content, Unreadable) else next(regions)
+        if isinstance(outcome, Regions) and not _fits(outcome.features, source.dtype):
+            outcome = f"its features are not finite numbers in {source.dtype}"
+        batch.append((name, outcome))
+    return batch
+
+
+def _fits(features: np.ndarray, dtype: np.dtype) -> bool:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(features.astype(dtype, copy=False)).all())
+
+
+def _finished(folder: Path, split: str, settings: dict[str, Any]) -> Summary | None:
+    """What a finished run with these settings left; None where there is no run, or one to continue."""
+    there = [folder / f"{split}_{name}" for name in _FINAL if (folder / f"{split}_{name}").is_file()]
+    record = folder / f"{split}_extract.json"
+    if record in there:
+        try:
+            content = json.loads(record.read_text(encoding="utf-8"))
+            found, images, skipped = content["settings"], content["images"], content["skipped"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{record}: expected the record of an earlier run, found another file; {_WAY_OUT}") from None
+        _compare(record, found, settings)
+        needed = {folder / f"{split}_{name}" for name in ("ims.npy", "caps.txt", "ids.txt", "boxes.npy")}
+        if needed <= set(there):
+            _remove(folder, split, _Journal.files)
+            return Summary(images, [(name, reason) for name, reason in skipped], False)
+    elif there and not (folder / f"{split}_extract.journal").is_file():
+        raise ValueError(f"{there[0]}: expected no file of the split {split!r} that another program made; {_WAY_OUT}")
+    return None
+
+
+_WAY_OUT = "give another folder, or say --overwrite to begin anew"
+
+
+def _compare(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
+    for name in {**found, **settings}:
+        there, now = found.get(name), settings.get(name)
+        if there != now:
+            raise ValueError(f"{path}: a run with other settings was begun there: {name} was {there!r}, and is {now!r}; {_WAY_OUT}")
+
+
+def _digest(images: Sequence[CaptionedImage], captions_per_image: int) -> str:
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(json.dumps([image.name, *image.captions[:captions_per_image]]).encode())
+    return digest.hexdigest()[:16]
+
+
+def _header(shape: tuple[int, int, int], dtype: np.dtype) -> bytes:
+    """The beginning of a .npy file; its length does not depend on the number of rows."""
+    header = io.BytesIO()
+    content = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, content)
+    return header.getvalue()
+
+
+def _pad(part: io.BufferedRandom, offset: int, counts: np.ndarray, width: int, dtype: np.dtype, path: Path) -> None:
+    """Copy rows of regions to a .npy file (N, R, width), image by image, each filled up with zeros."""
+    most = int(counts.max())
+    part.seek(offset)
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        file.write(_header((len(counts), most, width), dtype))
+        for count in counts.tolist():
+            file.write(part.read(count * width * dtype.itemsize))
+            file.write(bytes((most - count) * width * dtype.itemsize))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    with replacing(path) as unfinished:
+        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _open(path: Path) -> io.BufferedRandom:
+    """A file to read and write, made where it is not there."""
+    path.touch()
+    return path.open("r+b")
+
+
+def _size(file: io.BufferedRandom) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _remove(folder: Path, split: str, names: Sequence[str]) -> None:
+    for name in names:
+        (folder / f"{split}_{name}").unlink(missing_ok=True)

@@ -76,7 +76,8 @@ def load_model(path: str | Path) -> tuple[CAAN, Vocabulary, dict[str, Any]]:
     """Read a model, for scoring.
 
     Args:
-        path: a checkpoint, or the folder of a run, whose best one is taken.
+        path: a checkpoint, or the folder of a run, whose best one is taken. Of a run's state, `last.safetensors`, it is
+            the moving average of the weights where there is one.
 
     Returns:
         The model on the CPU in evaluation mode, its vocabulary, and all plain values of the file.
@@ -88,22 +89,13 @@ def load_model(path: str | Path) -> tuple[CAAN, Vocabulary, dict[str, Any]]:
     if path.is_dir():
         path = path / "best.safetensors"
     tensors, facts = read(path)
-    model, vocabulary = restore_model(path, tensors, facts)
-    return model.eval(), vocabulary, facts
-
-
-def restore_model(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> tuple[CAAN, Vocabulary]:
-    """Build the model that a file's contents describe.
-
-    Raises:
-        FormatError: the contents do not describe one.
-    """
+    weights = unprefixed("average.module", tensors) or unprefixed("model", tensors)
     try:
         # Weights are overwritten at once: drawing them must not move the caller's random state.
         with torch.random.fork_rng(devices=[]):
             model = CAAN(ModelConfig(**facts["model"]))
-        model.load_state_dict(unprefixed("model", tensors))
-        return model, Vocabulary(facts["words"])
+        model.load_state_dict(weights)
+        return model.eval(), Vocabulary(facts["words"]), facts
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{path}: expected a model of caan: {type(error).__name__}: {error}") from None
 

@@ -4,6 +4,12 @@
 class DataError(ValueError):
     """A file that cannot be used; the message names the file, what was expected and what was found."""
 
+    def __init__(self, message: str):
+        # A loader's worker sends its error as text, a traceback around the message.
+        if message.startswith("Caught ") and "Original Traceback" in message:
+            message = message.rstrip().rsplit(f"{type(self).__name__}: ", 1)[-1]
+        super().__init__(message)
+
 
 class MissingFileError(DataError, FileNotFoundError):
     """A file that the layout asks for is not there."""

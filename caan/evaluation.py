@@ -19,8 +19,10 @@ from .model import CAAN
 from .recall import Figures, RankCounter, folds
 from .vocabulary import Vocabulary
 
-_IMAGES = 128
-_CAPTIONS = 256
+# Images and captions of a tile. Elsewhere than on the CPU the reference may have to score it, whose intermediates are
+# thousands of times as large as its result.
+_TILE = {"cpu": (128, 256)}
+_SMALL_TILE = (32, 64)
 # Projected regions of that many bytes stay in memory while the captions pass by; captions are encoded once for each
 # such block of images.
 _BLOCK_BYTES = 1 << 30
@@ -66,13 +68,15 @@ def evaluate(
         folds_only: score only the pairs within folds.
         save_scores: a .npy file for the whole (I, T) float32 matrix, written through a memory map.
         device: where.
-        workers: processes that read; 0 reads in this one.
+        workers: processes that read images; 0 reads in this one.
         progress: show a bar of pairs.
 
     Raises:
         ValueError: fold_size does not divide the images, or an argument contradicts another.
         DataError: the features cannot be used, or have another width than a model's.
     """
+    if not models:
+        raise ValueError("models: expected at least one, got none")
     if folds_only and fold_size is None:
         raise ValueError("folds_only: expected a fold_size with it, got None")
     if folds_only and save_scores is not None:
@@ -81,8 +85,9 @@ def evaluate(
     scorer = _Scorer(models, split, torch.device(device), workers)
     image_of_caption = torch.from_numpy(split.image_of_caption)
     in_folds = fold_of_image if folds_only else torch.zeros(split.num_images, dtype=torch.int64)
-    captions_in_fold = torch.bincount(in_folds[image_of_caption])
-    total = int((torch.bincount(in_folds) * captions_in_fold).sum())
+    images_in_fold = torch.bincount(in_folds)
+    captions_in_fold = torch.bincount(in_folds[image_of_caption], minlength=len(images_in_fold))
+    total = int((images_in_fold * captions_in_fold).sum())
 
     start = time.monotonic()
     with ExitStack() as stack:
@@ -119,6 +124,7 @@ class _Scorer:
             split.regions.require_width(model.config.region_width)
         self.models = [model.to(device).eval() for model, _ in models]
         self.split, self.device, self.workers = split, device, workers
+        self.tile = _TILE.get(device.type, _SMALL_TILE)
         self.images = Images(split)
         self.captions = [Captions(split, vocabulary) for _, vocabulary in models]
 
@@ -144,23 +150,29 @@ class _Scorer:
         Yields:
             Which images, which captions, their (i, t) scores on the device.
         """
-        config = max((model.config for model in self.models), key=lambda config: config.width)
-        image_bytes = 4 * self.split.regions.max_regions * (config.width + 2 * (config.hidden_width or config.width))
-        size = max(_IMAGES, _BLOCK_BYTES // (image_bytes * len(self.models)) // _IMAGES * _IMAGES)
+        configs = [model.config for model in self.models]
+        numbers = sum(config.width + 2 * (config.hidden_width or config.width) for config in configs)
+        chunk_bytes = 4 * self.tile[0] * self.split.regions.max_regions * numbers
+        size = self.tile[0] * max(1, _BLOCK_BYTES // chunk_bytes)
         groups = groups.numpy()
         for group in np.unique(groups):
             members = np.flatnonzero(groups == group)
             captions_of_group = np.flatnonzero(groups[self.split.image_of_caption] == group)
             for first in range(0, len(members), size):
-                block = list(self._projected_images(members[first : first + size]))
-                for captions, words in self._projected_captions(captions_of_group):
-                    for images, regions in block:
-                        yield images, captions, self._scores(regions, words, None)
+                yield from self._tiles_of(members[first : first + size], captions_of_group)
+
+    def _tiles_of(self, members: np.ndarray, captions_of_group: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Score a block of images; it is gone when the next one begins."""
+        block = list(self._projected_images(members))
+        for captions, words in self._projected_captions(captions_of_group):
+            for images, regions in block:
+                yield images, captions, self._scores(regions, words, None)
 
     def _projected_images(self, images: np.ndarray) -> Iterator[tuple[slice, list[ck.ProjectedRegions]]]:
         """Consecutive images in chunks, projected by each model."""
-        chunks = [images[start : start + _IMAGES].tolist() for start in range(0, len(images), _IMAGES)]
-        for batch in make_loader(self.images, chunks, self.workers):
+        count, _ = self.tile
+        chunks = [images[start : start + count].tolist() for start in range(0, len(images), count)]
+        for batch in make_loader(self.images, chunks, self.workers, pin_memory=self.device.type == "cuda"):
             chunk = slice(int(batch.images[0]), int(batch.images[-1]) + 1)
             batch = batch.to(self.device)
             yield chunk, [model.project_images(batch) for model in self.models]
@@ -168,10 +180,10 @@ class _Scorer:
     def _projected_captions(self, captions: np.ndarray) -> Iterator[tuple[Tensor, list[ck.ProjectedWords]]]:
         """Captions of like length together, projected by each model."""
         # How long a caption is does not depend on the vocabulary.
-        batches = [captions[batch].tolist() for batch in LengthBatches(self.captions[0].lengths[captions], _CAPTIONS)]
-        loaders = [make_loader(captions, batches, self.workers) for captions in self.captions]
-        for loaded in zip(*loaders, strict=True):
-            words = [model.project_captions(batch.to(self.device)) for model, batch in zip(self.models, loaded, strict=True)]
+        for batch in LengthBatches(self.captions[0].lengths[captions], self.tile[1]):
+            chosen = captions[batch]
+            loaded = [own.collate([own[caption] for caption in chosen]).to(self.device) for own in self.captions]
+            words = [model.project_captions(batch) for model, batch in zip(self.models, loaded, strict=True)]
             yield loaded[0].captions, words
 
     def _scores(self, regions: list[ck.ProjectedRegions], words: list[ck.ProjectedWords], pairs: Tensor | None) -> Tensor:

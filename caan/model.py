@@ -69,6 +69,12 @@ class ModelConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name, known in (("similarity", ("cosine", "dot")), ("normalization", ("l2", "softmax"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        for name in ("affinity_scale", "temperature"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name}: expected a finite number, got {getattr(self, name)}")
         for name in ("dropout", "region_drop", "word_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)}")
@@ -107,10 +113,10 @@ class RegionEncoder(nn.Module):
     def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
         """Take the channels' statistics, (F,) each, which features are standardised by from now on.
 
-        A channel that never varies has a deviation of 0 and stays as it is, less its mean.
+        A channel that never varies, but for rounding, stays as it is, less its mean.
         """
         self.mean.copy_(mean)
-        self.deviation.copy_(torch.where(deviation > 0, deviation, 1))
+        self.deviation.copy_(torch.where(deviation > 1e-5 * mean.abs(), deviation, 1))
 
     def forward(self, regions: Tensor) -> Tensor:
         """(B, R, F) in any floating dtype to (B, R, D)."""

@@ -1,5 +1,6 @@
 """How a model is trained: the settings, and named sets of them."""
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -32,7 +33,7 @@ class TrainingConfig:
     clip_norm: float = _setting(2.0, "largest L2 norm of the gradient; larger ones are scaled down")
     average: float = _setting(0.0, "decay of the moving average of the weights, which is then what is validated and kept; 0: none")
     precision: str = _setting("float32", "of the matrix products: float32, bfloat16 or float16 (mixed precision)")
-    validation_images: int = _setting(0, "first images of the validation split to validate on; 0: all")
+    validation_images: int = _setting(0, "validate on no more than the first so many images; 0: all")
     seed: int = _setting(0, "of weights, order and dropout")
 
     @classmethod
@@ -41,19 +42,16 @@ class TrainingConfig:
         return {setting.name: setting.metadata["help"] for setting in fields(cls)}
 
     def __post_init__(self):
-        for name, least in {
-            "epochs": 1,
-            "batch_size": 2,
-            "ramp_steps": 0,
-            "warmup_epochs": 0,
-            "validation_images": 0,
-            "seed": 0,
-        }.items():
+        at_least = {"epochs": 1, "batch_size": 2, "ramp_steps": 0, "validation_images": 0, "seed": 0}
+        for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         for name in ("learning_rate", "decay_factor", "margin", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected a number more than 0, got {getattr(self, name)}")
+        for name, values in (("warmup_epochs", (self.warmup_epochs,)), ("decay_epochs", self.decay_epochs)):
+            if not all(0 <= value < math.inf for value in values):
+                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if not 0 <= self.average < 1:
             raise ValueError(f"average: expected at least 0 and less than 1, got {self.average}")
         for name, known in (("warmup_form", FORMS), ("precision", PRECISIONS)):
@@ -75,8 +73,8 @@ class Preset:
 
 
 PRESETS = {
-    "f30k": Preset({}, TrainingConfig(epochs=30, learning_rate=2e-4, decay_epochs=(15.0,))),
-    "coco": Preset({}, TrainingConfig(epochs=20, learning_rate=5e-4, decay_epochs=(10.0,))),
+    "f30k": Preset({}, TrainingConfig(epochs=30, learning_rate=2e-4, decay_epochs=(15.0,), validation_images=1000)),
+    "coco": Preset({}, TrainingConfig(epochs=20, learning_rate=5e-4, decay_epochs=(10.0,), validation_images=1000)),
     "cpu": Preset(
         {"width": 256, "word_width": 200, "standardize": True, "dropout": 0.2, "region_drop": 0.2, "word_drop": 0.1},
         TrainingConfig(
@@ -100,6 +98,7 @@ PRESETS = {
             decay_epochs=(3.0,),
             warmup_epochs=0.5,
             warmup_form="mean",
+            validation_images=100,
         ),
     ),
 }

@@ -31,6 +31,8 @@ class PublishedRow:
         return round(sum(self.image_to_text) + sum(self.text_to_image), 1)
 
 
+PROTOCOLS = {"f30k": "Flickr30K 1K", "coco1k": "COCO 5 x 1K", "coco5k": "COCO 5K", "f8k": "Flickr8k 1K"}
+"""What each protocol is called in a table."""
 PUBLISHED = (
     PublishedRow("CAAN", "f30k", (70.1, 91.6, 97.2), (52.8, 79.0, 87.9)),
     PublishedRow("SCAN", "f30k", (67.4, 90.3, 95.8), (48.6, 77.7, 85.2), ensemble=True),
@@ -56,6 +58,5 @@ def published_rows(protocol: str) -> tuple[PublishedRow, ...]:
     """
     rows = tuple(row for row in PUBLISHED if row.protocol == protocol)
     if not rows:
-        known = ", ".join(dict.fromkeys(row.protocol for row in PUBLISHED))
-        raise ValueError(f"protocol: expected one of {known}, got {protocol!r}")
+        raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     return rows

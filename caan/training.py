@@ -12,18 +12,19 @@ A run that was killed and continued ends, on the CPU, with the same weights, bit
 """
 
 import csv
+import fcntl
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -82,7 +83,8 @@ class Trainer:
         say: Callable[[str], None] = tqdm.write,
     ):
         self.folder, self.validation, self.vocabulary, self.config = Path(folder), validation, vocabulary, config
-        self.device, self.save_seconds, self.say = torch.device(device), save_seconds, say
+        self.device, self.workers, self.save_seconds, self.say = torch.device(device), workers, save_seconds, say
+        self.data = {"train": train.digest(), "validation": validation.digest()}
         self.folder.mkdir(parents=True, exist_ok=True)
 
         torch.manual_seed(config.seed)
@@ -93,7 +95,6 @@ class Trainer:
         pairs = Pairs(train, vocabulary)
         self.batches = ShuffledBatches(len(pairs), config.batch_size, config.seed, drop_last=True)
         self.loader = make_loader(pairs, self.batches, workers, pin_memory=self.device.type == "cuda")
-        self.scheduler = LambdaLR(self.optimizer, self._learning_rate_factor)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.watch = CollapseWatch()
         self.step, self.seconds, self.best_rsum = 0, 0.0, -1.0
@@ -125,15 +126,18 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; the run is saved, and continues from that step.
+            ValueError: another process is at this run.
             FloatingPointError: the loss is not a number any more.
         """
         if self.step == self.total_steps:
             return
-        self.vocabulary.save(self.folder / "vocabulary.json")
-        bar = tqdm(total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True)
-        writer = SummaryWriter(str(self.folder), purge_step=self.step + 1)
-        metrics = _Metrics(self.folder / "metrics.csv", self.step, writer)
-        with bar, writer, metrics, _stop_requests() as stop_requested:
+        with ExitStack() as stack:
+            stack.enter_context(_only_one(self.folder))
+            self.vocabulary.save(self.folder / "vocabulary.json")
+            bar = stack.enter_context(tqdm(total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True))
+            writer = stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
+            metrics = stack.enter_context(_Metrics(self.folder / "metrics.csv", self.step, writer))
+            stop_requested = stack.enter_context(_stop_requests())
             while self.step < self.total_steps:
                 self._epoch(bar, metrics, stop_requested)
 
@@ -154,17 +158,17 @@ class Trainer:
             pending.append((loss, norm, collapsed_loss(batch.images.images, config.margin, form)))
             now = time.monotonic()
             ends_epoch = self.batches.batch == 0
-            if self.step % 20 == 0 or ends_epoch:
+            # An epoch that is over is saved with its validation, never without.
+            saves = not ends_epoch and (stop_requested() or now - saved > self.save_seconds)
+            if self.step % 20 == 0 or ends_epoch or saves:
                 self.seconds = before + now - started
                 rate = len(pending) * config.batch_size**2 / (now - logged)
                 self._log(pending, rate, metrics, bar)
                 pending, logged = [], now
-            if stop_requested() or (now - saved > self.save_seconds and not ends_epoch):
-                self.seconds = before + now - started
+            if saves:
                 self._save()
                 saved = now
-                if stop_requested():
-                    raise KeyboardInterrupt(f"stopped and saved after step {self.step}; the same command continues")
+                self._stop_if(stop_requested())
             if ends_epoch:
                 break
         figures = self.validate()
@@ -177,9 +181,16 @@ class Trainer:
             facts = {**self._place(), "validation": asdict(figures), "training": asdict(config)}
             checkpoint.save_model(self.folder / "best.safetensors", self.scored_model, self.vocabulary, facts)
         self._save()
+        self._stop_if(stop_requested())
+
+    def _stop_if(self, requested: bool) -> None:
+        if requested:
+            raise KeyboardInterrupt(f"stopped and saved after step {self.step}; the same command continues")
 
     def _train_step(self, batch: Any, form: str) -> tuple[torch.Tensor, torch.Tensor]:
         """One step; the loss and the gradient's norm, still on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
         precision = getattr(torch, self.config.precision)
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
             scores = self.model(batch)
@@ -190,40 +201,43 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.scheduler.step()
         if self.average:
             self.average.update_parameters(self.model)
         return loss.detach(), norm
 
     def validate(self) -> Figures:
         """Figures of the validation split, or of its first `validation_images`."""
-        return evaluate([(self.scored_model, self.vocabulary)], self.validation, device=self.device).figures
+        models = [(self.scored_model, self.vocabulary)]
+        return evaluate(models, self.validation, device=self.device, workers=self.workers, progress=True).figures
 
-    def _learning_rate_factor(self, step: int) -> float:
+    def _learning_rate(self) -> float:
+        """Of the next step."""
         config = self.config
-        ramp = min(1.0, (step + 1) / config.ramp_steps) if config.ramp_steps else 1.0
-        return ramp * config.decay_factor ** sum(step >= round(epoch * self.steps_per_epoch) for epoch in config.decay_epochs)
+        ramp = min(1.0, (self.step + 1) / config.ramp_steps) if config.ramp_steps else 1.0
+        decays = sum(self.step >= round(epoch * self.steps_per_epoch) for epoch in config.decay_epochs)
+        return config.learning_rate * ramp * config.decay_factor**decays
 
     def _place(self) -> dict[str, Any]:
         return {"step": self.step, "epoch": self.step / self.steps_per_epoch, "seconds": self.seconds}
 
     def _log(self, pending: list, rate: float, metrics: "_Metrics", bar: tqdm) -> None:
         """Take the losses of some steps off the device, all at once."""
-        losses = torch.stack([loss for loss, _, _ in pending]).tolist()
-        for step, loss in enumerate(losses, self.step - len(losses) + 1):
-            if not math.isfinite(loss):
+        losses, norms = (torch.stack(values).tolist() for values in list(zip(*pending, strict=True))[:2])
+        for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), self.step - len(losses) + 1):
+            # The scaler of float16 leaves out steps whose gradient is not finite, and goes on.
+            if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+                what = f"the loss is {loss}" if math.isfinite(norm) else f"the loss is {loss}, the norm of its gradient {norm},"
                 raise FloatingPointError(
-                    f"the loss is {loss} in step {step}; {self.last_path} is from before. What helps: a lower learning "
+                    f"{what} in step {step}; {self.last_path} is from before. What helps: a lower learning "
                     f"rate (--learning-rate), float32 (--precision), features of like scale in all channels (--standardize)"
                 )
         for loss, (_, _, collapsed) in zip(losses, pending, strict=True):
             if self.watch.update(loss, collapsed):
                 self.say(f"step {self.step}: {_COLLAPSE_ADVICE}")
         mean = sum(losses) / len(losses)
-        norm = float(pending[-1][1])
         bar.set_postfix_str(f"loss {mean:.2f}, {rate:,.0f} pairs/s")
         rate_now = self.optimizer.param_groups[0]["lr"]
-        row = {"loss": mean, "learning_rate": rate_now, "gradient_norm": norm, "pairs_per_second": rate}
+        row = {"loss": mean, "learning_rate": rate_now, "gradient_norm": norms[-1], "pairs_per_second": rate}
         metrics.add(self._place(), row)
 
     def _save(self) -> None:
@@ -238,8 +252,8 @@ class Trainer:
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
         facts = {
             "training": asdict(self.config),
+            "data": self.data,
             "param_groups": state["param_groups"],
-            "scheduler": {name: value for name, value in self.scheduler.state_dict().items() if name != "lr_lambdas"},
             "scaler": self.scaler.state_dict(),
             "batches": self.batches.state_dict(),
             "place": self._place(),
@@ -259,7 +273,6 @@ class Trainer:
             indices = {name.split(".")[1] for name in tensors if name.startswith("optimizer.")}
             state = {int(index): checkpoint.unprefixed(f"optimizer.{index}", tensors) for index in indices}
             self.optimizer.load_state_dict({"state": state, "param_groups": facts["param_groups"]})
-            self.scheduler.load_state_dict({**facts["scheduler"], "lr_lambdas": [None]})
             self.scaler.load_state_dict(facts["scaler"])
             torch.set_rng_state(tensors["random.cpu"])
             if "random.cuda" in tensors and self.device.type == "cuda":
@@ -269,6 +282,11 @@ class Trainer:
             raise checkpoint.FormatError(
                 f"{self.last_path}: expected the state of a run, found it incomplete: {type(error).__name__}: {error}"
             ) from None
+        if self.step > self.total_steps:
+            done = -(-self.step // self.steps_per_epoch)
+            raise ValueError(
+                f"epochs: expected at least the {done} that the run in {self.folder} has had, got {self.config.epochs}"
+            )
         self.say(f"continuing {self.folder} after step {self.step} of {self.total_steps}")
 
     def _check_same_run(self, facts: dict[str, Any]) -> None:
@@ -279,11 +297,12 @@ class Trainer:
                 before = tuple(before) if isinstance(before, list) else before
                 # More epochs than were planned are more of the same run.
                 if value != before and name != "epochs":
-                    raise ValueError(
-                        f"{name}: expected {before}, as in the run in {self.folder}, got {value}; another folder starts anew"
-                    )
+                    raise ValueError(f"{name}: expected {before}, as in the run in {self.folder}, got {value}; {_ANEW}")
         if facts["words"] != checkpoint.model_facts(self.model, self.vocabulary)["words"]:
-            raise ValueError(f"vocabulary: expected the words of the run in {self.folder}, got others; another folder starts anew")
+            raise ValueError(f"vocabulary: expected the words of the run in {self.folder}, got others; {_ANEW}")
+        for name, digest in self.data.items():
+            if facts["data"][name] != digest:
+                raise ValueError(f"{name}: expected the images and captions of the run in {self.folder}, got others; {_ANEW}")
 
 
 def channel_statistics(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
@@ -353,6 +372,17 @@ def _step_of(row: dict[str, str | None]) -> float:
 
 
 @contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Keep other processes from the same run."""
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"folder: expected a run that nobody is at, found {folder} in use by another process") from None
+        yield
+
+
+@contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
     """Turn Ctrl-C and SIGTERM into a question that is asked between steps; a second Ctrl-C stops at once."""
     requested = False
@@ -363,7 +393,9 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requested = True
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Only the main thread may say what becomes of signals.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, request) for number in numbers}
     try:
         yield lambda: requested
     finally:

@@ -9,6 +9,7 @@ _COMMANDS = {
     "extract": "photographs and captions to the SCAN layout",
     "train": "train a model",
     "evaluate": "recall tables, by the field's protocol",
+    "demo": "all of it on rendered scenes, in minutes",
 }
 
 
@@ -27,8 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         modules = {name: import_module(f".{name}", __package__) for name in _COMMANDS}
     except ModuleNotFoundError as error:
-        print(f"caan: error: {error}; `pip install 'caan_kernels[caan]'` installs what is missing", file=sys.stderr)
-        return 1
+        return _missing(error)
     for name, module in modules.items():
         description = module.__doc__.split("\n\n", 1)[0]
         command = commands.add_parser(name, help=_COMMANDS[name], description=description, allow_abbrev=False)
@@ -40,7 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"caan {parsed.name}: error: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        return _missing(error)
     except KeyboardInterrupt as stop:
         print(f"caan {parsed.name}: {stop.args[0] if stop.args else 'stopped'}", file=sys.stderr)
         return 130
     return 0
+
+
+def _missing(error: ModuleNotFoundError) -> int:
+    print(f"caan: error: {error}; `pip install 'caan_kernels[caan]'` installs what is missing", file=sys.stderr)
+    return 1

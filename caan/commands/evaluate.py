@@ -14,7 +14,8 @@ import torch
 from ..checkpoint import load_model
 from ..data import Split
 from ..evaluation import Evaluation, evaluate
-from ..published import PUBLISHED, SOURCE, published_rows
+from ..files import replacing
+from ..published import PROTOCOLS, SOURCE, published_rows
 from ..recall import Figures, Recall, chance
 from . import options
 
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     parser.add_argument(
         "--baseline",
-        choices=dict.fromkeys(row.protocol for row in PUBLISHED),
+        choices=PROTOCOLS,
         help="print what others have published on this test beside",
     )
 
@@ -50,8 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print."""
     device = options.device(arguments)
+    for name in ("json", "save_scores"):
+        path = getattr(arguments, name)
+        if path and not path.absolute().parent.is_dir():
+            raise ValueError(f"--{name.replace('_', '-')}: expected a file in a folder that is there, got {path}")
     loaded = [load_model(path) for path in arguments.runs]
     split = options.load_split(arguments, arguments.split, arguments.limit)
+    if arguments.protocol != "full" and split.num_images % _FOLD_SIZE:
+        raise ValueError(
+            f"--protocol: expected a whole number of folds of {_FOLD_SIZE:,} images for {arguments.protocol}, "
+            f"found {split.num_images:,} images"
+        )
     evaluation = evaluate(
         [(model, vocabulary) for model, vocabulary, _ in loaded],
         split,
@@ -64,9 +74,13 @@ def run(arguments: argparse.Namespace) -> None:
     )
     print(report(evaluation, split, arguments.baseline))
     if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"runs": [str(path) for path in arguments.runs], **asdict(evaluation)}, indent=1) + "\n"
-        )
+        result = asdict(evaluation)
+        for name in ("figures", "fold_figures"):
+            if result[name]:
+                result[name]["rsum"] = getattr(evaluation, name).rsum
+        of = {"runs": [str(path) for path in arguments.runs], "data": str(arguments.data), "split": split.name}
+        with replacing(arguments.json) as unfinished:
+            unfinished.write_text(json.dumps({**of, "protocol": arguments.protocol, **result}, indent=1) + "\n")
 
 
 def report(evaluation: Evaluation, split: Split, baseline: str | None = None) -> str:
@@ -87,24 +101,24 @@ def report(evaluation: Evaluation, split: Split, baseline: str | None = None) ->
     }
     for name, figures in found.items():
         if figures:
-            sides = (f"{_recalls((s.r1, s.r5, s.r10))}{s.median_rank:8,.1f}{s.mean_rank:9,.1f}" for s in _sides(figures))
+            sides = (f"{_recalls((s.r1, s.r5, s.r10))}{s.median_rank:8g}{s.mean_rank:9,.1f}" for s in _sides(figures))
             lines.append(f"{name:{name_width}}{'  '.join(f'{side:{side_width}}' for side in sides)}{figures.rsum:7.1f}")
     others = []
     if evaluation.figures:
         others.append(("by chance", *chance(torch.from_numpy(split.image_of_caption), split.num_images)))
     if baseline:
         for row in published_rows(baseline):
-            others.append((f"{row.method}{'*' if row.ensemble else ''}, published", row.image_to_text, row.text_to_image))
+            name = f"{row.method}{'*' if row.ensemble else ''}, {PROTOCOLS[baseline]}"
+            others.append((name, row.image_to_text, row.text_to_image))
     for name, *recalls in others:
         sides = "  ".join(f"{_recalls(side):{side_width}}" for side in recalls)
         lines.append(f"{name:{name_width}}{sides}{sum(map(sum, recalls)):7.1f}")
     if baseline:
         lines.append(f"Published: {SOURCE}; * an ensemble of two models.")
-    for figures in found.values():
+    for name, figures in found.items():
         if figures and any(side.tied_queries for side in _sides(figures)):
             tied = " and ".join(f"{side.tied_queries:g}" for side in _sides(figures))
-            lines.append(f"Ties count as lost places: they cost {tied} queries (image → text and text → image) a place or more.")
-            break
+            lines.append(f"Ties, which count as lost places, cost {tied} queries (image → text and text → image) a place: {name}")
     rate = evaluation.pairs / evaluation.seconds
     lines.append(f"{evaluation.pairs:,} pairs in {evaluation.seconds:,.1f} s, reading and encoding included: {rate:,.0f} pairs/s")
     return "\n".join(lines)

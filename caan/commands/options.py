@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 
-from ..data import Split, load_scan_split
+from ..data import Split, load_karpathy_split, load_scan_split
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Where the data are, and how they are read."""
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder in the SCAN layout: {split}_ims.npy, ...")
-    parser.add_argument("--captions-per-image", type=int, default=5, metavar="N", help="captions of an image, in a row in the file")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read the data; 0: this one")
+    parser.add_argument(
+        "--karpathy", type=Path, metavar="FILE", help="dataset_*.json with the captions, in place of {split}_caps.txt"
+    )
+    parser.add_argument(
+        "--captions-per-image", type=int, default=5, metavar="N", help="captions of an image (5); Karpathy's: the first N"
+    )
+    parser.add_argument("--workers", type=count, default=0, metavar="N", help="processes that read the data; 0: this one")
     add_device_option(parser)
 
 
@@ -27,6 +32,11 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 
 def load_split(arguments: argparse.Namespace, split: str, limit: int | None = None) -> Split:
     """Open a split as the options say."""
+    if arguments.karpathy:
+        features = arguments.data / f"{split}_ims.npy"
+        return load_karpathy_split(
+            arguments.karpathy, features, split, captions_per_image=arguments.captions_per_image, limit=limit
+        )
     return load_scan_split(arguments.data, split, captions_per_image=arguments.captions_per_image, limit=limit)
 
 
@@ -42,6 +52,14 @@ def device(arguments: argparse.Namespace) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: expected a device that is there, got {arguments.device!r}: {error}") from None
     return found
+
+
+def count(text: str) -> int:
+    """A number of things, for `add_argument`."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected at least 0, got {number}")
+    return number
 
 
 def add_fields(parser: argparse.ArgumentParser, config: type, title: str, helps: Mapping[str, str]) -> None:
@@ -66,7 +84,7 @@ def given_fields(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
 
 
 def _parse(setting: Field) -> Callable[[str], Any]:
-    if setting.type is tuple[float, ...] or setting.type == tuple[float, ...]:
+    if setting.type == tuple[float, ...]:
 
         def numbers(text: str) -> tuple[float, ...]:
             return tuple(float(part) for part in text.split(",") if part)

@@ -57,15 +57,18 @@ def run(arguments: argparse.Namespace) -> None:
     from ..training import Trainer
 
     device = options.device(arguments)
+    if not arguments.save_minutes > 0:
+        raise ValueError(f"--save-minutes: expected more than 0, got {arguments.save_minutes}")
     preset = PRESETS[arguments.preset]
     config = replace(preset.training, **options.given_fields(arguments, TrainingConfig))
     train = options.load_split(arguments, arguments.train_split)
-    validation = options.load_split(arguments, arguments.validation_split, config.validation_images or None)
+    validation = options.load_split(arguments, arguments.validation_split)
     if arguments.vocabulary:
         vocabulary = Vocabulary.load(arguments.vocabulary)
     else:
-        every_validation = options.load_split(arguments, arguments.validation_split)
-        vocabulary = Vocabulary.from_captions([*train.captions, *every_validation.captions])
+        vocabulary = Vocabulary.from_captions([*train.captions, *validation.captions])
+    if config.validation_images:
+        validation = validation.first(min(config.validation_images, validation.num_images))
     settings = {**preset.model, **options.given_fields(arguments, ModelConfig)}
     model_config = ModelConfig(train.regions.width, len(vocabulary), **settings)
     trainer = Trainer(

@@ -1,6 +1,6 @@
 """From a split to batches of tensors, by way of PyTorch's DataLoader."""
 
-import signal
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -256,13 +256,14 @@ def make_loader(
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         # Every iterator draws a number to seed its workers with; without this it comes out of the global state.
         generator=torch.Generator(),
-        worker_init_fn=_leave_interrupts_to_parent,
+        worker_init_fn=_leave_group,
     )
 
 
-def _leave_interrupts_to_parent(worker: int) -> None:
-    # Ctrl-C reaches every process of a terminal; a worker that dies of it would take down the parent before it has saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_group(worker: int) -> None:
+    # Ctrl-C, and what ends a job, reach every process of the group; a worker that died of it would take down its parent
+    # before that has saved. Workers end with their parent all the same.
+    os.setpgrp()
 
 
 def _check_batch_size(batch_size: int) -> None:

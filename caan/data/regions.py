@@ -79,10 +79,9 @@ class RegionFile:
             )
         return features
 
-    def same(self, first: int, second: int) -> bool:
-        """Whether two rows are the same, byte for byte; nothing is asked of their values."""
-        rows = self._mapped()
-        return rows[first].tobytes() == rows[second].tobytes()
+    def raw(self, row: int) -> bytes:
+        """The bytes of a row, with all of its R regions; nothing is asked of their values."""
+        return self._mapped()[row].tobytes()
 
     def _mapped(self) -> np.ndarray:
         if self._rows is None:

@@ -1,7 +1,8 @@
 """One split of a data set: images, their captions, and which belongs to which."""
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,33 @@ class Split:
     def num_images(self) -> int:
         """I."""
         return len(self.rows)
+
+    def first(self, limit: int | None) -> "Split":
+        """The split with its first `limit` images and their captions; None means all.
+
+        Raises:
+            ValueError: there are not so many images.
+        """
+        if limit is None:
+            return self
+        if not 1 <= limit <= self.num_images:
+            raise ValueError(f"limit: expected 1 to {self.num_images}, the images of {self.regions.path}, got {limit}")
+        captions = int(np.searchsorted(self.image_of_caption, limit))
+        return replace(
+            self,
+            rows=self.rows[:limit],
+            region_counts=self.region_counts[:limit],
+            ids=self.ids[:limit],
+            captions=self.captions[:captions],
+            image_of_caption=self.image_of_caption[:captions],
+        )
+
+    def digest(self) -> str:
+        """A fingerprint of the captions, the shape of the features, and the features of eight images."""
+        parts = [f"{self.num_images} {self.regions.width} {self.regions.dtype}", *self.captions]
+        some = np.linspace(0, self.num_images - 1, 8, dtype=int)
+        data = b"".join(self.regions.raw(int(self.rows[image])) for image in some)
+        return hashlib.sha256("\n".join(parts).encode() + data).hexdigest()
 
     def read_regions(self, image: int) -> np.ndarray:
         """The real regions of one image, (region_counts[image], F), as `RegionFile.read` gives them."""
@@ -88,7 +116,7 @@ def load_scan_split(
     region_counts = _region_counts(folder / f"{split}_num_boxes.npy", regions, rows)
     ids = _read_ids(folder / f"{split}_ids.txt", len(regions), len(captions), stride, captions_per_image)
     image_of_caption = np.arange(len(captions)) // captions_per_image
-    return _first(Split(split, regions, rows, region_counts, ids, captions, image_of_caption), limit)
+    return Split(split, regions, rows, region_counts, ids, captions, image_of_caption).first(limit)
 
 
 @dataclass(frozen=True)
@@ -179,7 +207,7 @@ def load_karpathy_split(
     image_of_caption = np.repeat(rows, [len(own) for own in captions])
     ids = [image.id for image in images]
     texts = [caption for own in captions for caption in own]
-    return _first(Split(split, regions, rows, _region_counts(counts_path, regions, rows), ids, texts, image_of_caption), limit)
+    return Split(split, regions, rows, _region_counts(counts_path, regions, rows), ids, texts, image_of_caption).first(limit)
 
 
 def _rows_per_image(regions: RegionFile, captions: int, captions_path: Path, captions_per_image: int) -> int:
@@ -193,7 +221,7 @@ def _rows_per_image(regions: RegionFile, captions: int, captions_path: Path, cap
             f"{regions.path.name}, or {rows}, one a row, in whole images; found {captions}"
         )
     # Images that truly have one caption would otherwise lose all but every fifth in silence.
-    if not regions.same(0, 1):
+    if regions.raw(0) != regions.raw(1):
         raise CaptionMismatchError(
             f"{regions.path}: as many rows as captions ({rows}): expected each image's row {captions_per_image} times, found rows "
             f"0 and 1 to differ; if every image has one caption, say captions_per_image=1"
@@ -217,24 +245,6 @@ def _region_counts(path: Path, regions: RegionFile, rows: np.ndarray) -> np.ndar
     if not path.is_file():
         return np.full(len(rows), regions.max_regions, dtype=np.int64)
     return read_region_counts(path, len(regions), regions.max_regions)[rows]
-
-
-def _first(split: Split, limit: int | None) -> Split:
-    """The split with its first `limit` images and their captions."""
-    if limit is None:
-        return split
-    if not 1 <= limit <= split.num_images:
-        raise ValueError(f"limit: expected 1 to {split.num_images}, the images of {split.regions.path}, got {limit}")
-    captions = int(np.searchsorted(split.image_of_caption, limit))
-    return Split(
-        split.name,
-        split.regions,
-        split.rows[:limit],
-        split.region_counts[:limit],
-        split.ids[:limit],
-        split.captions[:captions],
-        split.image_of_caption[:captions],
-    )
 
 
 def _read_lines(path: Path) -> list[str]:

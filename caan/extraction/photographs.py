@@ -34,7 +34,7 @@ class Photographs:
         self._backbone = backbone
         self._boxes = grid_boxes(*backbone.grid)
         self.settings = {
-            "photos": str(folder),
+            "photos": str(self.place.resolve()),
             "backbone": backbone.name,
             "size": backbone.size,
             "grid": list(backbone.grid),

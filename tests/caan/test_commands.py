@@ -44,6 +44,7 @@ def test_help_of_a_command(capsys, name):
         (["train", "--data", "x", "--out", "y", "--preset", "tiny"], "argument --preset: invalid choice: 'tiny'"),
         (["train", "--data", "x", "--out", "y", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
         (["evaluate"], "required: RUN, --data"),
+        (["evaluate", "x", "--data", "y", "--workers", "-1"], "argument --workers: expected at least 0, got -1"),
     ],
 )
 def test_a_command_line_that_is_not_understood(capsys, arguments, message):
@@ -90,6 +91,20 @@ def test_train_and_evaluate(data, tmp_path, capsys):
     assert "margin: expected 0.2, as in the run" in capsys.readouterr().err
 
 
+def test_captions_of_a_karpathy_file(karpathy_file, features, tmp_path, capsys):
+    for split, images in (("train", 4), ("dev", 2)):
+        np.save(tmp_path / f"{split}_ims.npy", features[:images])
+    data = ["--data", str(tmp_path), "--karpathy", str(karpathy_file)]
+    assert main(["train", *data, "--out", str(tmp_path / "run"), *SMALL, "--batch-size", "8", "--validation-images", "0"]) == 0
+    assert "4 images, 16 captions" in capsys.readouterr().out
+    assert main(["evaluate", str(tmp_path / "run"), *data, "--split", "dev"]) == 0
+    assert "2 images, 7 captions" in capsys.readouterr().out
+
+
+def test_a_small_validation_split_is_taken_whole(data, tmp_path, capsys):
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, "--validation-images", "100"]) == 0
+
+
 def test_what_is_wrong_with_the_data_is_one_line(data, tmp_path, capsys):
     def error(*changes):
         assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, *changes]) == 1
@@ -98,18 +113,22 @@ def test_what_is_wrong_with_the_data_is_one_line(data, tmp_path, capsys):
         assert len(lines) == 1 and lines[0].startswith("caan train: error: ")
         return lines[0]
 
-    assert "limit: expected 1 to 7" in error("--validation-images", "8")
+    assert "--save-minutes: expected more than 0, got 0.0" in error("--save-minutes", "0")
+    assert "decay_epochs: expected at least 0, got (nan,)" in error("--decay-epochs", "nan")
+    assert "normalization: expected one of l2, softmax, got 'sofmax'" in error("--normalization", "sofmax")
     assert "nothing_ims.npy: expected a file of the SCAN layout, found none (splits there: dev, test, train)" in error(
         "--train-split", "nothing"
     )
     assert "dropout: expected at least 0 and less than 1, got 1.5" in error("--dropout", "1.5")
-    assert "margin: expected more than 0, got -1.0" in error("--margin", "-1")
+    assert "margin: expected a number more than 0, got -1.0" in error("--margin", "-1")
     assert "num_items: expected enough for one batch of 100, got 35" in error("--batch-size", "100")
     assert "vocab.json: expected a vocabulary in JSON, found no such file" in error("--vocabulary", str(tmp_path / "vocab.json"))
     features = np.load(data / "train_ims.npy")
     features[2, 1, 3] = np.nan
     np.save(data / "train_ims.npy", features)
-    assert "train_ims.npy: expected finite features, found nan in row 2, image 2, region 1, column 3" in error()
+    expected = "train_ims.npy: expected finite features, found nan in row 2, image 2, region 1, column 3"
+    assert error("--no-standardize").endswith(expected)
+    assert error("--no-standardize", "--workers", "1").endswith(expected)
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path, capsys, monkeypatch):
@@ -129,7 +148,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path, capsys, monkeypatch)
     assert "after step 1 of 6" in capsys.readouterr().out
 
 
-def test_a_missing_library_is_named():
-    script = "import sys; sys.modules['tqdm'] = None; from caan.commands import main; sys.exit(main(['train', '--help']))"
+@pytest.mark.parametrize("library", ["tqdm", "tensorboard"])
+def test_a_missing_library_is_named(data, tmp_path, library):
+    train = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL]
+    script = f"import sys; sys.modules[{library!r}] = None; from caan.commands import main; sys.exit(main({train}))"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.returncode != 0 and "caan_kernels[caan]" in result.stderr
+    assert result.returncode == 1 and "caan_kernels[caan]" in result.stderr and "Traceback" not in result.stderr

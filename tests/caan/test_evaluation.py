@@ -1,6 +1,7 @@
 """Evaluation: figures of the whole matrix, from tiles, however they are cut."""
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 import caan_kernels as ck
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, evaluation
 from caan.commands import main
-from caan.data import Captions, Images, load_scan_split
+from caan.data import Captions, Images, load_karpathy_split, load_scan_split
 from caan.evaluation import evaluate
 from caan.recall import count_ranks, folds
 
@@ -55,8 +56,7 @@ def assert_same_figures(found, scores, split, fold=None):
 @pytest.mark.parametrize("ensemble", [1, 2])
 def test_figures_and_scores_are_those_of_the_whole_matrix(split, tmp_path, monkeypatch, workers, ensemble):
     # Blocks of 5 images in chunks of 5, batches of 7 captions: everything is cut.
-    monkeypatch.setattr(evaluation, "_IMAGES", 5)
-    monkeypatch.setattr(evaluation, "_CAPTIONS", 7)
+    monkeypatch.setattr(evaluation, "_TILE", {"cpu": (5, 7)})
     monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 1)
     models = [make_model(split, seed, width=16 - 4 * seed) for seed in range(ensemble)]
     path = tmp_path / "scores.npy"
@@ -85,7 +85,7 @@ def test_folds_alone_score_only_their_own_pairs(split, monkeypatch):
     assert sum(scored) == alone.pairs == 24 * 120 / 3
 
 
-def test_an_image_without_captions_and_one_without_regions(split, tmp_path):
+def test_an_image_without_regions(split, tmp_path):
     np.save(tmp_path / "test_num_boxes.npy", np.where(np.arange(24) == 3, 0, 5))
     model = make_model(split, 0)
     path = tmp_path / "scores.npy"
@@ -94,6 +94,47 @@ def test_an_image_without_captions_and_one_without_regions(split, tmp_path):
     assert (scores[3] == 0).all()
     # All of its captions tie with each other only; they score 0 with their image as any other caption does.
     assert found.figures.image_to_text.tied_queries >= 1
+
+
+def test_a_fold_without_captions(tmp_path, features, karpathy_file):
+    content = json.loads(karpathy_file.read_text())
+    for image in content["images"]:
+        image["split"] = "test"
+    for image in content["images"][-2:]:
+        image["sentences"] = []
+    karpathy_file.write_text(json.dumps(content))
+    np.save(tmp_path / "test_ims.npy", features[:6])
+    split = load_karpathy_split(karpathy_file, tmp_path / "test_ims.npy", "test")
+    model = make_model(split, 0)
+    whole, alone = (evaluate([model], split, fold_size=2, folds_only=only) for only in (False, True))
+    assert alone.fold_figures == whole.fold_figures and alone.pairs == 2 * (5 + 5) + 2 * (6 + 5)
+
+
+def test_only_one_block_of_images_is_held(split, monkeypatch):
+    # Two blocks, of 15 and of 9 images: three chunks and two.
+    monkeypatch.setattr(evaluation, "_TILE", {"cpu": (5, 7)})
+    monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 15 * 5 * 4 * 3 * 16)
+    model, vocabulary = make_model(split, 0)
+    alive, most = weakref.WeakSet(), 0
+
+    class Projected:
+        def __init__(self, projected):
+            self.projected = projected
+            alive.add(self)
+
+    def project(batch, project=model.project_images):
+        nonlocal most
+        result = Projected(project(batch))
+        most = max(most, len(alive))
+        return result
+
+    def score(regions, words, pairs=None, attention=model.attention.forward):
+        return attention(regions.projected, words, pairs)
+
+    monkeypatch.setattr(model, "project_images", project)
+    monkeypatch.setattr(model.attention, "forward", score)
+    evaluate([(model, vocabulary)], split)
+    assert most == 3
 
 
 def test_a_model_of_another_width_is_refused(split, tmp_path, write_split):
@@ -105,6 +146,8 @@ def test_a_model_of_another_width_is_refused(split, tmp_path, write_split):
 
 def test_arguments_that_contradict(split, tmp_path):
     model = make_model(split, 0)
+    with pytest.raises(ValueError, match="models: expected at least one, got none"):
+        evaluate([], split)
     with pytest.raises(ValueError, match="folds_only: expected a fold_size"):
         evaluate([model], split, folds_only=True)
     with pytest.raises(ValueError, match="save_scores: expected all pairs"):
@@ -146,12 +189,14 @@ def test_command(split, run_folder, tmp_path, capsys, monkeypatch):
     [line] = [line for line in printed.splitlines() if line.startswith("24 images, 120 captions")]
     numbers = line.removeprefix("24 images, 120 captions").split()
     side = figures.image_to_text
-    assert numbers[:4] == [f"{value:.1f}" for value in (side.r1, side.r5, side.r10, side.median_rank)]
+    assert numbers[:4] == [*(f"{value:.1f}" for value in (side.r1, side.r5, side.r10)), f"{side.median_rank:g}"]
     assert numbers[-1] == f"{figures.rsum:.1f}" and len(numbers) == 11
     assert "mean of 3 folds of 8 images" in printed and "2,880 pairs in" in printed
-    assert "CAAN, published" in printed and "421.1" in printed and "SCAN*, published" in printed and "Awesome_Matching" in printed
+    assert "CAAN, COCO 5K" in printed and "421.1" in printed and "SCAN*, COCO 5K" in printed and "Awesome_Matching" in printed
     found = json.loads(out.read_text())
     assert found["figures"]["image_to_text"]["r1"] == side.r1 and found["pairs"] == 2880 and len(found["runs"]) == 2
+    assert found["figures"]["rsum"] == figures.rsum and found["fold_figures"]["rsum"] > 0
+    assert (found["split"], found["protocol"], found["data"]) == ("test", "both", str(tmp_path))
 
 
 def test_command_names_what_is_wrong(run_folder, tmp_path, capsys):
@@ -167,6 +212,11 @@ def test_command_names_what_is_wrong(run_folder, tmp_path, capsys):
     assert "--device: expected a device that is there, got 'nothing'" in error(
         run_folder, "--data", tmp_path, "--device", "nothing"
     )
-    assert "size: expected a divisor of 24" in error(run_folder, "--data", tmp_path, "--protocol", "folds")
+    expected = "--protocol: expected a whole number of folds of 1,000 images for folds, found 24 images"
+    assert expected in error(run_folder, "--data", tmp_path, "--protocol", "folds")
+    assert "--json: expected a file in a folder that is there" in error(
+        run_folder, "--data", tmp_path, "--json", tmp_path / "a" / "b"
+    )
+    assert "--save-scores: expected a file in a" in error(run_folder, "--data", tmp_path, "--save-scores", tmp_path / "a" / "b")
     (tmp_path / "test_caps.txt").write_text("one\n" * 7)
     assert "test_caps.txt: expected 120 captions" in error(run_folder, "--data", tmp_path)

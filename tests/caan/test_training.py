@@ -14,6 +14,7 @@ import torch
 
 from caan import ModelConfig, Vocabulary, checkpoint, errors, loss, training
 from caan.data import load_scan_split
+from caan.model import RegionEncoder
 from caan.presets import PRESETS, TrainingConfig
 from caan.training import Trainer, channel_statistics
 
@@ -116,12 +117,15 @@ def test_metrics(world, tmp_path):
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([float(row["loss"]) for row in rows if row["loss"]])
 
 
-@pytest.mark.parametrize("kills", [(1,), (4, 5, 13), (9,), (17,)])
-def test_continued_is_as_good_as_undisturbed(world, tmp_path, kills, monkeypatch):
-    trainer(world, tmp_path / "undisturbed").run()
+@pytest.mark.parametrize(
+    ("kills", "precision"), [((1,), "float32"), ((4, 5, 13), "float32"), ((9,), "bfloat16"), ((17,), "float16")]
+)
+def test_continued_is_as_good_as_undisturbed(world, tmp_path, kills, precision, monkeypatch):
+    config = replace(CONFIG, precision=precision)
+    trainer(world, tmp_path / "undisturbed", config).run()
 
     for kill in kills:
-        run = trainer(world, tmp_path / "killed", save_seconds=0)
+        run = trainer(world, tmp_path / "killed", config, save_seconds=0)
 
         def step(batch, form, run=run, kill=kill):
             if run.step == kill:
@@ -129,11 +133,9 @@ def test_continued_is_as_good_as_undisturbed(world, tmp_path, kills, monkeypatch
             return Trainer._train_step(run, batch, form)
 
         monkeypatch.setattr(run, "_train_step", step)
-        # What else draws random numbers in between is no business of the run's.
         with pytest.raises(MemoryError):
             run.run()
-        torch.rand(5)
-    final = trainer(world, tmp_path / "killed", save_seconds=0)
+    final = trainer(world, tmp_path / "killed", config, save_seconds=0)
     assert final.step == kills[-1] and "continuing" in final.said[0]
     final.run()
     assert_same_weights(tmp_path / "undisturbed", tmp_path / "killed")
@@ -163,7 +165,6 @@ def test_a_killed_process_continues(world, tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(world), str(killed), "10"],
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(["tests/..", *filter(None, [os.environ.get("PYTHONPATH")])])},
         text=True,
     )
     deadline = time.monotonic() + 60
@@ -179,6 +180,38 @@ def test_a_killed_process_continues(world, tmp_path, number):
     run.run()
     trainer(world, tmp_path / "undisturbed", config).run()
     assert_same_weights(tmp_path / "undisturbed", killed)
+
+
+@pytest.mark.parametrize("step", [5, 9, 18])
+def test_a_stop_request_loses_nothing(world, tmp_path, step, monkeypatch):
+    trainer(world, tmp_path / "undisturbed").run()
+    run = trainer(world, tmp_path / "stopped")
+
+    def train_step(batch, form):
+        if run.step == step - 1:
+            signal.raise_signal(signal.SIGTERM)
+        return Trainer._train_step(run, batch, form)
+
+    monkeypatch.setattr(run, "_train_step", train_step)
+    with pytest.raises(KeyboardInterrupt, match=f"stopped and saved after step {step}; the same command continues"):
+        run.run()
+    final = trainer(world, tmp_path / "stopped")
+    assert final.step == step
+    final.run()
+    assert_same_weights(tmp_path / "undisturbed", tmp_path / "stopped")
+    assert validations(tmp_path / "undisturbed") == validations(tmp_path / "stopped")
+
+
+def test_a_run_belongs_to_one_process(world, tmp_path, monkeypatch):
+    run, other = trainer(world, tmp_path), trainer(world, tmp_path)
+
+    def train_step(batch, form):
+        with pytest.raises(ValueError, match="folder: expected a run that nobody is at, found .* in use by another process"):
+            other.run()
+        return Trainer._train_step(run, batch, form)
+
+    monkeypatch.setattr(run, "_train_step", train_step)
+    run.run()
 
 
 def test_a_finished_run_does_nothing_and_can_be_extended(world, tmp_path):
@@ -200,9 +233,20 @@ def test_other_settings_are_refused(world, tmp_path, write_split):
         trainer(world, tmp_path, replace(CONFIG, decay_epochs=(1.0, 2.0)))
     with pytest.raises(ValueError, match="inter: expected True, as in the run"):
         trainer(world, tmp_path, model={"inter": False})
+    with pytest.raises(ValueError, match=r"epochs: expected at least the 2 that .* has had, got 1"):
+        trainer(world, tmp_path, replace(CONFIG, epochs=1))
+    for split in ("dev", "train"):
+        features = np.load(world / f"{split}_ims.npy")
+        np.save(world / f"{split}_ims.npy", features + 1)
+        name = {"dev": "validation"}.get(split, split)
+        with pytest.raises(
+            ValueError, match=f"{name}: expected the images and captions of the run in .*, got others; another folder"
+        ):
+            trainer(world, tmp_path)
+        np.save(world / f"{split}_ims.npy", features)
     captions = load_scan_split(world, "train").captions
     write_split(world, "train", np.load(world / "train_ims.npy")[:-1], captions[:-5])
-    with pytest.raises(ValueError, match="num_items: expected 180, as in the run to continue, got 175"):
+    with pytest.raises(ValueError, match="train: expected the images and captions of the run"):
         trainer(world, tmp_path)
     write_split(world, "train", np.zeros((36, 4, 10), dtype=np.float32), [caption.replace("near", "far") for caption in captions])
     with pytest.raises(ValueError, match="vocabulary"):
@@ -235,8 +279,23 @@ def test_a_loss_that_is_no_number_stops(world, tmp_path, monkeypatch):
     run = trainer(world, tmp_path)
     with torch.no_grad():
         run.model.attention.affinity[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="the loss is nan in step 1"):
+    with pytest.raises(FloatingPointError, match="the loss is nan.* in step 1;"):
         run.run()
+
+
+@pytest.mark.parametrize("what", ["loss", "norm"])
+def test_weights_that_are_no_numbers_are_never_saved(world, tmp_path, monkeypatch, what):
+    run = trainer(world, tmp_path, save_seconds=0)
+
+    def train_step(batch, form):
+        loss, norm = Trainer._train_step(run, batch, form)
+        nan = torch.tensor(float("nan"))
+        return ((nan, norm) if what == "loss" else (loss, nan)) if run.step == 4 else (loss, norm)
+
+    monkeypatch.setattr(run, "_train_step", train_step)
+    with pytest.raises(FloatingPointError, match=r"nan,? in step 5; .*last\.safetensors is from before"):
+        run.run()
+    assert trainer(world, tmp_path).step == 4
 
 
 def test_bfloat16_learns_as_well(world, tmp_path):
@@ -246,10 +305,38 @@ def test_bfloat16_learns_as_well(world, tmp_path):
     assert all(parameter.dtype == torch.float32 for parameter in run.model.parameters())
 
 
+def test_a_signal_to_the_whole_group_is_left_to_the_parent(world, tmp_path):
+    script = SCRIPT.replace("save_seconds=0", "save_seconds=0, workers=2")
+    command = [sys.executable, "-c", script, str(world), str(tmp_path / "run"), "10"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "last.safetensors").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and "KeyboardInterrupt: stopped and saved" in error and "DataLoader worker" not in error
+
+
 def test_workers_change_nothing(world, tmp_path):
     trainer(world, tmp_path / "none").run()
     trainer(world, tmp_path / "two", workers=2).run()
     assert_same_weights(tmp_path / "none", tmp_path / "two")
+
+
+def test_a_channel_that_never_varies(world):
+    features = np.load(world / "train_ims.npy")
+    features[..., 3] = 3.3
+    np.save(world / "train_ims.npy", features)
+    encoder = RegionEncoder(10, 4)
+    encoder.set_statistics(*channel_statistics(load_scan_split(world, "train")))
+    assert encoder.deviation[3] == 1 and (encoder.deviation[:3] != 1).all()
+
+
+def test_the_state_of_a_run_scores_as_its_best(world, tmp_path):
+    run = trainer(world, tmp_path, replace(CONFIG, epochs=1))
+    run.run()
+    best, last = (checkpoint.load_model(tmp_path / f"{name}.safetensors")[0].state_dict() for name in ("best", "last"))
+    assert all(torch.equal(best[name], last[name]) for name in best)
 
 
 def test_channel_statistics_leave_padding_out(world):
@@ -270,8 +357,10 @@ def test_channel_statistics_leave_padding_out(world):
     [
         ({"epochs": 0}, "epochs: expected at least 1, got 0"),
         ({"batch_size": 1}, "batch_size: expected at least 2, got 1"),
-        ({"learning_rate": 0.0}, "learning_rate: expected more than 0, got 0.0"),
-        ({"learning_rate": float("nan")}, "learning_rate: expected more than 0, got nan"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a number more than 0, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected a number more than 0, got nan"),
+        ({"warmup_epochs": float("nan")}, "warmup_epochs: expected at least 0, got nan"),
+        ({"decay_epochs": (1.0, float("inf"))}, "decay_epochs: expected at least 0, got (1.0, inf)"),
         ({"average": 1.0}, "average: expected at least 0 and less than 1, got 1.0"),
         ({"warmup_form": "median"}, "warmup_form: expected one of hardest, sum, mean, got 'median'"),
         ({"precision": "float8"}, "precision: expected one of float32, bfloat16, float16, got 'float8'"),

@@ -75,17 +75,27 @@ class Preset:
 PRESETS = {
     "f30k": Preset({}, TrainingConfig(epochs=30, learning_rate=2e-4, decay_epochs=(15.0,), validation_images=1000)),
     "coco": Preset({}, TrainingConfig(epochs=20, learning_rate=5e-4, decay_epochs=(10.0,), validation_images=1000)),
+    # docs/flickr8k.md has what it reaches.
     "cpu": Preset(
-        {"width": 256, "word_width": 200, "standardize": True, "dropout": 0.2, "region_drop": 0.2, "word_drop": 0.1},
+        {
+            "width": 448,
+            "hidden_width": 64,
+            "word_width": 200,
+            "normalization": "softmax",
+            "standardize": True,
+            "dropout": 0.2,
+            "region_drop": 0.3,
+            "word_drop": 0.2,
+        },
         TrainingConfig(
-            epochs=10,
-            batch_size=64,
-            learning_rate=1e-3,
+            epochs=6,
+            batch_size=32,
+            learning_rate=8e-4,
             ramp_steps=100,
-            decay_epochs=(6.0, 8.0),
+            decay_epochs=(3.0, 4.5, 5.5),
             decay_factor=0.3,
             warmup_epochs=0.0,
-            average=0.998,
+            average=0.9985,
             validation_images=200,
         ),
     ),

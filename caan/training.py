@@ -91,7 +91,7 @@ class Trainer:
         model = CAAN(model_config)
         self.model = model.to(self.device)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         pairs = Pairs(train, vocabulary)
         self.batches = ShuffledBatches(len(pairs), config.batch_size, config.seed, drop_last=True)
         self.loader = make_loader(pairs, self.batches, workers, pin_memory=self.device.type == "cuda")

@@ -17,12 +17,13 @@ def rows(printed):
     return found
 
 
-def test_demo_learns(tmp_path, capsys):
+def test_demo_learns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_STEPS", 300)
     assert main(["demo", "--out", str(tmp_path), "--scenes", "200"]) == 0
     found = rows(capsys.readouterr().out)
     for split in ("dev", "test"):
-        # What 200 scenes teach, 480 steps long, and chance.
-        assert found[split, "captions"][-1] > 5 * found[split, "chance"][-1] > 0
+        # What 200 scenes teach in 300 steps, and chance.
+        assert found[split, "captions"][-1] > 3 * found[split, "chance"][-1] > 0
     split = load_scan_split(tmp_path / "data", "train")
     assert split.num_images == 200 and split.regions.shape == (200, 36, 320)
 

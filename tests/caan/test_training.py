@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,12 +149,12 @@ def validations(folder):
         return [{**row, "seconds": None} for row in csv.DictReader(file) if row["rsum"]]
 
 
-SCRIPT = """
+SCRIPT = f"""
 import sys
-from pathlib import Path
-from caan.data import load_scan_split
-from tests.caan.test_training import CONFIG, trainer
 from dataclasses import replace
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_training import CONFIG, trainer
 trainer(Path(sys.argv[1]), Path(sys.argv[2]), replace(CONFIG, epochs=int(sys.argv[3])), save_seconds=0).run()
 """
 

@@ -1,4 +1,4 @@
-"""Loss and validation rsum of training runs over their seconds, in one picture.
+"""Loss and validation rsum of training runs over their epochs, in one picture.
 
 python benchmarks/plot_runs.py RUN [RUN ...] --out curves.png
 """
@@ -17,9 +17,9 @@ from matplotlib import pyplot
 
 
 def column(rows: list[dict[str, str]], name: str) -> tuple[list[float], list[float]]:
-    """Seconds, and what a column of metrics.csv had then."""
-    there = [(float(row["seconds"]), float(row[name])) for row in rows if row[name]]
-    return [seconds for seconds, _ in there], [value for _, value in there]
+    """Epochs, and what a column of metrics.csv had then."""
+    there = [(float(row["epoch"]), float(row[name])) for row in rows if row[name]]
+    return [epoch for epoch, _ in there], [value for _, value in there]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = list(csv.DictReader(file))
         losses.plot(*column(rows, "loss"), linewidth=0.7, label=run.name)
         recalls.plot(*column(rows, "rsum"), marker="o", markersize=3, label=run.name)
-    losses.set(xlabel="seconds", ylabel="triplet loss of a batch")
-    recalls.set(xlabel="seconds", ylabel="validation rsum")
+    losses.set(xlabel="epochs", ylabel="triplet loss of a batch")
+    recalls.set(xlabel="epochs", ylabel="validation rsum")
     recalls.legend()
     figure.savefig(options.out, dpi=110)
 

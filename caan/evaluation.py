@@ -99,7 +99,7 @@ def evaluate(
             unfinished = stack.enter_context(replacing(save_scores))
             shape = (split.num_images, len(split.captions))
             matrix = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
-        positives = scorer.positives()
+        positives = scorer.positives(in_folds)
         arguments = positives, image_of_caption, split.num_images
         full = None if folds_only else RankCounter(*arguments)
         by_fold = None if fold_size is None else RankCounter(*arguments, fold_of_image)
@@ -129,15 +129,16 @@ class _Scorer:
         self.captions = [Captions(split, vocabulary) for _, vocabulary in models]
 
     @torch.no_grad()
-    def positives(self) -> Tensor:
-        """(T,) score of each caption with its image, on the device."""
+    def positives(self, groups: Tensor) -> Tensor:
+        """(T,) score of each caption with its image on the device, the same numbers as in the tiles of these groups."""
         result = torch.empty(len(self.split.captions), device=self.device)
-        for images, regions in self._projected_images(np.arange(self.split.num_images)):
-            own = np.flatnonzero((self.split.image_of_caption >= images.start) & (self.split.image_of_caption < images.stop))
-            for captions, words in self._projected_captions(own):
-                rows = torch.from_numpy(self.split.image_of_caption)[captions] - images.start
-                pairs = torch.stack((rows, torch.arange(len(rows))), dim=1)
-                result[captions.to(self.device)] = self._scores(regions, words, pairs)
+        image_of_caption = torch.from_numpy(self.split.image_of_caption)
+        for images, regions, captions, words in self._sides(groups):
+            rows = image_of_caption[captions]
+            [own] = torch.where((rows >= images.start) & (rows < images.stop))
+            if len(own):
+                pairs = torch.stack((rows[own] - images.start, own), dim=1)
+                result[captions[own].to(self.device)] = self._scores(regions, words, pairs)
         return result
 
     @torch.no_grad()
@@ -150,6 +151,14 @@ class _Scorer:
         Yields:
             Which images, which captions, their (i, t) scores on the device.
         """
+        for images, regions, captions, words in self._sides(groups):
+            yield images, captions, self._scores(regions, words, None)
+
+    def _sides(self, groups: Tensor) -> Iterator[tuple[slice, list[ck.ProjectedRegions], Tensor, list[ck.ProjectedWords]]]:
+        """The two sides of every tile.
+
+        What an encoder makes of an item depends, in its last bits, on the company: both passes encode the same batches.
+        """
         configs = [model.config for model in self.models]
         numbers = sum(config.width + 2 * (config.hidden_width or config.width) for config in configs)
         chunk_bytes = 4 * self.tile[0] * self.split.regions.max_regions * numbers
@@ -159,14 +168,14 @@ class _Scorer:
             members = np.flatnonzero(groups == group)
             captions_of_group = np.flatnonzero(groups[self.split.image_of_caption] == group)
             for first in range(0, len(members), size):
-                yield from self._tiles_of(members[first : first + size], captions_of_group)
+                yield from self._sides_of_block(members[first : first + size], captions_of_group)
 
-    def _tiles_of(self, members: np.ndarray, captions_of_group: np.ndarray) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Score a block of images; it is gone when the next one begins."""
+    def _sides_of_block(self, members: np.ndarray, captions_of_group: np.ndarray) -> Iterator[tuple]:
+        """As `_sides`, of a block of images; it is gone when the next one begins."""
         block = list(self._projected_images(members))
         for captions, words in self._projected_captions(captions_of_group):
             for images, regions in block:
-                yield images, captions, self._scores(regions, words, None)
+                yield images, regions, captions, words
 
     def _projected_images(self, images: np.ndarray) -> Iterator[tuple[slice, list[ck.ProjectedRegions]]]:
         """Consecutive images in chunks, projected by each model."""

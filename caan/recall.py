@@ -66,9 +66,14 @@ class Figures:
     text_to_image: Recall
 
     @property
+    def sides(self) -> tuple[Recall, Recall]:
+        """Both directions, image→text first."""
+        return self.image_to_text, self.text_to_image
+
+    @property
     def rsum(self) -> float:
         """Sum of the six recalls, 600 at best."""
-        return sum(side.r1 + side.r5 + side.r10 for side in (self.image_to_text, self.text_to_image))
+        return sum(side.r1 + side.r5 + side.r10 for side in self.sides)
 
 
 class RankCounter:

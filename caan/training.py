@@ -317,14 +317,13 @@ def channel_statistics(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
 
 def validation_row(figures: Figures) -> dict[str, float]:
     """The validation columns of metrics.csv."""
-    sides = (("i2t", figures.image_to_text), ("t2i", figures.text_to_image))
+    sides = zip(("i2t", "t2i"), figures.sides, strict=True)
     return {f"{name}_{r}": getattr(side, r) for name, side in sides for r in ("r1", "r5", "r10")} | {"rsum": figures.rsum}
 
 
 def summary(figures: Figures) -> str:
     """The six recalls and their sum, in a line."""
-    sides = figures.image_to_text, figures.text_to_image
-    return " / ".join(f"{side.r1:.1f} {side.r5:.1f} {side.r10:.1f}" for side in sides) + f", rsum {figures.rsum:.1f}"
+    return " / ".join(f"{side.r1:.1f} {side.r5:.1f} {side.r10:.1f}" for side in figures.sides) + f", rsum {figures.rsum:.1f}"
 
 
 class _Metrics:

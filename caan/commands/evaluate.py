@@ -16,7 +16,7 @@ from ..data import Split
 from ..evaluation import Evaluation, evaluate
 from ..files import replacing
 from ..published import PROTOCOLS, SOURCE, published_rows
-from ..recall import Figures, Recall, chance
+from ..recall import chance
 from . import options
 
 _FOLD_SIZE = 1000
@@ -101,7 +101,7 @@ def report(evaluation: Evaluation, split: Split, baseline: str | None = None) ->
     }
     for name, figures in found.items():
         if figures:
-            sides = (f"{_recalls((s.r1, s.r5, s.r10))}{s.median_rank:8g}{s.mean_rank:9,.1f}" for s in _sides(figures))
+            sides = (f"{_recalls((s.r1, s.r5, s.r10))}{s.median_rank:8g}{s.mean_rank:9,.1f}" for s in figures.sides)
             lines.append(f"{name:{name_width}}{'  '.join(f'{side:{side_width}}' for side in sides)}{figures.rsum:7.1f}")
     others = []
     if evaluation.figures:
@@ -116,16 +116,12 @@ def report(evaluation: Evaluation, split: Split, baseline: str | None = None) ->
     if baseline:
         lines.append(f"Published: {SOURCE}; * an ensemble of two models.")
     for name, figures in found.items():
-        if figures and any(side.tied_queries for side in _sides(figures)):
-            tied = " and ".join(f"{side.tied_queries:g}" for side in _sides(figures))
+        if figures and any(side.tied_queries for side in figures.sides):
+            tied = " and ".join(f"{side.tied_queries:g}" for side in figures.sides)
             lines.append(f"Ties, which count as lost places, cost {tied} queries (image → text and text → image) a place: {name}")
     rate = evaluation.pairs / evaluation.seconds
     lines.append(f"{evaluation.pairs:,} pairs in {evaluation.seconds:,.1f} s, reading and encoding included: {rate:,.0f} pairs/s")
     return "\n".join(lines)
-
-
-def _sides(figures: Figures) -> tuple[Recall, Recall]:
-    return figures.image_to_text, figures.text_to_image
 
 
 def _recalls(values: Iterable[float]) -> str:

@@ -31,6 +31,7 @@ from .sources import CaptionedImage
 _NAMED = 20
 _FINAL = ("ims.npy", "caps.txt", "ids.txt", "boxes.npy", "num_boxes.npy", "extract.json")
 _BOX = 4
+_WAY_OUT = "give another folder, or say --overwrite to begin anew"
 
 
 class Unreadable(Exception):
@@ -370,9 +371,6 @@ def _finished(folder: Path, split: str, settings: dict[str, Any]) -> Summary | N
     elif there and not (folder / f"{split}_extract.journal").is_file():
         raise ValueError(f"{there[0]}: expected no file of the split {split!r} that another program made; {_WAY_OUT}")
     return None
-
-
-_WAY_OUT = "give another folder, or say --overwrite to begin anew"
 
 
 def _compare(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
-from .context_attention import cpu
+from .context_attention import cpu, triton
 
 NAMES = ("reference", "cpu", "triton", "cuda")
-_UNWRITTEN = ("triton", "cuda")
+# What "auto" tries on a device, the faster first; the reference is left where none can run.
+_PREFERRED = {"cpu": ("triton",) if triton.INTERPRETED else ("cpu",), "cuda": ("triton",)}
 
 
 def available_backends() -> dict[str, tuple[bool, str]]:
@@ -20,6 +21,7 @@ def available_backends() -> dict[str, tuple[bool, str]]:
     usable = {
         "reference": "plain PyTorch: any device, float16, bfloat16, float32 and float64",
         "cpu": "" if cpu.MISSING else f"compiled kernels for CPU tensors, instruction set {cpu.instruction_set()}",
+        "triton": triton.description(),
     }
     return {name: (True, usable[name]) if not _missing(name) else (False, _missing(name)) for name in NAMES}
 
@@ -41,13 +43,22 @@ def build_info() -> dict[str, Any]:
     return {**_host.build_info(), "cpu_instruction_set": "none" if cpu.MISSING else cpu.instruction_set()}
 
 
-def can_run(name: str, device: torch.device, dtype: torch.dtype, *, gradient: bool = False, maps: bool = False) -> tuple[bool, str]:
+def can_run(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    regions: int = 0,
+    gradient: bool = False,
+    maps: bool = False,
+) -> tuple[bool, str]:
     """Whether a backend can run a call.
 
     Args:
         name: one of `NAMES`.
         device: where the features are.
         dtype: dtype of the features.
+        regions: of an image, padding included.
         gradient: whether a derivative of the result is wanted.
         maps: whether the attention maps are wanted, not only the scores.
 
@@ -56,18 +67,26 @@ def can_run(name: str, device: torch.device, dtype: torch.dtype, *, gradient: bo
     """
     if reason := _missing(name):
         return False, reason
-    if name == "cpu":
-        if device.type != "cpu":
-            return False, f"its tensors must be on the CPU, these are on {device}"
-        if dtype not in cpu.DTYPES:
-            return False, f"it has no kernels for {dtype}"
-        if maps and gradient:
-            return False, "its maps have no derivative: call under torch.no_grad(), or take backend='reference'"
+    if name == "reference":
+        return True, ""
+    if name == "cpu" and device.type != "cpu":
+        return False, f"its tensors must be on the CPU, these are on {device}"
+    if name == "triton" and (reason := triton.cannot_run(device) or triton.too_large(regions)):
+        return False, reason
+    if dtype not in (cpu if name == "cpu" else triton).DTYPES:
+        return False, f"it has no kernels for {dtype}"
+    if maps and gradient:
+        return False, "its maps have no derivative: call under torch.no_grad(), or take backend='reference'"
     return True, ""
 
 
-def select(requested: str, device: torch.device, dtype: torch.dtype, *, gradient: bool = False, maps: bool = False) -> str:
-    """The backend that runs a call: the one asked for; for "auto" the compiled one, or the reference where that cannot.
+def select(requested: str, device: torch.device, dtype: torch.dtype, **wanted: int) -> str:
+    """The backend that runs a call: the one asked for; for "auto" the fastest that can, which may be the reference.
+
+    Args:
+        requested: a backend's name, or "auto".
+        device, dtype: as for `can_run`.
+        wanted: `regions`, `gradient` and `maps`, as for `can_run`.
 
     Raises:
         ValueError: `requested` is no backend's name.
@@ -78,16 +97,19 @@ def select(requested: str, device: torch.device, dtype: torch.dtype, *, gradient
         # Whoever names a kernel set wants that set, not the reference.
         if device.type == "cpu" and cpu.MISSING and os.environ.get("CAAN_CPU_ISA"):
             raise RuntimeError(cpu.MISSING)
-        return "cpu" if can_run("cpu", device, dtype, gradient=gradient, maps=maps)[0] else "reference"
+        preferred = _PREFERRED.get(device.type, ())
+        return next((name for name in preferred if can_run(name, device, dtype, **wanted)[0]), "reference")
     if requested not in NAMES:
         raise ValueError(f"backend: expected 'auto', {', '.join(map(repr, NAMES))}, got {requested!r}")
-    usable, reason = can_run(requested, device, dtype, gradient=gradient, maps=maps)
+    usable, reason = can_run(requested, device, dtype, **wanted)
     if not usable:
         raise RuntimeError(f"backend {requested!r} cannot run this call: {reason}")
     return requested
 
 
 def _missing(name: str) -> str:
-    if name in _UNWRITTEN:
+    if name == "cuda":
         return "not part of this release"
+    if name == "triton":
+        return triton.missing()
     return cpu.MISSING if name == "cpu" else ""

@@ -4,6 +4,7 @@ A problem's padding holds NaN unless a test says otherwise, so each test also se
 """
 
 import ast
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +14,20 @@ from torch import Tensor
 
 import caan_kernels as ck
 
-# The compiled backends, and the device of each. A backend that cannot run here fails its tests and says why.
-KERNELS = {"cpu": "cpu"}
+# Triton's interpreter runs the kernels on CPU tensors: tests/test_interpreted.py.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+# The backends tested, and the device of each. One that cannot run here fails its tests and says why.
+KERNELS = {"triton": "cpu"} if INTERPRETED else {"cpu": "cpu"} | ({"triton": "cuda"} if torch.cuda.is_available() else {})
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
+# What each backend computes with; the interpreter's products of bfloat16 are wrong. conftest.py leaves out the other tests.
+KERNEL_DTYPES = {
+    "reference": DTYPES,
+    "cpu": DTYPES,
+    "triton": (torch.float32, torch.float16) if INTERPRETED else (torch.float32, *HALF_DTYPES),
+}
 
 OPTIONS = {
     "default": {},
@@ -31,7 +41,7 @@ OPTIONS = {
 }
 
 # images, regions, captions, words, width, hidden width
-SHAPES = {
+_SHAPES = {
     "ones": (2, 1, 3, 1, 2, 1),
     "odd": (4, 5, 5, 7, 6, 9),
     "narrow_hidden": (3, 9, 4, 3, 24, 3),
@@ -39,6 +49,15 @@ SHAPES = {
     "captions_longer": (3, 4, 5, 37, 33, 17),
     "paper_like": (4, 36, 7, 21, 96, 130),
 }
+
+# The interpreter takes a thousand times as long, and a GPU's kernels are compiled for every pair of widths.
+_FEWER = {
+    "odd": (3, 5, 4, 7, 6, 9),
+    "captions_longer": (2, 4, 2, 37, 6, 9),
+    "paper_like": (2, 36, 2, 21, 33, 40),
+}
+SHAPES = _SHAPES if "triton" not in KERNELS else _FEWER
+EXAMPLES = 120 if "triton" not in KERNELS else 8
 
 GOLDEN = sorted((Path(__file__).parent / "data").glob("*.npz"))
 
@@ -69,10 +88,14 @@ class Problem:
         """Features and weights in another dtype or on another device."""
         return self.with_tensors(x.to(*where) for x in self.tensors().values())
 
+    def on(self, backend: str | None) -> "Problem":
+        """Features and weights where a backend wants them."""
+        return self.to(KERNELS[backend]) if KERNELS.get(backend, "cpu") != "cpu" else self
+
     def call(self, function=ck.context_attention, **options):
-        """`function` of this problem."""
-        lengths = self.region_lengths, self.word_lengths
-        return function(self.regions, self.words, self.weights, *lengths, self.pairs, **options)
+        """`function` of this problem, on the device of the backend that is asked for."""
+        case = self.on(options.get("backend"))
+        return function(case.regions, case.words, case.weights, case.region_lengths, case.word_lengths, case.pairs, **options)
 
 
 def problem(shape, dtype=torch.float64, *, seed=0, scale=1.0, padding=float("nan"), lengths=True, pairs=False, device="cpu"):
@@ -161,7 +184,7 @@ def assert_inert(case: Problem, gradients: dict[str, Tensor]) -> None:
     for name, lengths in (("regions", case.region_lengths), ("words", case.word_lengths)):
         if lengths is not None:
             padding = torch.arange(gradients[name].shape[1]) >= lengths[:, None]
-            assert not gradients[name][padding].any(), f"the padding of {name} has a gradient"
+            assert not gradients[name].cpu()[padding].any(), f"the padding of {name} has a gradient"
 
 
 def assert_same(first, second) -> None:

@@ -19,7 +19,7 @@ def weights(width, hidden, dtype):
     return ck.ContextAttentionWeights(*(torch.randn(size, dtype=dtype) * width**-0.5 for size in sizes))
 
 
-def forward(images, captions, width, hidden, projected=(), pairs=0, dtype=torch.float32, longest=16, threads=None):
+def forward(images, captions, width, hidden, projected=(), pairs=0, dtype=torch.float32, longest=16, threads=None, backend="cpu"):
     """A call without gradient, on 36 regions and up to `longest` words."""
     if threads:
         torch.set_num_threads(threads)
@@ -33,17 +33,17 @@ def forward(images, captions, width, hidden, projected=(), pairs=0, dtype=torch.
         words = ck.project_words(words, parameters)
     if pairs:
         lengths["pairs"] = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1)
-    return lambda: ck.context_attention(regions, words, parameters, **lengths, backend="cpu")
+    return lambda: ck.context_attention(regions, words, parameters, **lengths, backend=backend)
 
 
-def backward(images, captions, width, hidden, dtype=torch.float32):
+def backward(images, captions, width, hidden, dtype=torch.float32, backend="cpu"):
     """The derivative of all pairs with respect to features, products and score vectors."""
     parameters = weights(width, hidden, dtype)
     V = ck.project_regions(torch.randn(images, 36, width, dtype=dtype), parameters)
     U = ck.project_words(torch.randn(captions, 16, width, dtype=dtype), parameters)
     tensors = (*V[:2], *U[:2], parameters.region_score, parameters.word_score)
     grad = torch.randn(images, captions)
-    rest = None, None, None, True, False, 9.0, True, True, "cpu"
+    rest = None, None, None, True, False, 9.0, True, True, backend
     return lambda: torch.ops.caan_kernels.pair_scores_backward(grad, *tensors, *rest)
 
 
@@ -88,16 +88,36 @@ def forget_peak():
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def main(name):
+def prepared(name, **choice):
+    """The call of a case, after a small one that leaves behind what is made once for a process."""
     prepare, sizes = CASES[name]
-    prepare(**{**sizes, "images": 2, "captions": 2, **({"pairs": 3} if "pairs" in sizes else {})})()
-    call = prepare(**sizes)
+    prepare(**{**sizes, "images": 2, "captions": 2, **({"pairs": 3} if "pairs" in sizes else {})}, **choice)()
+    return prepare(**sizes, **choice)
+
+
+def size(results):
+    """Bytes that a call gives."""
+    results = results if isinstance(results, tuple) else (results,)
+    return sum(x.numel() * x.element_size() for x in results)
+
+
+def on_a_gpu(name, backend):
+    """The same for a backend on the GPU, where PyTorch keeps count."""
+    with torch.device("cuda"):
+        call = prepared(name, backend=backend)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    results = call()
+    return (torch.cuda.max_memory_allocated() - before - size(results)) / MiB
+
+
+def main(name):
+    call = prepared(name)
     forget_peak()
     before = peak()
     results = call()
     growth = peak() - before
-    results = results if isinstance(results, tuple) else (results,)
-    print((growth - sum(x.numel() * x.element_size() for x in results)) / MiB)
+    print((growth - size(results)) / MiB)
 
 
 if __name__ == "__main__":

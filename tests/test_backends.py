@@ -6,6 +6,16 @@ import torch
 
 import caan_kernels as ck
 from caan_kernels import backends
+from caan_kernels.context_attention import triton
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+# The backend of this process that takes CPU tensors, and the device of the Triton backend.
+ON_CPU = "triton" if cases.INTERPRETED else "cpu"
+OF_TRITON = CPU if cases.INTERPRETED else GPU
+
+compiled = pytest.mark.skipif(cases.INTERPRETED, reason="the interpreter has the CPU tensors of this process")
+interpreted = pytest.mark.skipif(not cases.INTERPRETED, reason="the interpreter is off")
+with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
 def test_every_backend_gives_a_reason():
@@ -13,10 +23,30 @@ def test_every_backend_gives_a_reason():
     assert set(available) == {"reference", "cpu", "triton", "cuda"}
     assert all(isinstance(usable, bool) and reason for usable, reason in available.values())
     assert available["reference"][0]
-    assert available["cpu"][0], available["cpu"][1]
-    assert available["triton"] == available["cuda"] == (False, "not part of this release")
+    for name in cases.KERNELS:
+        assert available[name][0], available[name][1]
+    assert available["cuda"] == (False, "not part of this release")
 
 
+@compiled
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_triton_without_a_gpu():
+    usable, reason = ck.available_backends()["triton"]
+    assert not usable
+    assert reason.startswith(("there is no CUDA device", "Triton cannot be imported"))
+    with pytest.raises(RuntimeError, match=f"backend 'triton' cannot run this call: {reason}"):
+        cases.problem("odd", torch.float32).call(backend="triton")
+
+
+@interpreted
+def test_the_interpreter_takes_the_cpu_from_the_compiled_backend():
+    available = ck.available_backends()
+    assert available["cpu"] == (False, "TRITON_INTERPRET=1 gives CPU tensors to Triton's interpreter in this process")
+    assert "interpreter" in available["triton"][1]
+    assert ck.build_info()["cpu_instruction_set"] == "none"
+
+
+@compiled
 def test_build_info():
     info = ck.build_info()
     assert info["version"] and info["compiler"] and info["torch_target_abi"]
@@ -25,32 +55,79 @@ def test_build_info():
     assert info["cpu_instruction_set"] in ck.available_backends()["cpu"][1]
 
 
-def test_cpu_is_chosen_for_cpu_tensors():
-    for dtype in cases.DTYPES:
-        assert backends.select("auto", torch.device("cpu"), dtype) == "cpu"
-        assert backends.select("auto", torch.device("cpu"), dtype, gradient=True) == "cpu"
-    assert backends.select("auto", torch.device("cuda", 0), torch.float32) == "reference"
-    assert backends.select("auto", torch.device("cpu"), torch.float32, gradient=True, maps=True) == "reference"
+def test_cpu_tensors():
+    for dtype in cases.KERNEL_DTYPES[ON_CPU]:
+        assert backends.select("auto", CPU, dtype) == ON_CPU
+        assert backends.select("auto", CPU, dtype, gradient=True) == ON_CPU
+    assert backends.select("auto", CPU, torch.float32, gradient=True, maps=True) == "reference"
+    assert backends.select("auto", torch.device("meta"), torch.float32) == "reference"
 
 
-@pytest.mark.parametrize(
-    ("name", "device", "dtype", "wanted", "reason"),
-    [
-        ("triton", "cuda", torch.float32, {}, "not part of this release"),
-        ("cuda", "cuda", torch.float32, {}, "not part of this release"),
-        ("cpu", "cuda", torch.float32, {}, "must be on the CPU, these are on cuda"),
-        ("cpu", "cpu", torch.float8_e4m3fn, {}, "no kernels for torch.float8_e4m3fn"),
-        ("cpu", "cpu", torch.float32, {"maps": True, "gradient": True}, "maps have no derivative"),
-    ],
-)
+@with_gpu
+def test_cuda_tensors():
+    for dtype in cases.KERNEL_DTYPES["triton"]:
+        assert backends.select("auto", GPU, dtype) == "triton"
+        assert backends.select("auto", GPU, dtype, gradient=True, regions=36) == "triton"
+    assert backends.select("auto", GPU, torch.float32, gradient=True, maps=True) == "reference"
+
+
+@pytest.mark.skipif("triton" not in cases.KERNELS, reason="the Triton backend cannot run here")
+def test_what_triton_does_not_take_goes_to_the_reference():
+    for wanted in ({"dtype": torch.float64}, {"dtype": torch.float32, "regions": 257}):
+        assert backends.select("auto", OF_TRITON, **wanted) == "reference"
+    assert backends.select("auto", OF_TRITON, torch.float32, regions=256) == "triton"
+
+
+def test_cuda_tensors_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(triton, "missing", lambda: "there is no CUDA device")
+    assert backends.select("auto", GPU, torch.float32) == "reference"
+
+
+def test_old_gpus(monkeypatch):
+    monkeypatch.setattr(triton, "missing", lambda: "")
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    for capability, usable in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
+        reason = "" if usable else "it needs compute capability 8.0 or later, Tesla T4 has 7.5"
+        assert backends.can_run("triton", GPU, torch.float16) == (usable, reason)
+        assert backends.select("auto", GPU, torch.float16) == ("triton" if usable else "reference")
+
+
+REASONS = [
+    ("cuda", GPU, torch.float32, {}, "not part of this release"),
+    *(
+        pytest.param(*row, marks=compiled)
+        for row in (
+            ("cpu", GPU, torch.float32, {}, "its tensors must be on the CPU, these are on cuda:0"),
+            ("cpu", CPU, torch.float8_e4m3fn, {}, "it has no kernels for torch.float8_e4m3fn"),
+            ("cpu", CPU, torch.float32, {"maps": True, "gradient": True}, "its maps have no derivative"),
+        )
+    ),
+    *(
+        pytest.param(*row, marks=pytest.mark.skipif("triton" not in cases.KERNELS, reason="it cannot run here"))
+        for row in (
+            ("triton", OF_TRITON, torch.float64, {}, "it has no kernels for torch.float64"),
+            ("triton", OF_TRITON, torch.float32, {"maps": True, "gradient": True}, "its maps have no derivative"),
+            ("triton", OF_TRITON, torch.float32, {"regions": 257}, "it takes at most 256 regions an image, these have 257"),
+        )
+    ),
+    pytest.param("triton", CPU, torch.float32, {}, "its tensors must be on a CUDA device, these are on cpu", marks=with_gpu),
+    pytest.param("triton", GPU, torch.float32, {}, "TRITON_INTERPRET=1 runs it on CPU tensors", marks=interpreted),
+]
+
+
+@pytest.mark.parametrize(("name", "device", "dtype", "wanted", "reason"), REASONS)
 def test_reasons(name, device, dtype, wanted, reason):
-    usable, found = backends.can_run(name, torch.device(device), dtype, **wanted)
+    usable, found = backends.can_run(name, device, dtype, **wanted)
     assert not usable
-    assert reason in found
-    with pytest.raises(RuntimeError, match=f"backend '{name}' cannot run this call: .*{reason}"):
-        backends.select(name, torch.device(device), dtype, **wanted)
+    assert found.startswith(reason)
+    with pytest.raises(RuntimeError, match=f"backend '{name}' cannot run this call: {reason}"):
+        backends.select(name, device, dtype, **wanted)
 
 
+@compiled
 def test_a_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(backends.cpu, "MISSING", "the compiled library is missing")
     case = cases.problem("odd", torch.float32)

@@ -70,7 +70,7 @@ def context_attention(
     arguments.check_options(similarity, normalization, temperature, inter, intra)
     call = _checked(regions, words, weights, region_lengths, word_lengths, pairs)
     features, gradient = call.regions.features, _wants_gradient(call)
-    name = backends.select(backend, features.device, features.dtype, gradient=gradient)
+    name = backends.select(backend, features.device, features.dtype, regions=features.shape[1], gradient=gradient)
     if name != "reference":
         _refuse_tangents(call)
     options = (similarity == "cosine", normalization == "softmax", float(temperature), inter, intra)
@@ -116,7 +116,8 @@ def attention_maps(
     arguments.check_options(similarity, normalization, temperature, inter, intra)
     call = _checked(regions, words, weights, region_lengths, word_lengths, pairs)
     features = call.regions.features
-    name = backends.select(backend, features.device, features.dtype, gradient=_wants_gradient(call), maps=True)
+    wanted = {"regions": features.shape[1], "gradient": _wants_gradient(call), "maps": True}
+    name = backends.select(backend, features.device, features.dtype, **wanted)
     options = (similarity == "cosine", normalization == "softmax", float(temperature), inter, intra)
     with _without_autocast(features.device):
         call = _gathered(call)
@@ -324,7 +325,9 @@ def _indices(indices: Tensor | None, items: Tensor, backend: str) -> Tensor | No
     """Where and how the operators take lengths and pairs."""
     if indices is None:
         return None
-    return indices.to(items.device if backend == "reference" else "cpu", torch.int64).contiguous()
+    # A copy from the CPU is staged before it returns: not waiting for the device is safe, and a wait would be for all its work.
+    device = torch.device("cpu") if backend == "cpu" else items.device
+    return indices.to(device, torch.int64, non_blocking=indices.device.type == "cpu").contiguous()
 
 
 def _autocast_dtype(*items: Tensor | ProjectedRegions | ProjectedWords) -> torch.dtype | None:

@@ -30,15 +30,23 @@ def assert_accurate(case, backend, options, *, score=2e-6, gradient=1e-5, of_ref
     cases.assert_inert(case, gradients)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 @pytest.mark.parametrize("path", cases.GOLDEN, ids=lambda path: path.stem)
 def test_golden(backend, path, dtype):
     case, options, scores, grad_scores, gradients = cases.golden(path)
     found, found_gradients = cases.run(case.to(dtype), grad_scores, **options, backend=backend)
-    score_bound, gradient_bound = (2e-6, 1e-5) if dtype == torch.float32 else (1e-13, 1e-12)
-    assert cases.score_error(found, scores) <= score_bound
+    score_bound, gradient_bound = (1e-13, 1e-12) if dtype == torch.float64 else (2e-6, 1e-5)
+    plain, plain_gradients = scores, gradients
+    if dtype in cases.HALF_DTYPES:
+        # What rounding the inputs does is no error of anyone's.
+        scores, gradients = cases.oracle(case.to(dtype), grad_scores, **options)
+        plain, plain_gradients = cases.run(case.to(dtype), grad_scores, **options, backend="reference")
+        # The largest of a handful of errors: one in fifty such cases is more than twice another's.
+        score_bound = 2**-9 if dtype == torch.float16 else 2**-6
+    assert cases.score_error(found, scores) <= max(score_bound, 2 * cases.score_error(plain, scores))
     for name, gradient in gradients.items():
-        assert cases.gradient_error(found_gradients[name], gradient) <= gradient_bound, name
+        of_plain = cases.gradient_error(plain_gradients[name], gradient)
+        assert cases.gradient_error(found_gradients[name], gradient) <= max(gradient_bound, 3 * of_plain), name
 
 
 @options_of_all
@@ -52,6 +60,7 @@ def test_float32(backend, shape, pairs, options):
     assert_accurate(case, backend, options, scale=scale)
 
 
+@pytest.mark.float64
 @options_of_all
 @pytest.mark.parametrize("shape", cases.SHAPES)
 def test_float64(backend, shape, options):
@@ -60,7 +69,7 @@ def test_float64(backend, shape, options):
 
 @options_of_all
 @pytest.mark.parametrize("dtype", cases.HALF_DTYPES, ids=str)
-@pytest.mark.parametrize("shape", ["odd", "wide_hidden", "captions_longer", "paper_like"])
+@pytest.mark.parametrize("shape", [x for x in ("odd", "wide_hidden", "captions_longer", "paper_like") if x in cases.SHAPES])
 def test_half(backend, shape, dtype, options):
     assert_accurate(cases.problem(shape, dtype), backend, options, score=1e-6, gradient=1e-4, of_reference=2.0)
 
@@ -71,6 +80,7 @@ def test_saturated_alignment(backend, dtype):
     assert_accurate(case, backend, {}, of_reference=2.0)
 
 
+@pytest.mark.float64
 @options_of_all
 def test_gradcheck(backend, options):
     case = cases.problem((3, 3, 3, 4, 2, 5), padding=0.0)
@@ -78,17 +88,19 @@ def test_gradcheck(backend, options):
     assert torch.autograd.gradcheck(lambda *tensors: case.with_tensors(tensors).call(**options, backend=backend), leaves)
 
 
+# Widths for which kernels are compiled anyway, and few pairs, where that counts.
+few = "triton" in cases.KERNELS
 sizes = strategies.tuples(
-    strategies.integers(0, 4),
-    strategies.integers(0, 20),
-    strategies.integers(0, 5),
-    strategies.integers(0, 20),
-    strategies.integers(1, 40),
-    strategies.integers(1, 70),
+    strategies.integers(0, 2 if few else 4),
+    strategies.integers(0, 16 if few else 20),
+    strategies.integers(0, 3 if few else 5),
+    strategies.integers(0, 16 if few else 20),
+    strategies.just(6) if few else strategies.integers(1, 40),
+    strategies.just(9) if few else strategies.integers(1, 70),
 )
 
 
-@hypothesis.settings(max_examples=120)
+@hypothesis.settings(max_examples=cases.EXAMPLES)
 @hypothesis.given(
     shape=sizes,
     dtype=strategies.sampled_from(cases.DTYPES),
@@ -98,6 +110,7 @@ sizes = strategies.tuples(
     seed=strategies.integers(0, 99),
 )
 def test_any_shape(backend, shape, dtype, options, pairs, lengths, seed):
+    hypothesis.assume(dtype in cases.KERNEL_DTYPES[backend])
     pairs = pairs and shape[0] * shape[2] > 0
     case = cases.problem(shape, dtype, pairs=pairs, lengths=lengths, seed=seed)
     score, gradient = {torch.float64: (1e-12, 1e-10), torch.float32: (2e-6, 1e-5)}.get(dtype, (5e-3, 2e-2))
@@ -109,7 +122,10 @@ def test_any_shape(backend, shape, dtype, options, pairs, lengths, seed):
 @options_of_all
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_maps(backend, dtype, options):
-    case = cases.problem("paper_like", dtype, pairs=True)
+    shape = "paper_like"
+    if backend == "triton":
+        shape = (2, 36, 1, 21, 20, 24) if cases.INTERPRETED else "odd"
+    case = cases.problem(shape, dtype, pairs=True)
     maps = case.call(ck.attention_maps, **options, backend=backend)
     expected = case.to(torch.float64).call(ck.attention_maps, **options, backend="reference")
     plain = case.call(ck.attention_maps, **options, backend="reference")
@@ -124,7 +140,7 @@ def test_maps(backend, dtype, options):
         assert x.shape == oracle.shape
         bound = max(3e-6 if dtype != torch.float64 else 1e-13, 2 * cases.score_error(getattr(plain, name), oracle))
         assert cases.score_error(x, oracle) <= bound, name
-        assert not x[~exists[name].expand_as(x)].any(), f"{name} is not 0 where nothing exists"
+        assert not x.cpu()[~exists[name].expand_as(x)].any(), f"{name} is not 0 where nothing exists"
     assert torch.equal(maps.scores, case.call(**options, backend=backend))
 
 
@@ -138,7 +154,7 @@ def test_padding_is_inert(backend, options):
 
 
 def test_unwritten_memory(backend, poisoned_memory):
-    for dtype in cases.DTYPES:
+    for dtype in cases.KERNEL_DTYPES[backend]:
         case = cases.problem("captions_longer", dtype, pairs=True)
         scores, gradients = cases.run(case, backend=backend)
         assert scores.isfinite().all()
@@ -151,12 +167,12 @@ def test_unwritten_memory(backend, poisoned_memory):
 
 def test_pairs_without_gradient_are_skipped(backend):
     """An image whose scores get no gradient gives none, even where its own numbers are NaN."""
-    case = cases.problem("odd", torch.float32, lengths=False)
+    case = cases.problem("odd", torch.float32, lengths=False).on(backend)
     V = ck.project_regions(case.regions, case.weights)
     U = ck.project_words(case.words, case.weights)
     V.features[1] = V.products[1] = float("nan")
     tensors = (V.features, V.products, U.features, U.products, case.weights.region_score, case.weights.word_score)
-    grad = torch.ones(len(case.regions), len(case.words))
+    grad = torch.ones(len(case.regions), len(case.words), device=case.regions.device)
     grad[1] = 0
     gradients = torch.ops.caan_kernels.pair_scores_backward(grad, *tensors, None, None, None, True, False, 9.0, True, True, backend)
     assert not gradients[0][1].any()

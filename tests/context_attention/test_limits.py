@@ -15,6 +15,7 @@ import caan_kernels as ck
 M, N = 36, 5
 
 
+@pytest.mark.skipif(cases.INTERPRETED, reason="the interpreter's own memory is beside the point: test_triton.py counts tensors")
 @pytest.mark.parametrize("name", memory_growth.CASES)
 def test_workspace(name):
     """At most 64 MiB forward and 256 MiB backward beyond inputs and outputs."""
@@ -26,19 +27,44 @@ def test_workspace(name):
     assert float(run.stdout) <= (64 if name.startswith("forward") else 256)
 
 
+# Few, because kernels are compiled for the widths of each.
+ON_A_GPU = (
+    "forward_many_pairs",
+    "forward_paper_sizes",
+    "forward_bfloat16",
+    "forward_pair_list",
+    "backward_paper_sizes",
+    "backward_bfloat16",
+)
+
+
+@pytest.mark.skipif(cases.KERNELS.get("triton") != "cuda", reason="there is no GPU")
+@pytest.mark.parametrize("name", ON_A_GPU)
+def test_workspace_of_triton(name):
+    """The same bounds, for what PyTorch's allocator gives on the GPU."""
+    growth = memory_growth.on_a_gpu(name, "triton")
+    assert growth <= (64 if name.startswith("forward") else 256)
+
+
 def tail_of(items, count):
     """`items` at the end of a tensor of `count` items, whose rest is memory that nothing touches."""
-    large = torch.empty(count, *items.shape[1:], dtype=items.dtype)
+    large = items.new_empty(count, *items.shape[1:])
     large[count - len(items) :] = items
     return large
 
 
+backends = pytest.mark.parametrize("backend", cases.KERNELS)
+# The interpreter has no bfloat16.
+HALF = torch.float16 if cases.INTERPRETED else torch.bfloat16
+
+
+@backends
 @pytest.mark.parametrize("side", ["regions", "words"])
-def test_products_beyond_the_32_bit_index(side):
+def test_products_beyond_the_32_bit_index(backend, side):
     """Pairs at the end of a projected gallery of more than 2³¹ numbers."""
-    case = cases.problem((3, M, 3, N, 8, 64), torch.bfloat16, lengths=False)
+    case = cases.problem((3, M, 3, N, 8, 64), HALF, lengths=False).on(backend)
     V, U = ck.project_regions(case.regions, case.weights), ck.project_words(case.words, case.weights)
-    expected = ck.context_attention(V, U, case.weights)
+    expected = ck.context_attention(V, U, case.weights, backend=backend)
     gallery = V if side == "regions" else U
     count = 2**31 // gallery.products[0].numel() + 2
     large = gallery._replace(features=tail_of(gallery.features, count), products=tail_of(gallery.products, count))
@@ -47,15 +73,18 @@ def test_products_beyond_the_32_bit_index(side):
     far = pairs.clone()
     far[:, 0 if side == "regions" else 1] += count - 3
     V, U = (large, U) if side == "regions" else (V, large)
-    assert torch.equal(ck.context_attention(V, U, case.weights, pairs=far), expected[pairs[:, 0], pairs[:, 1]])
+    found = ck.context_attention(V, U, case.weights, pairs=far, backend=backend)
+    assert torch.equal(found, expected[pairs[:, 0], pairs[:, 1]])
 
 
-def test_features_beyond_the_32_bit_index():
+@pytest.mark.skipif(cases.INTERPRETED, reason="the interpreter would be at it for minutes")
+@backends
+def test_features_beyond_the_32_bit_index(backend):
     """All pairs of raw features of more than 2³¹ numbers, nearly all of them padding."""
-    case = cases.problem((3, M, 2, N, 64, 4), torch.bfloat16, lengths=False)
+    case = cases.problem((3, M, 2, N, 64, 4), HALF, lengths=False).on(backend)
     count = 2**31 // case.regions[0].numel() + 2
     lengths = torch.zeros(count, dtype=torch.int64)
     lengths[-3:] = M
-    scores = ck.context_attention(tail_of(case.regions, count), case.words, case.weights, lengths)
+    scores = ck.context_attention(tail_of(case.regions, count), case.words, case.weights, lengths, backend=backend)
     assert not scores[:-3].any()
-    assert torch.equal(scores[-3:], case.call())
+    assert torch.equal(scores[-3:], case.call(backend=backend))

@@ -1,0 +1,88 @@
+"""Tile sizes, warps and pipeline stages: what is shipped, and the small space that can be measured instead."""
+
+from typing import NamedTuple
+
+import torch
+
+from .plan import size_of
+
+
+class Configuration(NamedTuple):
+    """How a kernel is compiled.
+
+    Attributes:
+        blocks: the kernel's tile sizes, by name.
+        warps: of a program.
+        stages: of the software pipeline.
+        registers: of a thread at most; None leaves it to NVIDIA's assembler, which may rather spill than lose a program.
+    """
+
+    blocks: dict[str, int]
+    warps: int
+    stages: int
+    registers: int | None = None
+
+    def arguments(self) -> dict[str, int]:
+        """Keyword arguments of a launch."""
+        arguments = {**self.blocks, "num_warps": self.warps, "num_stages": self.stages}
+        if self.registers and torch.version.hip is None:
+            arguments["maxnreg"] = self.registers
+        return arguments
+
+
+def product(dtype: torch.dtype, exact: bool) -> Configuration:
+    """For `product_kernel`."""
+    if exact:
+        return Configuration({"ROW_BLOCK": 32, "COLUMN_BLOCK": 64, "DEPTH_BLOCK": 16}, 4, 1, 255)
+    if dtype == torch.float32:
+        return Configuration({"ROW_BLOCK": 64, "COLUMN_BLOCK": 64, "DEPTH_BLOCK": 16}, 8, 2)
+    return Configuration({"ROW_BLOCK": 128, "COLUMN_BLOCK": 128, "DEPTH_BLOCK": 32}, 8, 3)
+
+
+# What a tile of `scores_kernel` holds: words of a caption, and regions times words, both rounded up to powers of two.
+MOST_WORDS = 64
+MOST_CELLS = 128 * 64
+
+
+def fused(dtype: torch.dtype, regions: int, words: int) -> bool:
+    """Whether `scores_kernel` takes blocks of this size.
+
+    Not in float32: without tensor cores Triton keeps the whole of both factors of a product in registers, which spill.
+    """
+    return dtype != torch.float32 and words <= MOST_WORDS and size_of(regions) * words <= MOST_CELLS
+
+
+def score_candidates(regions: int, words: int, capability: tuple[int, int]) -> list[Configuration]:
+    """For `scores_kernel` on pairs of up to `regions` regions and `words` words: the shipped configuration first, then what
+    `CAAN_TRITON_TUNE=1` measures beside it.
+
+    Captions of a tile, and the panel of the hidden width, trade what is read again against registers, and so against the
+    programs that a multiprocessor holds; stages hide what reading still costs. Sums have the same order in all of them.
+    """
+    # Each caption has a warp to itself while there are several; a longer one is shared by all. With four warps a
+    # multiprocessor's registers hold two programs of 36 regions, one at the tensor cores while the other waits for tanh;
+    # with eight, which read an image once for twice the captions, they hold one.
+    most = max(1, min(128, 8192 // size_of(regions)) // words) if words <= 32 else 1
+    # Ampere's tensor cores take both factors from registers.
+    panels = [16] if capability < (9, 0) or regions > 64 else [32, 16]
+    candidates = []
+    for captions in dict.fromkeys((max(1, most // 2), most)):
+        for panel in panels:
+            for stages in (2, 3):
+                blocks = {"TOGETHER": captions, "WIDTH_BLOCK": 64, "HIDDEN_BLOCK": panel, "POOL_BLOCK": 64, "IMAGE_GROUP": 32}
+                candidates.append(Configuration(blocks, 8 if captions == most else 4, stages))
+    return candidates
+
+
+def pairs(dtype: torch.dtype, gradient: bool) -> Configuration:
+    """For `pair_kernel`: panels that leave no register to spill."""
+    if dtype == torch.float32:
+        return Configuration({"TILE": 16, "WIDTH_BLOCK": 16, "HIDDEN_BLOCK": 16}, 8, 1, 255)
+    return Configuration({"TILE": 16, "WIDTH_BLOCK": 32, "HIDDEN_BLOCK": 16 if gradient else 32}, 8, 1, 255)
+
+
+def items(dtype: torch.dtype, capability: tuple[int, int]) -> Configuration:
+    """For the kernels that sum gradients over the pairs of an image or of a caption."""
+    if dtype == torch.float32:
+        return Configuration({"TILE": 16, "WIDTH_BLOCK": 64, "HIDDEN_BLOCK": 16}, 8, 1, 255)
+    return Configuration({"TILE": 16, "WIDTH_BLOCK": 64, "HIDDEN_BLOCK": 16 if capability < (9, 0) else 32}, 4, 1, 255)

@@ -1,0 +1,45 @@
+"""Which of the shared tests a backend takes."""
+
+import cases
+import numpy as np
+import pytest
+import torch
+
+
+def takes_too_long(backend, dtype, parameters):
+    """The interpreter takes a thousand times as long as a kernel; on a GPU kernels are compiled for every dtype, option and width.
+
+    All options and lists of pairs go through one shape, the two normalisations through the others.
+    """
+    if backend != "triton":
+        return False
+    rest = parameters.get("options", {}) not in (cases.OPTIONS["default"], cases.OPTIONS["softmax"])
+    if cases.KERNELS[backend] == "cuda" and dtype == torch.float16:
+        return rest or "path" in parameters
+    return (rest or parameters.get("pairs", False)) and parameters.get("shape", "odd") != "odd"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what a backend does not compute with: dtypes, float64 in tests that need it, threads on a GPU."""
+    kept, left_out = [], []
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        backend = parameters.get("backend", "reference")
+        dtypes = cases.KERNEL_DTYPES[backend]
+        dtype = parameters.get("dtype", torch.float64 if item.get_closest_marker("float64") else dtypes[0])
+        wrong = dtype not in dtypes or takes_too_long(backend, dtype, parameters)
+        wrong = wrong or (item.get_closest_marker("cpu_only") and backend not in ("reference", "cpu"))
+        (left_out if wrong else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
+
+
+@pytest.fixture
+def sums_in_one_order(monkeypatch):
+    """A product of the interpreter is rounded once, and so has the same bits wherever it stands in a tile: as on a GPU, where
+    sums have one order, and not as suits the library for each shape."""
+    if cases.INTERPRETED:
+        library = np.matmul
+        exact = np.float64
+        monkeypatch.setattr(np, "matmul", lambda a, b, dtype=None: library(a.astype(exact), b.astype(exact)).astype(dtype))

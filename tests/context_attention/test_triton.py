@@ -1,0 +1,341 @@
+"""What is the Triton backend's own: its limits, borders between blocks of sizes, split launches, functions."""
+
+import weakref
+from dataclasses import replace
+
+import cases
+import pytest
+import torch
+from test_accuracy import assert_accurate
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import caan_kernels as ck
+from caan_kernels import backends
+
+triton = pytest.importorskip("triton")
+tl = triton.language
+
+from caan_kernels.context_attention.triton import configurations, functions, launch  # noqa: E402
+
+pytestmark = pytest.mark.skipif("triton" not in cases.KERNELS, reason="on a GPU, or by tests/test_interpreted.py")
+
+DEVICE = cases.KERNELS.get("triton")
+DTYPES = cases.KERNEL_DTYPES["triton"]
+HALF_DTYPES = [dtype for dtype in DTYPES if dtype != torch.float32]
+# Widths of the shared cases: a kernel is compiled for each.
+WIDTHS = 6, 9
+
+
+def lengths_given(shape, regions, words, dtype, **given):
+    """A problem whose items have these lengths."""
+    case = cases.problem(shape, dtype, lengths=False, **given)
+    case = replace(case, region_lengths=torch.tensor(regions), word_lengths=torch.tensor(words))
+    for items, lengths in ((case.regions, case.region_lengths), (case.words, case.word_lengths)):
+        items[torch.arange(items.shape[1]) >= lengths[:, None]] = float("nan")
+    return case.on("triton")
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(RuntimeError, match="backend 'triton' cannot run this call: it has no kernels for torch.float64"):
+        cases.problem("odd").call(backend="triton")
+    assert backends.select("auto", torch.device(DEVICE), torch.float64) == "reference"
+
+
+def test_too_many_regions():
+    case = cases.problem((1, 257, 1, 2, *WIDTHS), torch.float32, pairs=True).on("triton")
+    reason = "backend 'triton' cannot run this call: it takes at most 256 regions an image, these have 257"
+    for function in (ck.context_attention, ck.attention_maps):
+        with pytest.raises(RuntimeError, match=reason):
+            case.call(function, backend="triton")
+    assert torch.equal(case.call(), case.call(backend="reference"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_most_regions(dtype):
+    case = lengths_given((2, 256, 2, 20, *WIDTHS), [256, 129], [20, 3], dtype)
+    # Of four scores the largest error may well be twice another's.
+    assert_accurate(case, "triton", {}, score=2e-6 if dtype == torch.float32 else 1e-3, gradient=1e-4, of_reference=2.0)
+
+
+@pytest.mark.parametrize("normalization", ["l2", "softmax"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_borders_between_blocks(dtype, normalization):
+    """Items that just fit a block and that just do not: accurate, and with the bits of the item alone."""
+    regions, words = [15, 16, 17, 33], [15, 16, 17, 32, 33, 64, 65]
+    case = lengths_given((4, 33, 7, 65, *WIDTHS), regions, words, dtype)
+    options = {"normalization": normalization, "backend": "triton"}
+    scores = case.call(**options)
+    expected = cases.oracle(case, normalization=normalization)[0]
+    plain = case.call(**options | {"backend": "reference"})
+    assert cases.score_error(scores, expected) <= max(2e-6, 2 * cases.score_error(plain, expected))
+    for i, t in ((0, 0), (1, 1), (2, 2), (3, 3), (0, 4), (1, 5), (2, 6)):
+        alone = ck.context_attention(
+            case.regions[i : i + 1, : regions[i]], case.words[t : t + 1, : words[t]], case.weights, **options
+        )
+        assert alone.item() == scores[i, t].item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_at_borders_between_blocks(dtype):
+    case = lengths_given((2, 33, 3, 33, *WIDTHS), [17, 33], [16, 17, 33], dtype)
+    assert_accurate(case, "triton", {}, score=2e-6 if dtype == torch.float32 else 1e-3, gradient=1e-5, of_reference=2.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_pairs_of_an_image_than_a_tile_holds(dtype):
+    """Runs of one image, of pairs that are listed several times and of several blocks, in any order."""
+    case = lengths_given((3, 5, 6, 20, *WIDTHS), [5, 0, 3], [3, 20, 16, 0, 17, 1], dtype)
+    scores = case.call(backend="triton")
+    together = configurations.score_candidates(16, 16, (9, 0))[0].blocks["TOGETHER"]
+    pairs = torch.cartesian_prod(torch.arange(3), torch.arange(6)).repeat(together, 1)
+    pairs = torch.cat([pairs, torch.tensor([[0, 0]]).expand(2 * together + 1, 2)])
+    pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]
+    listed = replace(case, pairs=pairs).call(backend="triton")
+    assert torch.equal(listed, scores[pairs[:, 0].to(scores.device), pairs[:, 1].to(scores.device)])
+
+
+def weights_scaled(case, region, word):
+    weights = case.weights
+    scaled = {"region_score": weights.region_score * region, "word_score": weights.word_score * word}
+    return replace(case, weights=weights._replace(**scaled))
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
+@pytest.mark.parametrize("power", [-10, 12, 16])
+def test_scale_of_the_score_vectors(dtype, power):
+    """Vectors at the ends of what float16 holds and, in bfloat16, far above, and both ends at once."""
+    power = min(power, 14) if dtype == torch.float16 else power
+    case = cases.problem("odd", dtype, pairs=True).on("triton")
+    for scaled in (weights_scaled(case, 2.0**power, 1.0), weights_scaled(case, 2.0**-power, 2.0**power)):
+        assert all(x.isfinite().all() for x in scaled.weights)
+        expected, plain = cases.oracle(scaled)[0], scaled.call(backend="reference")
+        found = scaled.call(backend="triton")
+        assert cases.score_error(found, expected) <= max(5e-3, 2 * cases.score_error(plain, expected))
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
+def test_score_vectors_of_zero(dtype):
+    case = cases.problem("odd", dtype).on("triton")
+    zero = weights_scaled(case, 0.0, 0.0)
+    # No context counts, as with both of its terms left out.
+    assert torch.equal(zero.call(backend="triton"), case.call(backend="triton", inter=False, intra=False))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-7, 1.0, 6e4, 1e5, 1e30])
+def test_score_vectors_keep_their_bits(scale):
+    """What bfloat16 holds survives in float16, over a power of two, down to 2⁻¹⁴ of the largest."""
+    generator = torch.Generator().manual_seed(0)
+    region = (torch.rand(500, generator=generator) * scale).bfloat16().to(DEVICE)
+    word = (torch.randn(500, generator=generator) * scale * 3).bfloat16().to(DEVICE)
+    vectors = launch._vectors(region, word)
+    assert vectors.halves.dtype == torch.float16
+    assert vectors.halves.abs().max() <= 1
+    for vector, half, power in zip((region, word), vectors.halves, vectors.scales, strict=True):
+        large = vector.float().abs() > 2.0**-14 * vector.float().abs().max()
+        assert torch.equal((half.float() * power)[large], vector.float()[large])
+        assert torch.frexp(power).mantissa == 0.5
+
+
+@pytest.fixture
+def float32_products():
+    """torch.set_float32_matmul_precision, undone after the test."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+def test_tf32_is_for_those_who_allow_it(float32_products):
+    for choice, expected in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
+        float32_products(choice)
+        assert launch.precision_of(torch.float32) == launch.gradient_precision(torch.float32) == expected
+        assert launch.precision_of(torch.float16) == "ieee"
+        assert launch.gradient_precision(torch.float16) == "tf32"
+
+
+def test_tf32_allowed_by_the_setting_of_one_backend():
+    # Once this newer setting is made, torch.get_float32_matmul_precision() raises.
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert launch.precision_of(torch.float32) == "tf32"
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        assert launch.precision_of(torch.float32) == "ieee"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+SMALLEST = {"BLOCK_BYTES": 1, "SCRATCH_BYTES": 1, "SCORE_SCRATCH_BYTES": 1, "MOST_PROGRAMS": 1}
+
+
+FEW = {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 4000, "SCORE_SCRATCH_BYTES": 1500, "MOST_LISTED": 2}
+
+
+@pytest.mark.parametrize(("dtype", "few"), [(torch.float32, FEW), (torch.float16, {})], ids=str)
+def test_split_launches(dtype, few, monkeypatch):
+    """Scores, gradients and maps have the same bits in however many pieces they are made."""
+    case = lengths_given((2, 5, 3, 66, *WIDTHS), [5, 2], [3, 66, 0], dtype)
+    listed = replace(case, pairs=torch.tensor([[1, 1], [0, 0], [1, 2], [0, 0]]))
+
+    def results():
+        yield case.call(backend="triton")
+        yield listed.call(backend="triton")
+        for some in (case, listed):
+            scores, gradients = cases.run(some, backend="triton")
+            yield scores
+            yield from gradients.values()
+        yield from listed.call(ck.attention_maps, backend="triton")
+
+    whole = list(results())
+    for name, limit in (SMALLEST | few).items():
+        monkeypatch.setattr(launch, name, limit)
+    for found, expected in zip(results(), whole, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
+def test_more_images_than_a_launch_takes(dtype, monkeypatch):
+    case = cases.problem((67, 2, 2, 3, *WIDTHS), dtype).on("triton")
+    whole = case.call(backend="triton")
+    monkeypatch.setattr(launch, "MOST_PROGRAMS", 40)
+    assert torch.equal(case.call(backend="triton"), whole)
+
+
+@pytest.mark.parametrize("images", [1, 31, 32, 33, 70])
+@pytest.mark.parametrize("most", [1, 100, 2**31 - 1])
+def test_grids_hold_every_tile_once(images, most, monkeypatch):
+    monkeypatch.setattr(launch, "MOST_PROGRAMS", most)
+    config = configurations.score_candidates(48, 16, (9, 0))[0]
+    captions, together, group = 11, config.blocks["TOGETHER"], config.blocks["IMAGE_GROUP"]
+    groups = -(-captions // together)
+    found = []
+    for first_image, programs in launch._grids(images, captions, config, None):
+        assert programs <= max(most, group * groups)
+        for program in range(programs):
+            # As scores_kernel finds its tile.
+            band, within = divmod(program, group * groups)
+            found.append((first_image + band * group + within % group, within // group))
+    real = [tile for tile in found if tile[0] < images]
+    assert sorted(real) == [(image, tile) for image in range(images) for tile in range(groups)]
+
+
+@triton.jit
+def tanh_kernel(x, y, count, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    values = tl.load(x + place, mask=place < count)
+    if HALF:
+        tl.store(y + place, functions.tanh_to_half(values), mask=place < count)
+    else:
+        tl.store(y + place, functions.tanh(values), mask=place < count)
+
+
+def tanh(x, dtype=torch.float32):
+    x = x.to(DEVICE)
+    y = torch.full_like(x, torch.nan, dtype=dtype)
+    block = 2**17 if cases.INTERPRETED else 1024
+    tanh_kernel[(-(-len(x) // block),)](x, y, len(x), HALF=dtype == torch.float16, BLOCK=block)
+    return y.cpu()
+
+
+def floats(low, high, step):
+    """Every `step`-th float32 number from `low` to `high`, both above 0, and their negatives."""
+    first, last = (int(torch.tensor(x).view(torch.int32)) for x in (low, high))
+    positive = torch.arange(first, last, step, dtype=torch.int32).view(torch.float32)
+    return torch.cat([positive, -positive])
+
+
+def test_tanh_is_within_4_ulp():
+    for low, high, step in ((1e-37, 2.0**-4, 1001), (2.0**-4, 0.54, 31), (0.54, 0.56, 1), (0.56, 10.0, 31), (10.0, 1e38, 10007)):
+        x = floats(low, high, step)
+        exact = x.double().tanh()
+        rounded = exact.float().abs()
+        ulp = (torch.nextafter(rounded, torch.tensor(2.0)) - rounded).double()
+        error = (tanh(x).double() - exact).abs() / ulp
+        assert error.max() <= 4, f"{float(error.max())} at {float(x[error.argmax()])}"
+
+
+def test_tanh_of_special_numbers():
+    x = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-40, -1e-40])
+    torch.testing.assert_close(tanh(x), x.tanh(), equal_nan=True, rtol=0, atol=2e-45 if cases.INTERPRETED else 1e-38)
+    torch.testing.assert_close(tanh(x, torch.float16), x.tanh().half(), equal_nan=True, rtol=0, atol=0)
+
+
+def test_tanh_to_half():
+    """Within 2⁻¹⁰ of the result, or half of the least number that float16 holds."""
+    for low, high, step in ((1e-10, 2.0**-4, 301), (2.0**-4, 12.0, 31)):
+        x = floats(low, high, step)
+        exact = x.double().tanh()
+        error = (tanh(x, torch.float16).double() - exact).abs()
+        assert (error <= 2.0**-10 * exact.abs() + 2.0**-25).all()
+
+
+class Held(TorchDispatchMode):
+    """Most bytes that the tensors which PyTorch makes hold at once."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self.known = weakref.WeakSet(x.untyped_storage() for x in given if isinstance(x, torch.Tensor))
+
+    def __torch_dispatch__(self, function, types, arguments=(), given=None):
+        result = function(*arguments, **(given or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor) and x.untyped_storage() not in self.known:
+                storage = x.untyped_storage()
+                self.known.add(storage)
+                weakref.finalize(storage, self.free, storage.nbytes())
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+        return result
+
+    def free(self, size):
+        self.now -= size
+
+
+class Unlaunched:
+    """Stands where a kernel stands."""
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: None
+
+
+def operands(images, captions, width, hidden, dtype, *, pairs=0, projected=True):
+    """Arguments of `launch.pair_scores`, or of `launch.raw_scores`; their numbers are not read."""
+    V, U = torch.empty(images, 36, width, dtype=dtype), torch.empty(captions, 16, width, dtype=dtype)
+    lengths = torch.randint(1, 37, (images,)), torch.randint(1, 17, (captions,))
+    listed = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1) if pairs else None
+    rest = *torch.ones(2, hidden, dtype=dtype).unbind(), *lengths, listed, True, False, 9.0, True, True, "triton"
+    if projected:
+        return V, V.new_empty(images, 36, 2 * hidden), U, U.new_empty(captions, 16, width + 2 * hidden), *rest
+    return V, None, U, None, *(torch.empty(width, x, dtype=dtype) for x in (width, *[hidden] * 4)), *rest
+
+
+# Operator, and images, captions, width and hidden width: what would grow if it were held for all at once is above the bound.
+WORKSPACES = {
+    "pairs": (launch.pair_scores, (9000, 9000, 2, 2), {}),
+    "pair_list": (launch.pair_scores, (2000, 2000, 8, 8), {"pairs": 1_000_000}),
+    "paper": (launch.raw_scores, (400, 400, 1024, 1024), {"projected": False}),
+    "paper_list": (launch.raw_scores, (900, 1500, 1024, 1024), {"projected": False, "pairs": 300}),
+    "gradients": (launch.pair_scores_backward, (1000, 1000, 8, 8), {}),
+    "gradients_of_many_images": (launch.pair_scores_backward, (4000, 3, 64, 256), {}),
+    "gradients_of_a_list": (launch.pair_scores_backward, (1000, 1000, 8, 8), {"pairs": 500_000}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", WORKSPACES)
+def test_workspace(name, dtype, monkeypatch):
+    """At most 64 MiB beside inputs and scores, and 256 MiB beside gradients; the kernels need no memory and are left out."""
+    for kernel in [x for x in vars(launch) if x.endswith("_kernel")]:
+        monkeypatch.setattr(launch, kernel, Unlaunched())
+    operator, sizes, given = WORKSPACES[name]
+    arguments = operands(*sizes, dtype, **given)
+    backward = operator is launch.pair_scores_backward
+    if backward:
+        arguments = torch.ones(given.get("pairs", sizes[:2])), *arguments
+    with Held(*arguments) as held:
+        results = operator(*arguments)
+    given_back = sum(x.untyped_storage().nbytes() for x in tree_leaves(results))
+    # The sums behind half-precision gradients are float32.
+    beside = held.peak - given_back * (3 if backward and dtype != torch.float32 else 1)
+    assert beside / 2**20 <= (256 if backward else 64)

@@ -128,7 +128,8 @@ class Neighbours:
 def available_bytes(device: torch.device) -> int | None:
     """Memory that a new allocation may use, a container's limit included; None where the system cannot tell."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     try:
         rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(rows["MemAvailable"].split()[0]) * 1024

@@ -64,6 +64,11 @@ class Row:
         return self.pairs / self.seconds
 
     @property
+    def nanoseconds(self) -> float:
+        """Of a pair."""
+        return 1e9 * self.seconds / self.pairs
+
+    @property
     def agrees(self) -> bool:
         return all(error <= self.tolerances[name] for name, error in self.errors.items())
 
@@ -96,7 +101,8 @@ HEADINGS = (
     "spread",
     "runs",
 )
-
+# Where there are more pairs a second than a reader can compare at a glance.
+GPU_HEADINGS = (*HEADINGS[:4], "ns/pair", *HEADINGS[4:])
 
 LEGEND = (
     "Rates are per pair. Scored: images x captions, or pairs of a list; slow entrants score a part of the workload (padded "
@@ -106,8 +112,8 @@ LEGEND = (
 )
 
 
-def cells(row: Row) -> list[str]:
-    """One table row, in the order of `HEADINGS`."""
+def cells(row: Row, gpu: bool = False) -> list[str]:
+    """One table row, in the order of `HEADINGS` or `GPU_HEADINGS`."""
     ratios = []
     for peer in PEERS:
         if peer not in row.ratios:
@@ -121,6 +127,7 @@ def cells(row: Row) -> list[str]:
         row.entrant,
         f"{row.shape} ({row.words})",
         f"{row.rate:,.0f}" if row.rate >= 100 else f"{row.rate:.1f}",
+        *([f"{row.nanoseconds:,.1f}"] if gpu else []),
         *ratios,
         "-" if row.extra_bytes is None else f"{row.extra_bytes / MIB:,.0f}",
         f"{error:.1e}" + (" (grad)" if error == row.errors.get("gradients") else ""),
@@ -131,23 +138,23 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def table_cells(rows: Sequence[Row]) -> list[list[str]]:
+def table_cells(rows: Sequence[Row], gpu: bool = False) -> list[list[str]]:
     """Cells of the rows that belong in the table; a workload's name stands once."""
     result: list[list[str]] = []
     last = ""
     for row in rows:
         if row.shadow:
             continue
-        line = cells(row)
+        line = cells(row, gpu)
         line[0], last = ("" if line[0] == last else line[0]), line[0]
         result.append(line)
     return result
 
 
-def text_table(rows: Sequence[Row]) -> str:
+def text_table(rows: Sequence[Row], gpu: bool = False) -> str:
     """Columns padded with spaces; the first three to the left, figures to the right."""
-    lines = [list(HEADINGS), *table_cells(rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+    lines = [list(GPU_HEADINGS if gpu else HEADINGS), *table_cells(rows, gpu)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
 
     def join(line: list[str]) -> str:
         padded = (cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
@@ -157,11 +164,12 @@ def text_table(rows: Sequence[Row]) -> str:
     return "\n".join([join(lines[0]), rule, *(join(line) for line in lines[1:])])
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def markdown_table(rows: Sequence[Row], gpu: bool = False) -> str:
     """The same table for a README; rows of our own backends in bold."""
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * 3 + " ---: |" * (len(HEADINGS) - 3)]
+    headings = GPU_HEADINGS if gpu else HEADINGS
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * 3 + " ---: |" * (len(headings) - 3)]
     shown = [row for row in rows if not row.shadow]
-    for row, line in zip(shown, table_cells(rows), strict=True):
+    for row, line in zip(shown, table_cells(rows, gpu), strict=True):
         if row.ours:
             line[1:] = [f"**{cell}**" for cell in line[1:]]
         lines.append("| " + " | ".join(line) + " |")
@@ -184,7 +192,8 @@ class Report:
     """Everything a run found out.
 
     Attributes:
-        header: device, threads, versions, commit, instruction set, dtype, features, date.
+        header: device, threads and instruction set or what `machine.gpu_facts` tells, versions, commit, dtype, features,
+            date.
         floor: the fastest matrix-product and tanh rates seen.
         rows: measurements, also those that only serve a same-shape ratio.
         notes: what did not run and why, what was cut and why.
@@ -199,8 +208,12 @@ class Report:
     scaling: list[dict[str, Any]] = field(default_factory=list)
     eager_limit: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def on_gpu(self) -> bool:
+        return "multiprocessors" in self.header
+
     def text(self) -> str:
-        parts = [header_text(self.header), floor_text(self.floor) if self.floor else "", text_table(self.rows), LEGEND]
+        parts = [header_text(self.header), floor_text(self.floor) if self.floor else "", text_table(self.rows, self.on_gpu), LEGEND]
         parts.append("\n".join(f"- {note}" for note in self.notes))
         return "\n\n".join(part for part in parts if part)
 
@@ -214,11 +227,19 @@ class Report:
         Raises:
             ValueError: another schema.
         """
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("schema", None) != SCHEMA:
-            raise ValueError(f"{path}: expected a result of bench_attention.py with schema {SCHEMA}")
-        content["rows"] = [Row(**row) for row in content["rows"]]
-        return cls(**content)
+        return cls.parsed(json.loads(path.read_text(encoding="utf-8")), str(path))
+
+    @classmethod
+    def parsed(cls, content: dict[str, Any], origin: str) -> Report:
+        """The report in JSON that `save` wrote.
+
+        Raises:
+            ValueError: another schema.
+        """
+        if content.get("schema") != SCHEMA:
+            raise ValueError(f"{origin}: expected a result of bench_attention.py with schema {SCHEMA}")
+        fields = {name: value for name, value in content.items() if name != "schema"}
+        return cls(**fields | {"rows": [Row(**row) for row in content["rows"]]})
 
 
 def plot(report: Report, path: Path) -> None:
@@ -256,6 +277,7 @@ def plot(report: Report, path: Path) -> None:
         # Room for the legend above the curves.
         axis.set_ylim(top=axis.get_ylim()[1] * 20)
     header = report.header
-    figure.suptitle(f"{header['device']}, {header['threads']}, {header['dtype']}, {header['date']}", fontsize="medium")
+    machine = [header["device"], *([] if report.on_gpu else [header["threads"]]), header["dtype"], header["date"]]
+    figure.suptitle(", ".join(machine), fontsize="medium")
     figure.savefig(path, dpi=120)
     plt.close(figure)

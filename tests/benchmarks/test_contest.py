@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contest import Contest, gradient_error, pair_rows, part
-from peers import attention_by, loop_over_captions
-from workloads import Workload, make_weights
+from contest import Clock, Contest, first_line, gradient_error, pair_rows, part
+from peers import COMPILED, LOOP, REFERENCE, attention_by, loop_over_captions
+from workloads import GPU_SPECS, Workload, make_weights
 
 
 def workload(**changes):
@@ -57,3 +57,18 @@ def test_half_precision_is_held_against_the_reference_in_it(contest):
     assert oracle.scores.dtype == torch.float64
     assert 1e-4 < oracle.tolerances["scores"] < 0.5
     assert gradient_error(attention_by("reference"), oracle, oracle.part) <= oracle.tolerances["gradients"]
+
+
+@pytest.mark.parametrize(("seconds", "captions"), [(1e3, 10), (1e-9, 2)])
+def test_on_a_gpu_ours_score_what_time_allows_and_peers_their_blocks(contest, seconds, captions):
+    contest.device, contest.clock, contest.backends, contest.compiled = torch.device("cpu"), Clock(), ["reference"], None
+    spec = GPU_SPECS["f30k-1k"]._replace(peer_block=(4, 2), loop_block=(10, 2))
+    entrants = contest.enter(spec, workload(training=False), contest.clock.now() + seconds)
+    shapes = {(e.name, e.shadow): e.workload.shape for e in entrants if not e.ours}
+    assert shapes == {(LOOP, False): "10 x 2", (COMPILED, False): "4 x 2", (REFERENCE, False): "4 x 2"}
+    assert next(e for e in entrants if e.ours).workload.shape == f"10 x {captions}"
+
+
+def test_the_reason_of_a_failure_is_one_line():
+    assert first_line(ValueError("\nfirst\nsecond")) == "first"
+    assert first_line(ValueError()) == "ValueError"

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from floor import (
@@ -57,3 +59,14 @@ def test_the_probe_finds_rates_and_keeps_the_best():
     assert 0 < sample.flops <= probe.best.flops
     assert 0 < sample.tanh <= probe.best.tanh
     assert not sample.overlap
+
+
+@pytest.mark.parametrize(("told", "name"), [({"clock_rate": 1_500_000}, "at 1500 MHz"), ({}, "at 1980 MHz, assumed")])
+def test_the_tanh_rate_of_a_gpu_is_computed(monkeypatch, told, name):
+    properties = SimpleNamespace(multi_processor_count=100, **told)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    probe = Probe.__new__(Probe)
+    probe.device = torch.device("cuda")
+    found, rate = probe.fastest_tanh()
+    assert found == f"computed: 16 a clock and multiprocessor {name}"
+    assert rate() == 16 * 100 * told.get("clock_rate", 1_980_000) * 1e3

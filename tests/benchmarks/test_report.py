@@ -2,8 +2,8 @@ import time
 
 import pytest
 from measure import MIB, Neighbours, median, spread
-from render_readme import BEGIN, END, render, replace_between
-from report import HEADINGS, Report, Row, fill_ratios, markdown_table, plot, table_cells, text_table
+from render_readme import BEGIN, END, RESULTS, ROOT, newest, render, rendered, replace_between
+from report import GPU_HEADINGS, HEADINGS, Report, Row, fill_ratios, markdown_table, plot, table_cells, text_table
 
 
 def row(entrant, seconds=1.0, error=1e-7, workload="w", shape="2 x 3", pairs=6, **more):
@@ -71,6 +71,17 @@ def test_what_could_not_be_measured_is_a_dash():
     assert cell([one], 0, "extra MiB") == cell([one], 0, "spread") == "-"
 
 
+def test_a_gpus_table_has_nanoseconds():
+    rows = [row("cpu", seconds=6 * 40e-9)]
+    assert table_cells(rows, gpu=True)[0][GPU_HEADINGS.index("ns/pair")] == "40.0"
+    assert [cell for cell in table_cells(rows, gpu=True)[0] if cell != "40.0"] == table_cells(rows)[0]
+    assert all(line.count("|") == len(GPU_HEADINGS) + 1 for line in markdown_table(rows, gpu=True).splitlines())
+    report = full_report()
+    assert "ns/pair" not in report.text()
+    report.header["multiprocessors"] = 132
+    assert "ns/pair" in report.text()
+
+
 def test_faster_than_the_strict_floor_is_noise():
     one = row("cpu")
     one.floor_percent, one.strict_floor_percent = 104, 88
@@ -112,6 +123,12 @@ def test_readme_is_replaced_between_its_markers_only():
     assert "old" not in new
     assert all(word in new for word in ("a CPU", "commit abc", "2026-01-02", "a note"))
     assert replace_between(new, render(full_report())) == new
+
+
+def test_the_readme_is_what_the_committed_results_give():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    cpu = Report.parsed(newest(RESULTS, "cpu_*.json"), "cpu_*.json")
+    assert rendered(text, cpu, newest(RESULTS, "cuda_*.json")) == text
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import workloads
-from workloads import CAPTION_LENGTHS, SPECS, RandomSource, ScanSource
+from workloads import CAPTION_LENGTHS, GPU_SPECS, SPECS, RandomSource, ScanSource
 
 
 @pytest.mark.parametrize(("name", "captions", "mean", "longest"), [("f30k", 5000, 15.54, 77), ("coco", 25000, 13.277, 52)])
@@ -90,6 +90,12 @@ def test_every_spec_names_its_table():
         assert (spec.candidates > 0) == (spec.kind == "pair list")
 
 
+def test_a_gpu_has_the_same_workloads_at_the_size_of_the_test_sets():
+    assert list(GPU_SPECS) == list(SPECS)
+    assert all(GPU_SPECS[name].kind == spec.kind and GPU_SPECS[name].lengths == spec.lengths for name, spec in SPECS.items())
+    assert [GPU_SPECS[name][4:6] for name in ("f30k-1k", "coco-5k")] == [(1000, 5000), (5000, 25000)]
+
+
 def write_split(folder, split, images, captions):
     rng = np.random.default_rng(0)
     np.save(folder / f"{split}_ims.npy", rng.standard_normal((images, 4, 6)).astype(np.float16))
@@ -115,6 +121,13 @@ def test_scan_layout_with_one_row_a_caption(tmp_path):
     _, words, lengths = ScanSource(tmp_path).load(4, 4, 5)
     assert lengths.tolist() == [4] * 4
     assert torch.equal(words[3, 2], ScanSource(tmp_path).embed("3"))
+
+
+def test_no_more_is_scored_than_a_split_holds(tmp_path):
+    write_split(tmp_path, "test", 3, ["a"] * 15)
+    spec = ScanSource(tmp_path).within(GPU_SPECS["coco-5k"])
+    assert (spec.images, spec.captions) == (3, 15)
+    assert ScanSource(tmp_path).within(spec._replace(images=2, captions=4))[4:6] == (2, 4)
 
 
 def test_the_test_split_comes_before_the_others(tmp_path):

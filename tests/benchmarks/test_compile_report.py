@@ -1,0 +1,72 @@
+"""What the Triton kernels compile to without a GPU: how many there are, and that none spills."""
+
+import random
+
+import compile_report
+import pytest
+import torch
+
+from caan_kernels.context_attention.triton import launch
+
+WIDTH, HIDDEN = 96, 130
+
+
+def test_batches_of_any_shape_share_their_kernels():
+    """Over fifty random batches a kernel is compiled once for each block of regions and words, and no more."""
+    draw = random.Random(0)
+    with compile_report.recorded(90) as launches:
+        for _ in range(50):
+            images, captions, words = draw.randint(2, 99), draw.randint(2, 99), draw.randint(33, 64)
+            V, U = torch.zeros(images, 36, WIDTH, dtype=torch.float16), torch.zeros(captions, words, WIDTH, dtype=torch.float16)
+            VQ, UQ = V.new_zeros(images, 36, 2 * HIDDEN), U.new_zeros(captions, words, WIDTH + 2 * HIDDEN)
+            w = V.new_zeros(HIDDEN)
+            lengths = torch.randint(0, 37, (images,)), torch.randint(0, words + 1, (captions,))
+            call = V, VQ, U, UQ, w, w, *lengths, None, True, False, 9.0, True, True, "triton"
+            launch.pair_scores(*call)
+            launch.pair_scores_backward(torch.ones(images, captions), *call)
+            launch.project(V, V.new_zeros(WIDTH, 2 * HIDDEN), lengths[0])
+            launch.project_backward(VQ, V, V.new_zeros(WIDTH, 2 * HIDDEN), lengths[0], True, True)
+    compiled: dict[str, set[str]] = {}
+    for each in launches:
+        compiled.setdefault(each.kernel, set()).add(repr(each))
+    # 16, 32 and 48 regions; 16, 32 and 64 words.
+    assert len(compiled["scores_kernel"]) == 9
+    # A product of items and weights, and one for the gradient of each.
+    assert len(compiled["product_kernel"]) == 3
+    assert {len(found) for name, found in compiled.items() if name not in ("scores_kernel", "product_kernel")} == {1}
+    assert set(compiled) == set(compile_report.KERNELS)
+
+
+@pytest.fixture(scope="module")
+def report():
+    return compile_report.measure(True, compile_report.ARCHITECTURES)
+
+
+def test_no_kernel_spills(report):
+    assert not compile_report.faults(report)
+    compiled = {(row["kernel"], row["architecture"]) for row in report["kernels"]}
+    assert compiled == {(name, f"sm_{x}") for name in compile_report.KERNELS for x in compile_report.ARCHITECTURES}
+
+
+def test_half_precision_is_on_tensor_cores(report):
+    rows = [row for row in report["kernels"] if row["dtype"] == "bfloat16"]
+    assert rows
+    assert all(row["tensor_instructions"] for row in rows)
+    assert not any(row["tensor_instructions"] for row in report["kernels"] if row["dtype"] == "float32")
+
+
+def test_faults_are_found(report):
+    row = {**report["kernels"][0], "spilled_bytes": 8}
+    assert compile_report.faults({"kernels": [row]}) == [compile_report.line(row)]
+    row = {**report["kernels"][0], "tensor_instructions": 0}
+    assert compile_report.faults({"kernels": [row]})
+
+
+def test_document(report, tmp_path):
+    document = tmp_path / "triton.md"
+    document.write_text("before\n<!-- compiled: begin -->\nold\n<!-- compiled: end -->\nafter\n")
+    compile_report.render(report, document)
+    text = document.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| scores_kernel | bfloat16 | sm_90 |" in text
+    assert "bytes from the L2 cache" in text

@@ -1,0 +1,54 @@
+"""Small ragged cases on the GPU, forward, backward and maps, for compute-sanitizer to watch.
+
+    export PYTHONPATH=.:tests PYTORCH_NO_CUDA_MEMORY_CACHING=1
+    compute-sanitizer --tool memcheck --padding 2048 python tests/sanitize/gpu_small_cases.py
+
+torch's allocator would give a kernel that runs over its tensor's end memory that is allocated, too. Shapes and options are
+those of the tests, whose compiled kernels Triton then has at hand.
+"""
+
+import sys
+
+import cases
+import torch
+
+import caan_kernels as ck
+from caan_kernels import backends
+
+SHAPES = ("odd", "ones", "captions_longer", "paper_like")
+OPTIONS = ("default", "softmax")
+DTYPES = (torch.bfloat16, torch.float32, torch.float16)
+
+
+def check(backend: str, shape: str, options: str, dtype: torch.dtype) -> None:
+    """Run every kernel of a case; padding holds NaN, which must not come through."""
+    for listed in (False, True):
+        case = cases.problem(shape, dtype, pairs=listed, device="cuda")
+        with torch.no_grad():
+            results = [case.call(backend=backend, **cases.OPTIONS[options])]
+            if listed:
+                results += case.call(ck.attention_maps, backend=backend, **cases.OPTIONS[options])
+        scores, gradients = cases.run(case, backend=backend, **cases.OPTIONS[options])
+        for result in (*results, scores, *gradients.values()):
+            assert result.isfinite().all(), f"{backend}, {shape}, {options}, {dtype}: not finite"
+
+
+def main() -> int:
+    usable, device = [], torch.device("cuda")
+    for backend in ("triton", "cuda"):
+        able, reason = backends.can_run(backend, device, torch.bfloat16, gradient=True)
+        print(f"{backend}: {'watched' if able else reason}", flush=True)
+        usable += [backend] if able else []
+    done = 0
+    for shape in SHAPES:
+        for backend, options, dtype in ((b, o, d) for b in usable for o in OPTIONS for d in DTYPES):
+            check(backend, shape, options, dtype)
+            done += 1
+        print(f"{shape}: done, {done} cases so far", flush=True)
+    torch.cuda.synchronize()
+    print(f"all {done} cases done", flush=True)
+    return 0 if usable else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -70,7 +70,9 @@ def score_candidates(regions: int, words: int, capability: tuple[int, int]) -> l
         for panel in panels:
             for stages in (2, 3):
                 blocks = {"TOGETHER": captions, "WIDTH_BLOCK": 64, "HIDDEN_BLOCK": panel, "POOL_BLOCK": 64, "IMAGE_GROUP": 32}
-                candidates.append(Configuration(blocks, 8 if captions == most else 4, stages))
+                # A caption alone fills eight warps, whose registers leave room for no second program.
+                limit = 255 if captions == 1 else None
+                candidates.append(Configuration(blocks, 8 if captions == most else 4, stages, limit))
     return candidates
 
 

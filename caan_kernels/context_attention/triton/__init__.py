@@ -1,5 +1,6 @@
 """The Triton backend: kernels of our own for NVIDIA GPUs of compute capability 8.0 and later (docs/triton.md)."""
 
+import functools
 import os
 
 import torch
@@ -22,6 +23,17 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
 
 
+def _on_its_device(operator):
+    """Triton launches on the current device, which need not be that of the tensors."""
+
+    @functools.wraps(operator)
+    def call(tensor, *rest):
+        with torch.cuda.device_of(tensor):
+            return operator(tensor, *rest)
+
+    return call
+
+
 def _load() -> str:
     """Register the kernels, once for the process; the reason why that failed, or an empty string."""
     try:
@@ -32,7 +44,7 @@ def _load() -> str:
 
     library = torch.library.Library("caan_kernels", "IMPL", "CPU" if INTERPRETED else "CUDA")
     for name in _OPERATORS:
-        library.impl(name, getattr(launch, name))
+        library.impl(name, _on_its_device(getattr(launch, name)))
     # A library takes its kernels along when it is deleted.
     _KEPT.append(library)
     return ""

@@ -49,7 +49,9 @@ TORCH_FLAGS = [f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"]
 TORCH_LIBRARIES = "-ltorch -ltorch_cpu -lc10".split()
 
 NVCC_FLAGS = "-std=c++20 -O3 -DNDEBUG --threads=2".split()
+# Where no GPU is seen: machine code for Ampere's and Hopper's data centres, and PTX that every later GPU's driver compiles.
 DEFAULT_CUDA_ARCHS = "80+PTX,90a"
+ALL_CUDA_ARCHS = "80,86,90a,100,120+PTX"
 
 HOST_SOURCES = ["csrc/bindings/module.cpp", "csrc/cpu/plan.cpp"]
 
@@ -66,12 +68,28 @@ def cuda_sources() -> list[str]:
     return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cuda/*.cu"))
 
 
+def architectures_of_gpus() -> str:
+    """The GPUs that this machine has, as CAAN_CUDA_ARCHS names them; an empty string where nvidia-smi finds none."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        found = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    capabilities = sorted({tuple(map(int, line.split("."))) for line in found if re.fullmatch(r"\d+\.\d+", line)})
+    return ",".join("90a" if x == (9, 0) else "{}{}".format(*x) for x in capabilities if x >= (8, 0))
+
+
 def cuda_architectures() -> list[str]:
-    listed = os.environ.get("CAAN_CUDA_ARCHS") or DEFAULT_CUDA_ARCHS
+    listed = os.environ.get("CAAN_CUDA_ARCHS") or architectures_of_gpus() or DEFAULT_CUDA_ARCHS
+    listed = ALL_CUDA_ARCHS if listed == "all" else listed
     architectures = [architecture.strip() for architecture in listed.split(",")]
     for architecture in architectures:
         if not re.fullmatch(r"\d{2,3}[af]?(\+PTX)?", architecture):
-            raise SystemExit(f"error: CAAN_CUDA_ARCHS={listed}: {architecture!r} is not like 80, 90a or 80+PTX")
+            raise SystemExit(f"error: CAAN_CUDA_ARCHS={listed}: {architecture!r} is not like 80, 90a or 80+PTX, nor all")
+        if int(re.match(r"\d+", architecture)[0]) < 80:
+            raise SystemExit(
+                f"error: CAAN_CUDA_ARCHS={listed}: the kernels need compute capability 8.0 or later, not {architecture!r}"
+            )
     return architectures
 
 
@@ -199,6 +217,7 @@ class NinjaBuild(build_ext):
 
         objects = [compiled(source, [*common, *TORCH_FLAGS, *torch_include], "ops") for source in ops_sources()]
         if nvcc:
+            objects.append(compiled("csrc/bindings/cuda_ops.cpp", [*common, *TORCH_FLAGS, *torch_include], "ops"))
             flags = [*NVCC_FLAGS, "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc", *gencode_flags(architectures)]
             objects += [ninja_file.build("nvcc", folder / f"{source}.o", [source], flags) for source in sources]
         libraries = [f"-L{torch.lib}", *TORCH_LIBRARIES]

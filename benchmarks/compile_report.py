@@ -30,6 +30,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from caan_kernels.context_attention.gpu import launch as operators
 from caan_kernels.context_attention.triton import INTERPRETED, launch
 
 ARCHITECTURES = (80, 90, 100)
@@ -129,12 +130,12 @@ def launches_of(
     pairs = torch.zeros(2, 2, dtype=torch.int64) if listed else None
     call = V, VQ, U, UQ, w, w, None, None, pairs, cosine, softmax, temperature, inter, intra, "triton"
     with recorded(architecture) as launches:
-        launch.pair_scores(*call)
+        operators.pair_scores(*call)
         if gradient:
             weight = torch.zeros(WIDTH, 2 * HIDDEN, dtype=dtype)
-            launch.project(V, weight, None)
-            launch.project_backward(VQ, V, weight, None, True, True)
-            launch.pair_scores_backward(torch.ones(2 if listed else (2, 2)), *call)
+            operators.project(V, weight, None, "triton")
+            operators.project_backward(VQ, V, weight, None, True, True, "triton")
+            operators.pair_scores_backward(torch.ones(2 if listed else (2, 2)), *call)
     return launches
 
 
@@ -167,25 +168,29 @@ def compile_for(recorded: Launch, architecture: int) -> tuple[Compiled, str]:
         shared_bytes=kernel.metadata.shared,
         tensor_instructions=len(re.findall(rf"\b(?:{'|'.join(TENSOR)})\b", code)),
         special_instructions=len(re.findall(r"\bMUFU\b", code)),
-        instructions=len(list(_instructions(code))),
+        instructions=len(list(instructions(code))),
     )
     return counts, code
 
 
+def tool(name: str) -> Path:
+    """A program of NVIDIA's that Triton brings."""
+    return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+
+
 def disassembled(cubin: bytes) -> tuple[str, str]:
-    """Machine code and resource usage, by the disassembler that Triton brings."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    """Machine code and resource usage."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         outputs = [
-            subprocess.run([tool, flag, file.name], capture_output=True, text=True, check=True).stdout
+            subprocess.run([tool("cuobjdump"), flag, file.name], capture_output=True, text=True, check=True).stdout
             for flag in ("-sass", "--dump-resource-usage")
         ]
     return outputs[0], outputs[1]
 
 
-def _instructions(code: str) -> Iterator[tuple[int, str]]:
+def instructions(code: str) -> Iterator[tuple[int, str]]:
     """Address and text of each."""
     for address, text in re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+([^;]+);", code, re.MULTILINE):
         yield int(address, 16), text
@@ -207,17 +212,17 @@ def estimate(recorded: Launch, code: str, regions: int, words: float) -> Clocks:
     warpgroup instructions and 2,048 by the older kind, 24 bytes from the L2 cache (5.5 TB/s over 132 at 1.755 GHz).
     """
     constants = recorded.constants
-    instructions = list(_instructions(code))
+    listed = list(instructions(code))
     trips = [WIDTH // constants["WIDTH_BLOCK"], HIDDEN // constants["HIDDEN_BLOCK"], WIDTH // constants["POOL_BLOCK"]]
     loops = []
-    for address, text in instructions:
+    for address, text in listed:
         branch = re.search(r"\bBRA (?:`\()?0x([0-9a-f]+)", text)
         if branch and int(branch[1], 16) < address:
             loops.append((int(branch[1], 16), address))
     if len(loops) != len(trips):
         raise ValueError(f"expected the loops of equations 1, 4 and 5, and 6, found {len(loops)}")
     issued, flops, special = 0.0, {"HGMMA": 0.0, "HMMA": 0.0}, 0.0
-    for address, text in instructions:
+    for address, text in listed:
         times = next((n for (first, last), n in zip(loops, trips, strict=True) if first <= address <= last), 1)
         issued += times
         special += times * 32 * ("MUFU" in text)

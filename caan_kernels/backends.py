@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from .context_attention import cpu, triton
+from .context_attention import cpu, cuda, triton
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 # What "auto" tries on a device, the faster first; the reference is left where none can run.
-_PREFERRED = {"cpu": ("triton",) if triton.INTERPRETED else ("cpu",), "cuda": ("triton",)}
+_PREFERRED = {"cpu": ("triton",) if triton.INTERPRETED else ("cuda",) if cuda.EMULATED else ("cpu",), "cuda": ("triton", "cuda")}
+_GPU = {"triton": triton, "cuda": cuda}
 
 
 def available_backends() -> dict[str, tuple[bool, str]]:
@@ -22,6 +23,7 @@ def available_backends() -> dict[str, tuple[bool, str]]:
         "reference": "plain PyTorch: any device, float16, bfloat16, float32 and float64",
         "cpu": "" if cpu.MISSING else f"compiled kernels for CPU tensors, instruction set {cpu.instruction_set()}",
         "triton": triton.description(),
+        "cuda": cuda.description(),
     }
     return {name: (True, usable[name]) if not _missing(name) else (False, _missing(name)) for name in NAMES}
 
@@ -49,6 +51,7 @@ def can_run(
     dtype: torch.dtype,
     *,
     regions: int = 0,
+    words: int = 0,
     gradient: bool = False,
     maps: bool = False,
 ) -> tuple[bool, str]:
@@ -59,6 +62,7 @@ def can_run(
         device: where the features are.
         dtype: dtype of the features.
         regions: of an image, padding included.
+        words: of a caption, padding included.
         gradient: whether a derivative of the result is wanted.
         maps: whether the attention maps are wanted, not only the scores.
 
@@ -71,9 +75,9 @@ def can_run(
         return True, ""
     if name == "cpu" and device.type != "cpu":
         return False, f"its tensors must be on the CPU, these are on {device}"
-    if name == "triton" and (reason := triton.cannot_run(device) or triton.too_large(regions)):
+    if name in _GPU and (reason := _GPU[name].cannot_run(device) or _GPU[name].too_large(regions, words)):
         return False, reason
-    if dtype not in (cpu if name == "cpu" else triton).DTYPES:
+    if dtype not in _GPU.get(name, cpu).DTYPES:
         return False, f"it has no kernels for {dtype}"
     if maps and gradient:
         return False, "its maps have no derivative: call under torch.no_grad(), or take backend='reference'"
@@ -86,7 +90,7 @@ def select(requested: str, device: torch.device, dtype: torch.dtype, **wanted: i
     Args:
         requested: a backend's name, or "auto".
         device, dtype: as for `can_run`.
-        wanted: `regions`, `gradient` and `maps`, as for `can_run`.
+        wanted: `regions`, `words`, `gradient` and `maps`, as for `can_run`.
 
     Raises:
         ValueError: `requested` is no backend's name.
@@ -108,8 +112,6 @@ def select(requested: str, device: torch.device, dtype: torch.dtype, **wanted: i
 
 
 def _missing(name: str) -> str:
-    if name == "cuda":
-        return "not part of this release"
-    if name == "triton":
-        return triton.missing()
+    if name in _GPU:
+        return _GPU[name].missing()
     return cpu.MISSING if name == "cpu" else ""

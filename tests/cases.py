@@ -16,9 +16,13 @@ import caan_kernels as ck
 
 # Triton's interpreter runs the kernels on CPU tensors: tests/test_interpreted.py.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+# The CUDA kernels run on CPU tensors: tests/test_emulated.py.
+EMULATED = bool(os.environ.get("CAAN_CUDA_EMULATED"))
 
 # The backends tested, and the device of each. One that cannot run here fails its tests and says why.
-KERNELS = {"triton": "cpu"} if INTERPRETED else {"cpu": "cpu"} | ({"triton": "cuda"} if torch.cuda.is_available() else {})
+KERNELS = {"cpu": "cpu"} | (dict.fromkeys(("triton", "cuda"), "cuda") if torch.cuda.is_available() else {})
+if INTERPRETED or EMULATED:
+    KERNELS = {"triton" if INTERPRETED else "cuda": "cpu"}
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -27,6 +31,7 @@ KERNEL_DTYPES = {
     "reference": DTYPES,
     "cpu": DTYPES,
     "triton": (torch.float32, torch.float16) if INTERPRETED else (torch.float32, *HALF_DTYPES),
+    "cuda": (torch.float32, *HALF_DTYPES),
 }
 
 OPTIONS = {
@@ -48,6 +53,7 @@ _SHAPES = {
     "wide_hidden": (3, 6, 4, 10, 7, 83),
     "captions_longer": (3, 4, 5, 37, 33, 17),
     "paper_like": (4, 36, 7, 21, 96, 130),
+    "tiles": (3, 36, 6, 34, 72, 40),
 }
 
 # The interpreter takes a thousand times as long, and a GPU's kernels are compiled for every pair of widths.

@@ -6,14 +6,15 @@ import torch
 
 import caan_kernels as ck
 from caan_kernels import backends
-from caan_kernels.context_attention import triton
+from caan_kernels.context_attention import cuda, triton
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-# The backend of this process that takes CPU tensors, and the device of the Triton backend.
-ON_CPU = "triton" if cases.INTERPRETED else "cpu"
+# The backend of this process that takes CPU tensors, and the devices of the backends for GPUs.
+ON_CPU = "triton" if cases.INTERPRETED else "cuda" if cases.EMULATED else "cpu"
 OF_TRITON = CPU if cases.INTERPRETED else GPU
+OF_CUDA = CPU if cases.EMULATED else GPU
 
-compiled = pytest.mark.skipif(cases.INTERPRETED, reason="the interpreter has the CPU tensors of this process")
+compiled = pytest.mark.skipif(ON_CPU != "cpu", reason="the CPU tensors of this process have another backend")
 interpreted = pytest.mark.skipif(not cases.INTERPRETED, reason="the interpreter is off")
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -25,7 +26,6 @@ def test_every_backend_gives_a_reason():
     assert available["reference"][0]
     for name in cases.KERNELS:
         assert available[name][0], available[name][1]
-    assert available["cuda"] == (False, "not part of this release")
 
 
 @compiled
@@ -36,6 +36,24 @@ def test_triton_without_a_gpu():
     assert reason.startswith(("there is no CUDA device", "Triton cannot be imported"))
     with pytest.raises(RuntimeError, match=f"backend 'triton' cannot run this call: {reason}"):
         cases.problem("odd", torch.float32).call(backend="triton")
+
+
+@compiled
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu():
+    usable, reason = ck.available_backends()["cuda"]
+    assert not usable
+    built = bool(ck.build_info()["cuda_architectures"])
+    assert reason.startswith("there is no CUDA device" if built else "caan_kernels was built without CUDA kernels")
+    with pytest.raises(RuntimeError, match=f"backend 'cuda' cannot run this call: {reason}"):
+        cases.problem("odd", torch.float32).call(backend="cuda")
+
+
+@pytest.mark.skipif(not cases.EMULATED, reason="the CUDA kernels are not emulated")
+def test_emulated_kernels_take_the_cpu_from_the_compiled_backend():
+    available = ck.available_backends()
+    assert available["cpu"] == (False, "CAAN_CUDA_EMULATED gives CPU tensors to the emulated CUDA kernels in this process")
+    assert "emulated" in available["cuda"][1]
 
 
 @interpreted
@@ -72,31 +90,35 @@ def test_cuda_tensors():
 
 
 @pytest.mark.skipif("triton" not in cases.KERNELS, reason="the Triton backend cannot run here")
-def test_what_triton_does_not_take_goes_to_the_reference():
-    for wanted in ({"dtype": torch.float64}, {"dtype": torch.float32, "regions": 257}):
-        assert backends.select("auto", OF_TRITON, **wanted) == "reference"
+def test_what_triton_does_not_take_goes_elsewhere():
+    assert backends.select("auto", OF_TRITON, torch.float64) == "reference"
+    other = "cuda" if "cuda" in cases.KERNELS else "reference"
+    assert backends.select("auto", OF_TRITON, torch.float32, regions=257) == other
     assert backends.select("auto", OF_TRITON, torch.float32, regions=256) == "triton"
 
 
 def test_cuda_tensors_without_a_gpu(monkeypatch):
-    monkeypatch.setattr(triton, "missing", lambda: "there is no CUDA device")
+    for backend in (triton, cuda):
+        monkeypatch.setattr(backend, "missing", lambda: "there is no CUDA device")
     assert backends.select("auto", GPU, torch.float32) == "reference"
 
 
 def test_old_gpus(monkeypatch):
-    monkeypatch.setattr(triton, "missing", lambda: "")
+    for backend in (triton, cuda):
+        monkeypatch.setattr(backend, "missing", lambda: "")
     monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(cuda, "EMULATED", "")
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     for capability, usable in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
         reason = "" if usable else "it needs compute capability 8.0 or later, Tesla T4 has 7.5"
-        assert backends.can_run("triton", GPU, torch.float16) == (usable, reason)
+        for name in ("triton", "cuda"):
+            assert backends.can_run(name, GPU, torch.float16) == (usable, reason)
         assert backends.select("auto", GPU, torch.float16) == ("triton" if usable else "reference")
 
 
 REASONS = [
-    ("cuda", GPU, torch.float32, {}, "not part of this release"),
     *(
         pytest.param(*row, marks=compiled)
         for row in (
@@ -113,6 +135,15 @@ REASONS = [
             ("triton", OF_TRITON, torch.float32, {"regions": 257}, "it takes at most 256 regions an image, these have 257"),
         )
     ),
+    *(
+        pytest.param(*row, marks=pytest.mark.skipif("cuda" not in cases.KERNELS, reason="it cannot run here"))
+        for row in (
+            ("cuda", OF_CUDA, torch.float64, {}, "it has no kernels for torch.float64"),
+            ("cuda", OF_CUDA, torch.float32, {"maps": True, "gradient": True}, "its maps have no derivative"),
+            ("cuda", OF_CUDA, torch.float32, {"regions": 300, "words": 41}, "it takes at most 340 regions and words together"),
+        )
+    ),
+    pytest.param("cuda", CPU, torch.float32, {}, "its tensors must be on a CUDA device, these are on cpu", marks=with_gpu),
     pytest.param("triton", CPU, torch.float32, {}, "its tensors must be on a CUDA device, these are on cpu", marks=with_gpu),
     pytest.param("triton", GPU, torch.float32, {}, "TRITON_INTERPRET=1 runs it on CPU tensors", marks=interpreted),
 ]
@@ -125,6 +156,23 @@ def test_reasons(name, device, dtype, wanted, reason):
     assert found.startswith(reason)
     with pytest.raises(RuntimeError, match=f"backend '{name}' cannot run this call: {reason}"):
         backends.select(name, device, dtype, **wanted)
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_operators_of_a_gpu_trace_without_one(name, listed):
+    """Shapes, derivatives and schemas, on tensors that have no memory."""
+    V, VQ, U, UQ = (
+        torch.empty(*shape, device="meta", requires_grad=True) for shape in ((3, 4, 6), (3, 4, 18), (2, 5, 6), (2, 5, 24))
+    )
+    w = torch.empty(9, device="meta", requires_grad=True)
+    pairs = torch.empty(7, 2, dtype=torch.int64, device="meta") if listed else None
+    arguments = V, VQ, U, UQ, w, w.detach(), None, None, pairs, True, False, 9.0, True, True, name
+    assert set(torch.library.opcheck(torch.ops.caan_kernels.pair_scores.default, arguments).values()) == {"SUCCESS"}
+    scores = torch.ops.caan_kernels.pair_scores(*arguments)
+    assert scores.shape == ((7,) if listed else (3, 2)) and scores.dtype == torch.float32
+    lengths = torch.empty(3, dtype=torch.int64, device="meta")
+    torch.library.opcheck(torch.ops.caan_kernels.project.default, (V, torch.empty(6, 5, device="meta"), lengths, name))
 
 
 @compiled

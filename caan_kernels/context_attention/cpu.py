@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 # The library can only add kernels to operators that are defined.
-from . import operators, triton  # noqa: F401
+from . import cuda, operators, triton  # noqa: F401
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -14,6 +14,8 @@ def _load() -> str:
     """Load the library, once for the process; the reason why that failed, or an empty string."""
     if triton.INTERPRETED:
         return "TRITON_INTERPRET=1 gives CPU tensors to Triton's interpreter in this process"
+    if cuda.EMULATED:
+        return "CAAN_CUDA_EMULATED gives CPU tensors to the emulated CUDA kernels in this process"
     library = Path(__file__).parents[1] / "_ops.so"
     if not library.exists():
         return "the compiled library caan_kernels/_ops.so is missing: install the package with a C++ compiler at hand"

@@ -70,7 +70,8 @@ def context_attention(
     arguments.check_options(similarity, normalization, temperature, inter, intra)
     call = _checked(regions, words, weights, region_lengths, word_lengths, pairs)
     features, gradient = call.regions.features, _wants_gradient(call)
-    name = backends.select(backend, features.device, features.dtype, regions=features.shape[1], gradient=gradient)
+    rows = {"regions": features.shape[1], "words": call.words.features.shape[1]}
+    name = backends.select(backend, features.device, features.dtype, **rows, gradient=gradient)
     if name != "reference":
         _refuse_tangents(call)
     options = (similarity == "cosine", normalization == "softmax", float(temperature), inter, intra)
@@ -116,8 +117,8 @@ def attention_maps(
     arguments.check_options(similarity, normalization, temperature, inter, intra)
     call = _checked(regions, words, weights, region_lengths, word_lengths, pairs)
     features = call.regions.features
-    wanted = {"regions": features.shape[1], "gradient": _wants_gradient(call), "maps": True}
-    name = backends.select(backend, features.device, features.dtype, **wanted)
+    rows = {"regions": features.shape[1], "words": call.words.features.shape[1]}
+    name = backends.select(backend, features.device, features.dtype, **rows, gradient=_wants_gradient(call), maps=True)
     options = (similarity == "cosine", normalization == "softmax", float(temperature), inter, intra)
     with _without_autocast(features.device):
         call = _gathered(call)
@@ -127,13 +128,16 @@ def attention_maps(
         return AttentionMaps(scores, f, g, R, Ct, R @ R.mT, Ct @ Ct.mT)
 
 
-def project_regions(regions: Tensor, weights: ContextAttentionWeights, region_lengths: Tensor | None = None) -> ProjectedRegions:
+def project_regions(
+    regions: Tensor, weights: ContextAttentionWeights, region_lengths: Tensor | None = None, backend: str = "auto"
+) -> ProjectedRegions:
     """Do once for an image what every caption would otherwise repeat.
 
     Args:
         regions: (I, M, D) region features.
         weights: the learned tensors; region_intra and word_inter are used here.
         region_lengths: (I,) integers from 0 to M, the real regions of each image; None means all M.
+        backend: "auto" or a name of `available_backends()`; the one that is to score, where bits matter.
 
     Returns:
         What `context_attention` and `attention_maps` take in place of the regions: the features and 2·H numbers a
@@ -141,17 +145,21 @@ def project_regions(regions: Tensor, weights: ContextAttentionWeights, region_le
 
     Raises:
         TypeError, ValueError: an argument that does not fit, named with what was expected.
+        RuntimeError: the backend asked for cannot run this call.
     """
-    return ProjectedRegions(*_project_alone("regions", regions, weights, _REGION_FIELDS, region_lengths))
+    return ProjectedRegions(*_project_alone("regions", regions, weights, _REGION_FIELDS, region_lengths, backend))
 
 
-def project_words(words: Tensor, weights: ContextAttentionWeights, word_lengths: Tensor | None = None) -> ProjectedWords:
+def project_words(
+    words: Tensor, weights: ContextAttentionWeights, word_lengths: Tensor | None = None, backend: str = "auto"
+) -> ProjectedWords:
     """Do once for a caption what every image would otherwise repeat.
 
     Args:
         words: (T, N, D) word features.
         weights: the learned tensors; affinity, region_inter and word_intra are used here.
         word_lengths: (T,) integers from 0 to N, the real words of each caption; None means all N.
+        backend: "auto" or a name of `available_backends()`; the one that is to score, where bits matter.
 
     Returns:
         What `context_attention` and `attention_maps` take in place of the words: the features and D + 2·H numbers a
@@ -159,8 +167,9 @@ def project_words(words: Tensor, weights: ContextAttentionWeights, word_lengths:
 
     Raises:
         TypeError, ValueError: an argument that does not fit, named with what was expected.
+        RuntimeError: the backend asked for cannot run this call.
     """
-    return ProjectedWords(*_project_alone("words", words, weights, _WORD_FIELDS, word_lengths))
+    return ProjectedWords(*_project_alone("words", words, weights, _WORD_FIELDS, word_lengths, backend))
 
 
 class _Side(NamedTuple):
@@ -254,7 +263,7 @@ def _refuse_tangents(call: _Call) -> None:
 
 
 def _project_alone(
-    name: str, items: Tensor, weights: ContextAttentionWeights, fields: tuple[str, ...], lengths: Tensor | None
+    name: str, items: Tensor, weights: ContextAttentionWeights, fields: tuple[str, ...], lengths: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Features, products and lengths of a side that is projected by itself."""
     dtype = _autocast_dtype(items)
@@ -263,7 +272,7 @@ def _project_alone(
     if lengths is not None:
         arguments.check_lengths(f"{name[:-1]}_lengths", lengths, Named(name, items))
     weights = _checked_weights(weights, fields, Named(name, items), dtype)
-    backend = backends.select("auto", items.device, items.dtype)
+    backend = backends.select(backend, items.device, items.dtype)
     with _without_autocast(items.device):
         return _project(_Side(items, None, lengths, fields), weights, backend)
 
@@ -273,8 +282,10 @@ def _project(side: _Side, weights: ContextAttentionWeights, backend: str) -> tup
     features, lengths = side.features.contiguous(), _indices(side.lengths, side.features, backend)
     if side.products is not None:
         return features, side.products.contiguous(), lengths
-    project = reference.project if backend == "reference" else _ops.project
-    return features, project(features, _columns(weights, side.fields), lengths), lengths
+    matrices = _columns(weights, side.fields)
+    if backend == "reference":
+        return features, reference.project(features, matrices, lengths), lengths
+    return features, _ops.project(features, matrices, lengths, backend), lengths
 
 
 def _projected(call: _Call, backend: str) -> tuple[Tensor | None, ...]:

@@ -28,8 +28,8 @@ _OPTIONS = "bool cosine, bool softmax, float temperature, bool inter, bool intra
 
 _LIBRARY = torch.library.Library("caan_kernels", "DEF")
 for _schema in (
-    "project(Tensor items, Tensor weight, Tensor? lengths) -> Tensor",
-    "project_backward(Tensor grad, Tensor items, Tensor weight, Tensor? lengths, bool need_items, bool need_weight)"
+    "project(Tensor items, Tensor weight, Tensor? lengths, str backend) -> Tensor",
+    "project_backward(Tensor grad, Tensor items, Tensor weight, Tensor? lengths, bool need_items, bool need_weight, str backend)"
     " -> (Tensor, Tensor)",
     f"pair_scores({_PAIR_TENSORS}, {_CHOICE}, {_OPTIONS}) -> Tensor",
     f"pair_scores_backward(Tensor grad, {_PAIR_TENSORS}, {_CHOICE}, {_OPTIONS})"
@@ -52,12 +52,12 @@ def score_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @register_fake("caan_kernels::project")
-def _(items, weight, lengths):
+def _(items, weight, lengths, backend):
     return items.new_empty((items.shape[0], items.shape[1], weight.shape[1]))
 
 
 @register_fake("caan_kernels::project_backward")
-def _(grad, items, weight, lengths, need_items, need_weight):
+def _(grad, items, weight, lengths, need_items, need_weight, backend):
     return items.new_empty(items.shape if need_items else (0,)), weight.new_empty(weight.shape if need_weight else (0,))
 
 
@@ -96,13 +96,14 @@ def _(regions, region_products, words, word_products, region_score, word_score, 
 
 
 def _keep_project(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+    ctx.save_for_backward(*inputs[:3])
+    ctx.backend = inputs[3]
 
 
 def _project_backward(ctx, grad):
     needed = ctx.needs_input_grad[:2]
-    gradients = _ops.project_backward(grad.contiguous(), *ctx.saved_tensors, *needed)
-    return *(x if need else None for x, need in zip(gradients, needed, strict=True)), None
+    gradients = _ops.project_backward(grad.contiguous(), *ctx.saved_tensors, *needed, ctx.backend)
+    return *(x if need else None for x, need in zip(gradients, needed, strict=True)), None, None
 
 
 def _keep_pair_scores(ctx, inputs, output):

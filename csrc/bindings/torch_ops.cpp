@@ -180,7 +180,7 @@ Projection projection_of(const Tensor& items, const Tensor& weight, const Option
   return p;
 }
 
-Tensor project(const Tensor& items, const Tensor& weight, const OptionalTensor& lengths) {
+Tensor project(const Tensor& items, const Tensor& weight, const OptionalTensor& lengths, const std::string& /*backend*/) {
   const Projection p = projection_of(items, weight, lengths);
   Tensor out = empty(items, {p.batch, p.length, p.columns}, items.scalar_type());
   kernels_for(storage_of(items, "items")).project(p, out.mutable_data_ptr(), executor());
@@ -189,7 +189,8 @@ Tensor project(const Tensor& items, const Tensor& weight, const OptionalTensor& 
 
 // A gradient that is not needed comes back as an empty tensor.
 std::tuple<Tensor, Tensor> project_backward(const Tensor& grad, const Tensor& items, const Tensor& weight,
-                                            const OptionalTensor& lengths, bool need_items, bool need_weight) {
+                                            const OptionalTensor& lengths, bool need_items, bool need_weight,
+                                            const std::string& /*backend*/) {
   const Projection p = projection_of(items, weight, lengths);
   const ScalarType type = items.scalar_type();
   check(grad, "grad", {p.batch, p.length, p.columns}, type);

@@ -6,7 +6,7 @@ import compile_report
 import pytest
 import torch
 
-from caan_kernels.context_attention.triton import launch
+from caan_kernels.context_attention.gpu import launch
 
 WIDTH, HIDDEN = 96, 130
 
@@ -24,8 +24,8 @@ def test_batches_of_any_shape_share_their_kernels():
             call = V, VQ, U, UQ, w, w, *lengths, None, True, False, 9.0, True, True, "triton"
             launch.pair_scores(*call)
             launch.pair_scores_backward(torch.ones(images, captions), *call)
-            launch.project(V, V.new_zeros(WIDTH, 2 * HIDDEN), lengths[0])
-            launch.project_backward(VQ, V, V.new_zeros(WIDTH, 2 * HIDDEN), lengths[0], True, True)
+            launch.project(V, V.new_zeros(WIDTH, 2 * HIDDEN), lengths[0], "triton")
+            launch.project_backward(VQ, V, V.new_zeros(WIDTH, 2 * HIDDEN), lengths[0], True, True, "triton")
     compiled: dict[str, set[str]] = {}
     for each in launches:
         compiled.setdefault(each.kernel, set()).add(repr(each))

@@ -69,7 +69,9 @@ def test_float64(backend, shape, options):
 
 @options_of_all
 @pytest.mark.parametrize("dtype", cases.HALF_DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [x for x in ("odd", "wide_hidden", "captions_longer", "paper_like") if x in cases.SHAPES])
+@pytest.mark.parametrize(
+    "shape", [x for x in ("odd", "wide_hidden", "captions_longer", "paper_like", "tiles") if x in cases.SHAPES]
+)
 def test_half(backend, shape, dtype, options):
     assert_accurate(cases.problem(shape, dtype), backend, options, score=1e-6, gradient=1e-4, of_reference=2.0)
 

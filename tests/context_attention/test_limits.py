@@ -15,7 +15,9 @@ import caan_kernels as ck
 M, N = 36, 5
 
 
-@pytest.mark.skipif(cases.INTERPRETED, reason="the interpreter's own memory is beside the point: test_triton.py counts tensors")
+@pytest.mark.skipif(
+    cases.INTERPRETED or cases.EMULATED, reason="memory that stands for a GPU's is beside the point: test_triton.py counts tensors"
+)
 @pytest.mark.parametrize("name", memory_growth.CASES)
 def test_workspace(name):
     """At most 64 MiB forward and 256 MiB backward beyond inputs and outputs."""
@@ -63,7 +65,8 @@ HALF = torch.float16 if cases.INTERPRETED else torch.bfloat16
 def test_products_beyond_the_32_bit_index(backend, side):
     """Pairs at the end of a projected gallery of more than 2³¹ numbers."""
     case = cases.problem((3, M, 3, N, 8, 64), HALF, lengths=False).on(backend)
-    V, U = ck.project_regions(case.regions, case.weights), ck.project_words(case.words, case.weights)
+    V = ck.project_regions(case.regions, case.weights, backend=backend)
+    U = ck.project_words(case.words, case.weights, backend=backend)
     expected = ck.context_attention(V, U, case.weights, backend=backend)
     gallery = V if side == "regions" else U
     count = 2**31 // gallery.products[0].numel() + 2
@@ -77,7 +80,7 @@ def test_products_beyond_the_32_bit_index(backend, side):
     assert torch.equal(found, expected[pairs[:, 0], pairs[:, 1]])
 
 
-@pytest.mark.skipif(cases.INTERPRETED, reason="the interpreter would be at it for minutes")
+@pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="one thread doing a GPU's work would be at it for minutes")
 @backends
 def test_features_beyond_the_32_bit_index(backend):
     """All pairs of raw features of more than 2³¹ numbers, nearly all of them padding."""

@@ -48,11 +48,10 @@ def test_project(backend, lengths):
     device = cases.KERNELS[backend]
     lengths = None if lengths is None else lengths.to(device)
     items, weight = (torch.randn(*size, device=device, requires_grad=True) for size in ((3, 4, 6), (6, 5)))
-    opcheck(ops.project.default, (items, weight, lengths))
+    opcheck(ops.project.default, (items, weight, lengths, backend))
     for needed in [(True, True), (True, False), (False, True)]:
-        opcheck(
-            ops.project_backward.default, (torch.randn(3, 4, 5, device=device), items.detach(), weight.detach(), lengths, *needed)
-        )
+        grad = torch.randn(3, 4, 5, device=device)
+        opcheck(ops.project_backward.default, (grad, items.detach(), weight.detach(), lengths, *needed, backend))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +97,7 @@ def test_gradients_that_nobody_needs_are_not_made(backend):
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), given=None):
             if function is ops.project_backward.default:
-                seen.append(arguments[4:])
+                seen.append(arguments[4:6])
             return function(*arguments, **(given or {}))
 
     case = cases.problem("odd", torch.float32).on(backend)
@@ -124,7 +123,7 @@ def test_operators_without_derivative_say_so(backend):
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()
     weight = torch.randn(6, 5, device=arguments[0].device, requires_grad=True)
-    (gradient,) = torch.autograd.grad(ops.project(arguments[0], weight, None).sum(), arguments[0], create_graph=True)
+    (gradient,) = torch.autograd.grad(ops.project(arguments[0], weight, None, backend).sum(), arguments[0], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()
 
@@ -184,9 +183,9 @@ def test_projection_checks_lengths(backend):
     device = cases.KERNELS[backend]
     items, weight = torch.randn(2, 3, 4, device=device), torch.randn(4, 5, device=device)
     with pytest.raises(RuntimeError, match="lengths"):
-        ops.project(items, weight, torch.tensor([3], device=device))
+        ops.project(items, weight, torch.tensor([3], device=device), backend)
     if values_are_seen(backend):
         with pytest.raises(RuntimeError, match="lengths"):
-            ops.project(items, weight, torch.tensor([4, 0], device=device))
+            ops.project(items, weight, torch.tensor([4, 0], device=device), backend)
     else:
-        assert not ops.project(items, weight, torch.tensor([4, 0], device=device)).any()
+        assert not ops.project(items, weight, torch.tensor([4, 0], device=device), backend).any()

@@ -16,6 +16,8 @@ from caan_kernels import backends
 triton = pytest.importorskip("triton")
 tl = triton.language
 
+from caan_kernels.context_attention.gpu import launch as operators  # noqa: E402
+from caan_kernels.context_attention.gpu.launch import Vectors  # noqa: E402
 from caan_kernels.context_attention.triton import configurations, functions, launch  # noqa: E402
 
 pytestmark = pytest.mark.skipif("triton" not in cases.KERNELS, reason="on a GPU, or by tests/test_interpreted.py")
@@ -128,7 +130,7 @@ def test_score_vectors_keep_their_bits(scale):
     generator = torch.Generator().manual_seed(0)
     region = (torch.rand(500, generator=generator) * scale).bfloat16().to(DEVICE)
     word = (torch.randn(500, generator=generator) * scale * 3).bfloat16().to(DEVICE)
-    vectors = launch._vectors(region, word)
+    vectors = launch._scaled(Vectors(region, word))
     assert vectors.halves.dtype == torch.float16
     assert vectors.halves.abs().max() <= 1
     for vector, half, power in zip((region, word), vectors.halves, vectors.scales, strict=True):
@@ -188,7 +190,7 @@ def test_split_launches(dtype, few, monkeypatch):
 
     whole = list(results())
     for name, limit in (SMALLEST | few).items():
-        monkeypatch.setattr(launch, name, limit)
+        monkeypatch.setattr(launch if name == "MOST_PROGRAMS" else operators, name, limit)
     for found, expected in zip(results(), whole, strict=True):
         assert torch.equal(found, expected)
 
@@ -300,7 +302,7 @@ class Unlaunched:
 
 
 def operands(images, captions, width, hidden, dtype, *, pairs=0, projected=True):
-    """Arguments of `launch.pair_scores`, or of `launch.raw_scores`; their numbers are not read."""
+    """Arguments of `operators.pair_scores`, or of `operators.raw_scores`; their numbers are not read."""
     V, U = torch.empty(images, 36, width, dtype=dtype), torch.empty(captions, 16, width, dtype=dtype)
     lengths = torch.randint(1, 37, (images,)), torch.randint(1, 17, (captions,))
     listed = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1) if pairs else None
@@ -312,13 +314,13 @@ def operands(images, captions, width, hidden, dtype, *, pairs=0, projected=True)
 
 # Operator, and images, captions, width and hidden width: what would grow if it were held for all at once is above the bound.
 WORKSPACES = {
-    "pairs": (launch.pair_scores, (9000, 9000, 2, 2), {}),
-    "pair_list": (launch.pair_scores, (2000, 2000, 8, 8), {"pairs": 1_000_000}),
-    "paper": (launch.raw_scores, (400, 400, 1024, 1024), {"projected": False}),
-    "paper_list": (launch.raw_scores, (900, 1500, 1024, 1024), {"projected": False, "pairs": 300}),
-    "gradients": (launch.pair_scores_backward, (1000, 1000, 8, 8), {}),
-    "gradients_of_many_images": (launch.pair_scores_backward, (4000, 3, 64, 256), {}),
-    "gradients_of_a_list": (launch.pair_scores_backward, (1000, 1000, 8, 8), {"pairs": 500_000}),
+    "pairs": (operators.pair_scores, (9000, 9000, 2, 2), {}),
+    "pair_list": (operators.pair_scores, (2000, 2000, 8, 8), {"pairs": 1_000_000}),
+    "paper": (operators.raw_scores, (400, 400, 1024, 1024), {"projected": False}),
+    "paper_list": (operators.raw_scores, (900, 1500, 1024, 1024), {"projected": False, "pairs": 300}),
+    "gradients": (operators.pair_scores_backward, (1000, 1000, 8, 8), {}),
+    "gradients_of_many_images": (operators.pair_scores_backward, (4000, 3, 64, 256), {}),
+    "gradients_of_a_list": (operators.pair_scores_backward, (1000, 1000, 8, 8), {"pairs": 500_000}),
 }
 
 
@@ -330,7 +332,7 @@ def test_workspace(name, dtype, monkeypatch):
         monkeypatch.setattr(launch, kernel, Unlaunched())
     operator, sizes, given = WORKSPACES[name]
     arguments = operands(*sizes, dtype, **given)
-    backward = operator is launch.pair_scores_backward
+    backward = operator is operators.pair_scores_backward
     if backward:
         arguments = torch.ones(given.get("pairs", sizes[:2])), *arguments
     with Held(*arguments) as held:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .plan import size_of
+from ..gpu.plan import size_of
 
 
 class Configuration(NamedTuple):

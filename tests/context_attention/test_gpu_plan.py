@@ -1,4 +1,4 @@
-"""Which programs the Triton backend launches: plain PyTorch, tested wherever that runs."""
+"""Which pairs the launches on a GPU take: plain PyTorch, tested wherever that runs."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import cases
 import pytest
 import torch
 
-from caan_kernels.context_attention.triton import plan
+from caan_kernels.context_attention.gpu import plan
 
 pytestmark = pytest.mark.parametrize("device", dict.fromkeys(["cpu", *cases.KERNELS.values()]))
 

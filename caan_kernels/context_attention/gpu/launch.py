@@ -1,0 +1,392 @@
+"""The operators of operators.py on a GPU: what every backend there shares. Plans are tensors on the device, memory is bounded by
+going through a call in pieces, and a backend's `Kernels` do the work."""
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .checks import check_call, check_items
+from .plan import Walk, exist, plan_items, plan_walk
+
+# Bytes that the products of a block of items may take where features come unprojected: two blocks, the sorted order of
+# the items and the copies of a list's items stay within 64 MiB.
+BLOCK_BYTES = 12 * 2**20
+# Bytes of scratch for the pairs that one launch works on one by one, for derivatives and for scores.
+SCRATCH_BYTES = 128 * 2**20
+SCORE_SCRATCH_BYTES = 16 * 2**20
+# Pairs of a list that are put in order at once.
+MOST_LISTED = 2**18
+
+# Backends by the name that is the operators' last argument.
+KERNELS: dict[str, "Kernels"] = {}
+
+
+class Options(NamedTuple):
+    """How pairs are scored, as `reference.attend` has it."""
+
+    cosine: bool
+    softmax: bool
+    temperature: float
+    inter: bool
+    intra: bool
+
+
+class Vectors(NamedTuple):
+    """The score vectors, (H,) each."""
+
+    region_score: Tensor
+    word_score: Tensor
+
+
+class Kernels(Protocol):
+    """What a backend launches. Tensors are contiguous unless said otherwise, and nothing waits for the device."""
+
+    def product(
+        self, left: Tensor, right: Tensor, lengths: Tensor, item_rows: int, *, along_depth: bool = False, forward: bool = False
+    ) -> Tensor:
+        """(rows, depth) times (depth, columns), of any strides, in their dtype.
+
+        Row r of `left`, or column r with `along_depth`, is row r % item_rows of item r // item_rows: at and beyond the item's
+        length it may hold anything and counts as 0. `forward` marks what scores are made of, not gradients.
+        """
+
+    def score_tiles(self, scores: Tensor, V: "Side", U: "Side", vectors: Vectors, pairs: Tensor | None, options: Options) -> bool:
+        """Score the pairs that lie in tiles of many, whatever else is there; whether that may leave some out."""
+
+    def slot_numbers(self, regions: int, words: int, width: int, gradient: bool) -> int:
+        """float32 numbers of scratch memory for a pair that is worked on alone."""
+
+    def fill(
+        self, slots: "Slots", first: int, count: int, scores: Tensor, vectors: Vectors, pairs: Tensor | None, walk: Walk | None,
+        every: bool, options: Options,
+    ) -> None:  # fmt: skip
+        """Work on `count` pairs from `first`, those of a walk or of the call, each in a slot.
+
+        With a walk, `scores` are gradients, and slots get what `sum_gradients` reads. Else scores are written; of pairs that
+        `score_tiles` takes, only if `every` is wanted.
+        """
+
+    def maps(self, slots: "Slots", count: int, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """f (count, M), g (count, N), R and C (count, M, N) of the pairs last worked on; anything beyond lengths."""
+
+    def sum_gradients(
+        self, slots: "Slots", walk: Walk, first: int, vectors: Vectors, sums: tuple[Tensor, ...], options: Options
+    ) -> None:
+        """Add to float32 `sums` what the walk's pairs in slots give, `first` lying in the first of them.
+
+        Sums are of the features and the products of both sides, and (I, H) of both score vectors.
+        """
+
+
+def project(items: Tensor, weight: Tensor, lengths: Tensor | None, backend: str) -> Tensor:
+    """`reference.project`."""
+    check_items(items, weight, lengths)
+    lengths = plan_items(items, lengths).lengths
+    product = KERNELS[backend].product(items.flatten(0, 1), weight, lengths, items.shape[1], forward=True)
+    return product.view(*items.shape[:2], weight.shape[1])
+
+
+def project_backward(
+    grad: Tensor, items: Tensor, weight: Tensor, lengths: Tensor | None, need_items: bool, need_weight: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of `project`; an empty tensor for one that nobody needs."""
+    check_items(items, weight, lengths)
+    product, rows, lengths = KERNELS[backend].product, items.shape[1], plan_items(items, lengths).lengths
+    flat, of_items, of_weight = grad.flatten(0, 1), items.new_empty(0), weight.new_empty(0)
+    if need_items:
+        of_items = product(flat, weight.mT, lengths, rows).view(items.shape)
+    if need_weight:
+        of_weight = product(items.flatten(0, 1).mT, flat, lengths, rows, along_depth=True)
+    return of_items, of_weight
+
+
+def pair_scores(
+    regions: Tensor,
+    region_products: Tensor,
+    words: Tensor,
+    word_products: Tensor,
+    region_score: Tensor,
+    word_score: Tensor,
+    region_lengths: Tensor | None,
+    word_lengths: Tensor | None,
+    pairs: Tensor | None,
+    *options: bool | float | str,
+) -> Tensor:
+    """`reference.pair_scores`; NaN for a pair whose index, or an item's length, is out of range."""
+    V = Side("region", regions, region_products, None, region_lengths)
+    U = Side("word", words, word_products, None, word_lengths)
+    check_call(V, U, region_score, word_score, pairs)
+    scores = _unscored(V, U, pairs)
+    _score(scores, V, U, Vectors(region_score, word_score), pairs, *options)
+    return scores
+
+
+def raw_scores(
+    regions: Tensor,
+    region_products: Tensor | None,
+    words: Tensor,
+    word_products: Tensor | None,
+    affinity: Tensor | None,
+    region_intra: Tensor | None,
+    region_inter: Tensor | None,
+    word_intra: Tensor | None,
+    word_inter: Tensor | None,
+    region_score: Tensor,
+    word_score: Tensor,
+    region_lengths: Tensor | None,
+    word_lengths: Tensor | None,
+    pairs: Tensor | None,
+    *options: bool | float | str,
+) -> Tensor:
+    """`pair_scores` of sides that may come unprojected: those are projected block by block."""
+    of_regions = {"region_intra": region_intra, "word_inter": word_inter}
+    of_words = {"affinity": affinity, "region_inter": region_inter, "word_intra": word_intra}
+    V = Side("region", regions, region_products, None if region_products is not None else beside(of_regions), region_lengths)
+    U = Side("word", words, word_products, None if word_products is not None else beside(of_words), word_lengths)
+    check_call(V, U, region_score, word_score, pairs)
+    scores, vectors, backend = _unscored(V, U, pairs), Vectors(region_score, word_score), options[-1]
+    images, captions = V.block(), U.block()
+    if pairs is not None and (len(regions) > images or len(words) > captions):
+        # A gallery is not projected for a few pairs, nor kept for many: each block of the list brings its own items.
+        for start in range(0, len(pairs), min(images, captions)):
+            some = pairs[start : start + min(images, captions)]
+            own = torch.arange(len(some), device=pairs.device)[:, None].repeat(1, 2)
+            _score(
+                scores[start : start + len(some)],
+                V.chosen(some[:, 0]).projected(backend),
+                U.chosen(some[:, 1]).projected(backend),
+                vectors,
+                own,
+                *options,
+            )
+        return scores
+    for t in range(0, len(words), captions):
+        some_U = U.part(t, captions).projected(backend)
+        for i in range(0, len(regions), images):
+            if i > 0 or t == 0 or images < len(regions):
+                some_V = V.part(i, images).projected(backend)
+            block = scores if pairs is not None else scores[i : i + images, t : t + captions]
+            _score(block, some_V, some_U, vectors, pairs, *options)
+    return scores
+
+
+def pair_scores_backward(
+    grad: Tensor,
+    regions: Tensor,
+    region_products: Tensor,
+    words: Tensor,
+    word_products: Tensor,
+    region_score: Tensor,
+    word_score: Tensor,
+    region_lengths: Tensor | None,
+    word_lengths: Tensor | None,
+    pairs: Tensor | None,
+    *options: bool | float | str,
+) -> tuple[Tensor, ...]:
+    """Gradients of the six tensors of `pair_scores`; a pair whose score has the gradient 0 is not looked at."""
+    V = Side("region", regions, region_products, None, region_lengths)
+    U = Side("word", words, word_products, None, word_lengths)
+    check_call(V, U, region_score, word_score, pairs)
+    tensors = regions, region_products, words, word_products
+    # Sums over pairs are float32 and go on from one launch to the next.
+    sums = [torch.zeros_like(x, dtype=torch.float32) for x in tensors]
+    vector_sums = [torch.zeros(len(regions), len(x), dtype=torch.float32, device=x.device) for x in (region_score, word_score)]
+    if grad.numel() and regions.shape[1] and words.shape[1]:
+        _differentiate(grad.contiguous(), V, U, Vectors(region_score, word_score), pairs, (*sums, *vector_sums), *options)
+    gradients = *sums, *(x.sum(0) for x in vector_sums)
+    return tuple(x.to(regions.dtype) for x in gradients)
+
+
+def pair_maps(
+    regions: Tensor,
+    region_products: Tensor,
+    words: Tensor,
+    word_products: Tensor,
+    region_score: Tensor,
+    word_score: Tensor,
+    region_lengths: Tensor | None,
+    word_lengths: Tensor | None,
+    pairs: Tensor | None,
+    *options: bool | float | str,
+) -> tuple[Tensor, ...]:
+    """Scores, those of `pair_scores`, and f, g, R and Cᵀ."""
+    scores = pair_scores(
+        regions, region_products, words, word_products, region_score, word_score, region_lengths, word_lengths, pairs, *options
+    )
+    V, U = Side("region", regions, region_products, None, region_lengths), Side("word", words, word_products, None, word_lengths)
+    count, m, n = len(pairs), regions.shape[1], words.shape[1]
+    f, g, R = (scores.new_zeros(count, *shape) for shape in ((m,), (n,), (m, n)))
+    C = torch.zeros_like(R)
+    if R.numel():
+        _trace(V, U, Vectors(region_score, word_score), pairs, (f, g, R, C), *options)
+    return scores, f, g, R, C.mT.contiguous()
+
+
+class Side(NamedTuple):
+    """Regions or words on their way to being scored.
+
+    Attributes:
+        kind: "region" or "word".
+        features: (B, L, D).
+        products: (B, L, E), or None before they are made.
+        weight: (D, E), what makes them, or None.
+        lengths: (B,) or None.
+    """
+
+    kind: str
+    features: Tensor
+    products: Tensor | None
+    weight: Tensor | None
+    lengths: Tensor | None
+
+    def block(self) -> int:
+        """Items whose products are made at once."""
+        if self.weight is None:
+            return max(1, len(self.features))
+        rows = max(1, self.features.shape[1])
+        return max(1, BLOCK_BYTES // (rows * self.weight.shape[1] * self.weight.element_size()))
+
+    def part(self, start: int, count: int) -> "Side":
+        return self._of(lambda x: x[start : start + count])
+
+    def chosen(self, items: Tensor) -> "Side":
+        # An index out of range has no item; `_unscored` has marked its score, and an item without rows leaves it alone.
+        inside = (items >= 0) & (items < len(self.features))
+        items = torch.where(inside, items, 0)
+        side = self._of(lambda x: x.index_select(0, items))
+        rows = self.features.shape[1]
+        lengths = torch.full_like(items, rows) if side.lengths is None else side.lengths
+        return side._replace(lengths=torch.where(inside, lengths, 0))
+
+    def projected(self, backend: str) -> "Side":
+        if self.weight is None:
+            return self
+        return self._replace(products=project(self.features, self.weight, self.lengths, backend), weight=None)
+
+    def _of(self, some) -> "Side":
+        tensors = (None if x is None else some(x) for x in (self.features, self.products))
+        features, products = tensors
+        return self._replace(features=features, products=products, lengths=None if self.lengths is None else some(self.lengths))
+
+
+def beside(matrices: dict[str, Tensor | None]) -> Tensor:
+    """The matrices of a side as `project` takes them; affinity transposed, because words are multiplied by it."""
+    for name, matrix in matrices.items():
+        if matrix is None:
+            raise RuntimeError(f"{name}: expected a tensor, since its side is not projected, got None")
+    return torch.cat([x.mT if name == "affinity" else x for name, x in matrices.items()], dim=1)
+
+
+def _unscored(V: Side, U: Side, pairs: Tensor | None) -> Tensor:
+    """Scores before any is made: 0, which is that of a pair with an empty side, or NaN for what does not exist."""
+    wrong = [None if x.lengths is None else (x.lengths < 0) | (x.lengths > x.features.shape[1]) for x in (V, U)]
+    count = (len(V.features), len(U.features)) if pairs is None else (len(pairs),)
+    scores = V.features.new_zeros(count, dtype=torch.float32)
+    if pairs is not None:
+        inside = exist(pairs, len(V.features), len(U.features))
+        scores.masked_fill_(~inside, torch.nan)
+    for column, items in enumerate(wrong):
+        if items is None or scores.numel() == 0:
+            continue
+        if pairs is None:
+            scores.masked_fill_(items[:, None] if column == 0 else items[None, :], torch.nan)
+        elif len(items):
+            scores.masked_fill_(items[torch.where(inside, pairs[:, column], 0)], torch.nan)
+    return scores
+
+
+def _score(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, *options: bool | float | str) -> None:
+    """Write the scores of projected sides: in tiles where tiles hold them, else one by one."""
+    if scores.numel() == 0:
+        return
+    if pairs is not None and len(pairs) > MOST_LISTED:
+        for start in range(0, len(pairs), MOST_LISTED):
+            some = slice(start, start + MOST_LISTED)
+            _score(scores[some], V, U, vectors, pairs[some], *options)
+        return
+    kernels, options = KERNELS[options[-1]], Options(*options[:-1])
+    if kernels.score_tiles(scores, V, U, vectors, pairs, options):
+        slots = Slots(kernels, V, U, SCORE_SCRATCH_BYTES, gradient=False)
+        for first in range(0, scores.numel(), slots.count):
+            slots.fill(first, scores.numel(), scores, vectors, pairs, None, False, options)
+
+
+class Slots:
+    """Scratch memory for pairs that are worked on one by one, and the sizes that its kernels need.
+
+    Attributes:
+        V, U: the sides.
+        regions, words: their plans.
+        rows: M and N.
+        width: D.
+        numbers: float32 numbers of a slot.
+        count: slots that there may be.
+        scratch: (slots, numbers), as many as were needed so far.
+    """
+
+    def __init__(self, kernels: Kernels, V: Side, U: Side, most_bytes: int, gradient: bool):
+        self.kernels, self.V, self.U = kernels, V, U
+        self.regions, self.words = plan_items(V.features, V.lengths), plan_items(U.features, U.lengths)
+        self.rows = V.features.shape[1], U.features.shape[1]
+        self.width = V.features.shape[2]
+        self.numbers = kernels.slot_numbers(*self.rows, self.width, gradient)
+        self.count = max(1, most_bytes // (4 * max(1, self.numbers)))
+        self.scratch = V.features.new_empty(0, self.numbers, dtype=torch.float32)
+
+    def fill(
+        self,
+        first: int,
+        last: int,
+        scores: Tensor,
+        vectors: Vectors,
+        pairs: Tensor | None,
+        walk: Walk | None,
+        every: bool,
+        options: Options,
+    ) -> None:
+        """`Kernels.fill` with as many pairs from `first`, and before `last`, as there are slots."""
+        count = min(self.count, last - first)
+        if len(self.scratch) < count:
+            self.scratch = self.scratch.new_empty(count, self.numbers)
+        self.kernels.fill(self, first, count, scores, vectors, pairs, walk, every, options)
+
+
+def _differentiate(
+    grad: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, sums: tuple[Tensor, ...], *options: bool | float | str
+) -> None:
+    """Add to the sums what every pair with a gradient gives."""
+    kernels, options = KERNELS[options[-1]], Options(*options[:-1])
+    slots = Slots(kernels, V, U, SCRATCH_BYTES, gradient=True)
+    walk = plan_walk(grad != 0, pairs, slots.regions, slots.words)
+    for first in range(0, grad.numel(), slots.count):
+        # How many pairs have a gradient only the device knows: later launches may find none left.
+        slots.fill(first, grad.numel(), grad, vectors, None, walk, True, options)
+        kernels.sum_gradients(slots, walk, first, vectors, sums, options)
+
+
+def _trace(
+    V: Side,
+    U: Side,
+    vectors: Vectors,
+    pairs: Tensor,
+    maps: tuple[Tensor, Tensor, Tensor, Tensor],
+    *options: bool | float | str,
+) -> None:
+    """Write f, g, R and C of the pairs that have any."""
+    kernels, options = KERNELS[options[-1]], Options(*options[:-1])
+    slots = Slots(kernels, V, U, SCRATCH_BYTES, gradient=False)
+    unused = torch.empty(len(pairs), dtype=torch.float32, device=pairs.device)
+    regions, words = (torch.arange(x, device=pairs.device) for x in slots.rows)
+    for first in range(0, len(pairs), slots.count):
+        slots.fill(first, len(pairs), unused, vectors, pairs, None, True, options)
+        some = pairs[first : first + slots.count]
+        real = exist(some, len(V.features), len(U.features))
+        image, caption = torch.where(real[:, None], some, 0).unbind(1)
+        v_exists = real[:, None] & (regions < slots.regions.lengths[image, None])
+        u_exists = real[:, None] & (words < slots.words.lengths[caption, None])
+        v_exists, u_exists = v_exists & u_exists.any(1, keepdim=True), u_exists & v_exists.any(1, keepdim=True)
+        exists = v_exists[:, :, None] & u_exists[:, None, :]
+        found = zip((v_exists, u_exists, exists, exists), kernels.maps(slots, len(some), options), strict=True)
+        for target, (mask, x) in zip(maps, found, strict=True):
+            target[first : first + len(some)] = torch.where(mask, x, 0)

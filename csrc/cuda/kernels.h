@@ -1,0 +1,123 @@
+// The CUDA kernels as the host calls them: plain pointers on the device, a stream, and nothing of torch.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define CAAN_DEVICE __device__ __forceinline__
+#else
+#define CAAN_DEVICE inline
+#endif
+
+namespace caan::cuda {
+
+// float is the third type that features come in.
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+// A cudaStream_t.
+using Stream = void*;
+
+struct Options {
+  bool cosine, softmax, inter, intra;
+  float temperature;
+};
+
+// One call's sides, shapes as in docs/operator.md: V (I, M, D), [V Q1 | V Q4] (I, M, 2H), U (T, N, D),
+// [U affinityT | U Q2 | U Q3] (T, N, D + 2H), both score vectors (H,), lengths (I,) and (T,) from 0 to M and N.
+template <typename T>
+struct Sides {
+  const T *regions, *region_products, *words, *word_products, *region_score, *word_score;
+  const int64_t *region_lengths, *word_lengths;
+  int64_t images, captions;
+  int M, N, D, H;
+
+  CAAN_DEVICE const T* V(int64_t image) const { return regions + image * M * D; }
+  CAAN_DEVICE const T* VQ(int64_t image) const { return region_products + image * M * (2 * H); }
+  CAAN_DEVICE const T* U(int64_t caption) const { return words + caption * N * D; }
+  CAAN_DEVICE const T* UQ(int64_t caption) const { return word_products + caption * N * (D + 2 * H); }
+};
+
+// left (rows, depth) times right (depth, columns); any strides. Row r of `left`, or with along_depth column r, is row
+// r % item_rows of item r / item_rows, and counts as 0 at and beyond lengths[item].
+template <typename T>
+struct Product {
+  const T *left, *right;
+  T* product;
+  const int64_t* lengths;
+  int64_t rows, columns, depth, item_rows, left_row, left_column, right_row, right_column;
+  bool along_depth;
+};
+template <typename T>
+void multiply(const Product<T>& product, Stream stream);
+
+// Which pairs a launch takes, `count` of them from `first`. All: in rows of captions. Listed: `pairs` (P, 2). Walked: keys image *
+// captions + caption in summing order, `walked` of them, at positions `order` of the call.
+struct Pairs {
+  const int64_t *pairs, *keys, *order, *walked;
+  int64_t first, count;
+};
+
+// Pairs that `score_tiles` takes.
+constexpr int MOST_REGIONS = 64, MOST_WORDS = 32;
+CAAN_DEVICE bool fits_tile(int m, int n) { return m <= MOST_REGIONS && n <= MOST_WORDS; }
+
+// A pair's floats in scratch memory; each part begins at a multiple of 4.
+struct SlotShape {
+  int M, N, D;
+  bool gradient;
+
+  CAAN_DEVICE int row() const { return (N + 3) / 4 * 4; }
+  CAAN_DEVICE int regions() const { return (M + 3) / 4 * 4; }
+  CAAN_DEVICE int width() const { return (D + 3) / 4 * 4; }
+  CAAN_DEVICE int64_t cells() const { return int64_t(M) * row(); }
+  CAAN_DEVICE int64_t size() const { return 3 * cells() + 3 * (regions() + row()) + (gradient ? 2 * (cells() + width()) : 0); }
+};
+
+// A, R, C; scale of R's rows, f (before that its logits) and their gradient; the same of C's columns; then gradients of A (at last
+// of the alignment before tanh) and of C, of v and of u.
+struct Slot {
+  float *A, *R, *C, *row_scale, *f, *df, *column_scale, *g, *dg, *dA, *dC, *dv, *du;
+
+  CAAN_DEVICE Slot(float* base, const SlotShape& shape) {
+    const int64_t cells = shape.cells();
+    A = base, R = A + cells, C = R + cells;
+    row_scale = C + cells, f = row_scale + shape.regions(), df = f + shape.regions();
+    column_scale = df + shape.regions(), g = column_scale + shape.row(), dg = g + shape.row();
+    dA = dg + shape.row(), dC = dA + cells, dv = dC + cells, du = dv + shape.width();
+  }
+};
+
+// Scores or, from their gradients in `scores`, the derivatives of pairs, each in a slot of its own. Score of an all-pairs call:
+// scores[image * score_row + caption]; of a list: scores[place]. With skip_tiles, pairs that `score_tiles` takes are left out.
+template <typename T>
+void score_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row,
+                 bool skip_tiles, bool gradient, float* scratch, Stream stream);
+
+// Every image with the captions of one bucket, `word_order` from word_starts[bucket] to the next; or of a list `pairs`, sorted by
+// `keys` bucket * images + image, positions `order` of the call and `ranks` within a key, those whose bucket is one of `bucket`,
+// bucket + word_buckets, ... below `buckets`. A bucket's captions have at most 32 / together words.
+struct Tiles {
+  const int64_t *word_order, *word_starts, *pairs, *order, *keys, *ranks;
+  int64_t listed, score_row;
+  int bucket, word_buckets, buckets, together;
+};
+template <typename T>
+void score_tiles(const Sides<T>& sides, const Tiles& tiles, const Options& options, float* scores, Stream stream);
+
+// Gradients that slots hold, summed in the order of the walk: image_starts (I + 1) into keys, by_caption places in keys and
+// caption_starts (T + 1) into those. Outputs float32 of the sides' shapes, and (I, H) of both score vectors; all are added to.
+struct Sums {
+  const int64_t *keys, *image_starts, *by_caption, *caption_starts, *walked;
+  int64_t first_slot, slots;
+  const float* scratch;
+  float *regions, *region_products, *words, *word_products, *region_score, *word_score;
+};
+template <typename T>
+void sum_gradients(const Sides<T>& sides, const Sums& sums, const Options& options, Stream stream);
+
+} // namespace caan::cuda

@@ -1,0 +1,147 @@
+"""What is the CUDA backend's own: tiles and their borders, pairs that do not fit them, split launches, limits."""
+
+from dataclasses import replace
+
+import cases
+import pytest
+import torch
+from test_accuracy import assert_accurate
+
+import caan_kernels as ck
+from caan_kernels.context_attention import cuda
+from caan_kernels.context_attention.gpu import launch
+
+pytestmark = pytest.mark.skipif("cuda" not in cases.KERNELS, reason="on a GPU, or by tests/test_emulated.py")
+
+DTYPES = cases.KERNEL_DTYPES["cuda"]
+half = pytest.mark.parametrize("dtype", cases.HALF_DTYPES, ids=str)
+# Tiles take widths that are multiples of 8; 64 columns are a piece.
+WIDTHS = 72, 136
+
+
+def lengths_given(shape, regions, words, dtype, **given):
+    """A problem whose items have these lengths."""
+    case = cases.problem(shape, dtype, lengths=False, **given)
+    case = replace(case, region_lengths=torch.tensor(regions), word_lengths=torch.tensor(words))
+    for items, lengths in ((case.regions, case.region_lengths), (case.words, case.word_lengths)):
+        items[torch.arange(items.shape[1]) >= lengths[:, None]] = float("nan")
+    return case.on("cuda")
+
+
+def assert_scores(case, **options):
+    """Scores as accurate as the reference's in the same dtype, on average and within a margin at worst."""
+    expected, plain = cases.oracle(case, **options)[0], case.call(**options, backend="reference").cpu()
+    found = case.call(**options, backend="cuda").cpu()
+    assert cases.score_error(found, expected) <= 2.5 * cases.score_error(plain, expected) + 1e-6
+    assert (found - expected).norm() <= 1.5 * (plain - expected).norm() + 1e-6
+    return found
+
+
+@pytest.mark.parametrize("options", cases.OPTIONS.values(), ids=cases.OPTIONS)
+@half
+def test_borders_of_tiles(dtype, options):
+    """Items that just fit a tile, a multiple of 8 or 16, and that just do not: accurate, and with the bits of the item alone."""
+    regions, words = [1, 8, 9, 40, 41, 48, 64, 65], [1, 7, 8, 9, 15, 16, 17, 31, 32, 33]
+    case = lengths_given((8, 65, 10, 33, *WIDTHS), regions, words, dtype)
+    scores = assert_scores(case, **options)
+    for i, t in ((0, 0), (1, 5), (3, 6), (4, 8), (6, 9), (7, 3), (7, 9)):
+        some = case.regions[i : i + 1, : regions[i]], case.words[t : t + 1, : words[t]]
+        assert ck.context_attention(*some, case.weights, **options, backend="cuda").item() == scores[i, t].item()
+
+
+@half
+@pytest.mark.parametrize("sizes", [(36, 14), (36, 30), (64, 16), (49, 32)], ids=str)
+def test_many_tiles(dtype, sizes):
+    """More images than a band, more captions than a block, ragged on both sides, each pair in one place."""
+    m, n = sizes
+    case = cases.problem((35, m, 11, n, 8, 16), dtype).on("cuda")
+    scores = assert_scores(case)
+    order = torch.randperm(scores.numel(), generator=torch.Generator().manual_seed(0))
+    pairs = torch.stack([order // 11, order % 11], dim=1)
+    assert torch.equal(replace(case, pairs=pairs).call(backend="cuda").cpu(), scores[pairs[:, 0], pairs[:, 1]])
+
+
+@half
+def test_lists_of_all_kinds(dtype):
+    """Runs of one image, of pairs that are listed several times, of several sizes, of empty items, in any order."""
+    case = lengths_given((4, 70, 6, 40, 8, 16), [5, 0, 70, 64], [3, 20, 16, 0, 40, 32], dtype)
+    scores = case.call(backend="cuda").cpu()
+    pairs = torch.cartesian_prod(torch.arange(4), torch.arange(6)).repeat(3, 1)
+    pairs = torch.cat([pairs, torch.tensor([[0, 0]]).expand(5, 2)])
+    pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]
+    listed = replace(case, pairs=pairs).call(backend="cuda").cpu()
+    assert torch.equal(listed, scores[pairs[:, 0], pairs[:, 1]])
+    assert not scores[1].any() and not scores[:, 3].any()
+
+
+@half
+@pytest.mark.parametrize("pieces", [1, 8, 9, 63])
+def test_pieces_of_widths(dtype, pieces):
+    """Widths of one piece and of several, whole or not, of either kind."""
+    assert_scores(cases.problem((4, 36, 9, 16, 8 * pieces, 8), dtype).on("cuda"))
+    assert_scores(cases.problem((4, 36, 9, 16, 8, 8 * pieces), dtype).on("cuda"))
+
+
+@half
+def test_widths_that_tiles_do_not_take(dtype):
+    for widths in ((12, 16), (16, 12)):
+        assert_accurate(cases.problem((3, 36, 4, 14, *widths), dtype), "cuda", {}, score=1e-6, gradient=1e-4, of_reference=2.0)
+
+
+@half
+def test_features_that_begin_anywhere(dtype):
+    """Copies of 16 bytes want addresses that are multiples of them; a view into a tensor may have another."""
+    case = cases.problem((2, 36, 3, 14, 16, 16), dtype, lengths=False).on("cuda")
+
+    def moved(x):
+        store = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
+        store[1:] = x.flatten()
+        return store[1:].view(x.shape)
+
+    assert torch.equal(
+        replace(case, regions=moved(case.regions), words=moved(case.words)).call(backend="cuda"), case.call(backend="cuda")
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_split_launches(dtype, monkeypatch):
+    """Scores, gradients and maps have the same bits in however many pieces they are made."""
+    case = lengths_given((2, 5, 3, 40, 8, 16), [5, 2], [3, 40, 0], dtype)
+    listed = replace(case, pairs=torch.tensor([[1, 1], [0, 0], [1, 2], [0, 0]]))
+
+    def results():
+        yield case.call(backend="cuda")
+        yield listed.call(backend="cuda")
+        for some in (case, listed):
+            scores, gradients = cases.run(some, backend="cuda")
+            yield scores
+            yield from gradients.values()
+        yield from listed.call(ck.attention_maps, backend="cuda")
+
+    whole = list(results())
+    for name, limit in {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 1, "SCORE_SCRATCH_BYTES": 1, "MOST_LISTED": 2}.items():
+        monkeypatch.setattr(launch, name, limit)
+    for found, expected in zip(results(), whole, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [(300, 40), (20, 320)], ids=str)
+def test_most_rows(dtype, rows):
+    m, n = rows
+    case = lengths_given((2, m, 2, n, 6, 9), [m, m // 2], [n, 3], dtype)
+    assert_accurate(case, "cuda", {}, score=2e-6 if dtype == torch.float32 else 1e-3, gradient=1e-5, of_reference=2.0)
+
+
+def test_too_many_rows():
+    case = cases.problem((1, 300, 1, 41, 6, 9), torch.float32, pairs=True).on("cuda")
+    reason = "backend 'cuda' cannot run this call: it takes at most 340 regions and words together, .* 341"
+    for function in (ck.context_attention, ck.attention_maps):
+        with pytest.raises(RuntimeError, match=reason):
+            case.call(function, backend="cuda")
+
+
+def test_a_scratch_that_is_too_small_is_refused(monkeypatch):
+    monkeypatch.setattr(cuda, "slot_numbers", lambda *_: 4)
+    with pytest.raises(RuntimeError, match="scratch: expected"):
+        cases.problem("odd", torch.float32).call(backend="cuda")

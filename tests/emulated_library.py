@@ -1,0 +1,49 @@
+"""The CUDA kernels, compiled for the CPU by way of csrc/cuda/emulator.h: `python tests/emulated_library.py` builds them and prints
+where the library is; CAAN_CUDA_EMULATED takes that path."""
+
+import hashlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "build_backend"))
+import caan_build  # noqa: E402
+
+FLAGS = """
+    -x c++ -std=c++20 -O2 -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-clobbered -U_FORTIFY_SOURCE -Icsrc -DCAAN_EMULATED
+""".split()
+
+
+def build() -> Path:
+    """Compile what changed since the last time.
+
+    Raises:
+        subprocess.CalledProcessError: a file does not compile; the message is on stderr.
+    """
+    cxx, torch = caan_build.find_cxx(), caan_build.find_torch()
+    sources = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/emulator.cpp", ROOT / "csrc/bindings/cuda_ops.cpp"]
+    flags = [*FLAGS, "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*caan_build.TORCH), f"-isystem{torch.include}"]
+    seen = hashlib.sha256(repr((cxx, flags, torch.version)).encode())
+    for file in sorted(ROOT.glob("csrc/cuda/*")) + sources[-1:]:
+        seen.update(file.read_bytes())
+    folder = ROOT / "build" / "emulated"
+    library = folder / f"{seen.hexdigest()[:16]}.so"
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compiled(source: Path) -> str:
+        output = str(folder / f"{source.name}.o")
+        subprocess.run([*cxx, *flags, "-c", str(source), "-o", output], check=True, cwd=ROOT)
+        return output
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sources))
+    subprocess.run([*cxx, "-shared", *objects, "-o", str(library), f"-L{torch.lib}", "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
+    return library
+
+
+if __name__ == "__main__":
+    print(build())

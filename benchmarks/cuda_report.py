@@ -37,6 +37,7 @@ FLAGS = "-std=c++20 -O3 -DNDEBUG -Icsrc".split()
 WIDTH = HIDDEN = 1024
 KERNELS = (
     "product_kernel",
+    "product_tile_kernel",
     "tile_kernel",
     "pair_kernel",
     "image_features_kernel",
@@ -80,7 +81,7 @@ def described(name: str) -> tuple[str, str, str]:
     kernel = re.search(r"(\w+_kernel)<", name)[1]
     shape = re.search(r"Shape<([^>]*)>", name)
     dtype = re.search(r"caan::cuda::(bfloat16|float16)", name)
-    gradient = re.search(r"_kernel<[^>]*, (true|false)>\(", name)
+    gradient = re.search(r"pair_kernel<[^>]*, (true|false)>\(", name)
     # Numbers and truths come as (int)5 and (bool)1 from some demanglers.
     text = (
         re.sub(r"\(\w+\)", "", shape[1]) if shape else {"true": "gradient", "false": "scores", None: ""}[gradient and gradient[1]]
@@ -181,7 +182,7 @@ def faults(report: dict[str, Any]) -> list[str]:
     return [
         line(row)
         for row in report["kernels"]
-        if row["spilled_bytes"] or (row["kernel"] == "tile_kernel" and not row["tensor_instructions"])
+        if row["spilled_bytes"] or ("tile" in row["kernel"] and not row["tensor_instructions"])
     ]
 
 

@@ -50,7 +50,7 @@ def product(
     result = left.new_empty(left.shape[0], right.shape[1])
     if result.numel() == 0 or left.shape[1] == 0:
         return result.zero_()
-    _ops.cuda_multiply(left, right, result, lengths, item_rows, along_depth, _stream(left))
+    _ops.cuda_multiply(_aligned(left), _aligned(right), result, lengths, item_rows, along_depth, _stream(left))
     return result
 
 
@@ -86,6 +86,7 @@ def _tiled(features: Tensor, vectors: Vectors) -> bool:
 
 
 def _aligned(x: Tensor) -> Tensor:
+    """With an address that copies of 16 bytes take: which kernel does the work must not depend on where a tensor begins."""
     return x if x.data_ptr() % 16 == 0 else x.clone()
 
 

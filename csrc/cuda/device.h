@@ -152,6 +152,11 @@ CAAN_DEVICE float from_float<float>(float x) {
   return x;
 }
 
+// Rows of 64 16-bit columns in shared memory: where column `unit` * 8 lies, turned by the row, so that eight rows' units lie in
+// different banks.
+constexpr int PIECE = 64, PIECE_BYTES = 2 * PIECE;
+CAAN_DEVICE int unit_offset(int row, int unit) { return row * PIECE_BYTES + ((unit ^ (row % 8)) << 4); }
+
 CAAN_DEVICE float sum_over_warp(float x) {
   for (int mask = WARP / 2; mask; mask /= 2) x += shuffle_xor(x, mask);
   return x;

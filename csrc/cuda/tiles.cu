@@ -23,7 +23,7 @@ namespace caan::cuda {
 
 namespace {
 
-constexpr int PIECE = 64, ROW_BYTES = 2 * PIECE, WORD_ROWS = 32;
+constexpr int WORD_ROWS = 32;
 // Blocks that follow each other share an image's rows, and those of so many images share a caption's, in the L2 cache.
 constexpr int BAND = 32;
 
@@ -43,7 +43,7 @@ struct Shape {
   static constexpr int WARPS = IMAGES * COLUMNS, THREADS = WARPS * WARP, CAPTIONS = GROUPS * TOGETHER;
   static constexpr int ROWS = IMAGES * REGION_ROWS + GROUPS * WORD_ROWS;
   // One piece is worked on, which takes thousands of cycles, while the next is on its way.
-  static constexpr int STAGES = 2, STAGE_BYTES = ROWS * ROW_BYTES;
+  static constexpr int STAGES = 2, STAGE_BYTES = ROWS * PIECE_BYTES;
 };
 
 // What a block works on; nothing where a length is 0.
@@ -107,9 +107,6 @@ CAAN_DEVICE bool find_items(Items<S>& items, const Sides<T>& s, const Tiles& til
   return true;
 }
 
-// Where column `unit` * 8 of a row lies in a piece: turned by the row, so that eight rows' units lie in different banks.
-CAAN_DEVICE int unit_offset(int row, int unit) { return row * ROW_BYTES + ((unit ^ (row % 8)) << 4); }
-
 // Rows of regions and of words, and their columns, of the next piece.
 template <typename T>
 struct Source {
@@ -155,7 +152,7 @@ CAAN_DEVICE void fetch(char* stage, const Items<S>& items, const Source<T>& from
     const T* base = begin < REGION_ROWS ? from.regions : from.words;
     const uint32_t stride = begin < REGION_ROWS ? from.region_row : from.word_row;
     const bool exists = in_width && row != NO_ROW;
-    copy_16_bytes(to + begin * ROW_BYTES, base + (exists ? uint64_t(row) * stride + column : 0), exists);
+    copy_16_bytes(to + begin * PIECE_BYTES, base + (exists ? uint64_t(row) * stride + column : 0), exists);
   }
 }
 
@@ -344,8 +341,8 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
     block_barrier();
     begin();
     const char* stage = shared_memory + piece % S::STAGES * S::STAGE_BYTES;
-    regions = stage + image * S::REGION_ROWS * ROW_BYTES;
-    words = stage + (S::IMAGES * S::REGION_ROWS + group * WORD_ROWS) * ROW_BYTES;
+    regions = stage + image * S::REGION_ROWS * PIECE_BYTES;
+    words = stage + (S::IMAGES * S::REGION_ROWS + group * WORD_ROWS) * PIECE_BYTES;
     ++piece;
   };
   // Factors of 16 x 16: rows of a piece by its columns, and columns by rows; right factors come in two of 8 columns.

@@ -13,6 +13,8 @@ from caan_kernels.context_attention.gpu import launch
 
 pytestmark = pytest.mark.skipif("cuda" not in cases.KERNELS, reason="on a GPU, or by tests/test_emulated.py")
 
+ops = torch.ops.caan_kernels
+DEVICE = cases.KERNELS.get("cuda")
 DTYPES = cases.KERNEL_DTYPES["cuda"]
 half = pytest.mark.parametrize("dtype", cases.HALF_DTYPES, ids=str)
 # Tiles take widths that are multiples of 8; 64 columns are a piece.
@@ -35,6 +37,31 @@ def assert_scores(case, **options):
     assert cases.score_error(found, expected) <= 2.5 * cases.score_error(plain, expected) + 1e-6
     assert (found - expected).norm() <= 1.5 * (plain - expected).norm() + 1e-6
     return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(3, 50, 72, 136), (1, 1, 8, 8), (5, 7, 64, 264), (2, 70, 200, 16), (3, 5, 6, 24), (3, 5, 24, 9)], ids=str
+)
+def test_projections(dtype, sizes):
+    """One tile and several, whole or not; depths of a piece, of less and of more; widths not copied 16 bytes at a time."""
+    count, rows, width, columns = sizes
+    generator = torch.Generator().manual_seed(0)
+    items, weight, grad = (
+        torch.randn(shape, generator=generator).to(dtype).to(DEVICE)
+        for shape in ((count, rows, width), (width, columns), (count, rows, columns))
+    )
+    lengths = torch.randint(rows + 1, (count,), generator=generator).to(DEVICE)
+    beyond = torch.arange(rows, device=DEVICE) >= lengths[:, None]
+    items[beyond] = grad[beyond] = float("nan")
+    real, real_grad = items.double().masked_fill(beyond[..., None], 0), grad.double().masked_fill(beyond[..., None], 0)
+    found = ops.project(items, weight, lengths, "cuda")
+    of_items, of_weight = ops.project_backward(grad, items, weight, lengths, True, True, "cuda")
+    expected = real @ weight.double(), real_grad @ weight.double().mT, real.flatten(0, 1).mT @ real_grad.flatten(0, 1)
+    for x, exact in zip((found, of_items, of_weight), expected, strict=True):
+        assert x.dtype == dtype
+        torch.testing.assert_close(x.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=2e-6 * float(exact.abs().max() + 1))
+    assert not found[beyond].any() and not of_items[beyond].any()
 
 
 @pytest.mark.parametrize("options", cases.OPTIONS.values(), ids=cases.OPTIONS)

@@ -17,6 +17,7 @@ MOST_ROWS = 340
 # Regions of an image and words of a caption that lie in a tile (csrc/cuda/kernels.h).
 MOST_REGIONS = 64
 MOST_WORDS = 32
+MOST_TILED_ROWS = 2**32 - 1
 
 # A library in which the kernels run on the CPU, on CPU tensors and for tests.
 EMULATED = os.environ.get("CAAN_CUDA_EMULATED", "")
@@ -55,7 +56,7 @@ def product(
 
 
 def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, options: Options) -> bool:
-    if not _tiled(V.features, vectors):
+    if not _tiled(V, U, vectors):
         return True
     regions, words = plan_items(V.features, V.lengths), plan_items(U.features, U.lengths)
     listed = None if pairs is None else plan_list(pairs, regions, words)
@@ -80,9 +81,11 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
     return V.features.shape[1] > MOST_REGIONS or U.features.shape[1] > MOST_WORDS
 
 
-def _tiled(features: Tensor, vectors: Vectors) -> bool:
-    """Whether there are tiles for such a call; rows are copied 16 bytes at a time."""
-    return features.dtype != torch.float32 and features.shape[2] % 8 == 0 and len(vectors.region_score) % 8 == 0
+def _tiled(V: Side, U: Side, vectors: Vectors) -> bool:
+    """Whether there are tiles for such a call: rows are counted in 32 bits and copied 16 bytes at a time."""
+    copied = V.features.shape[2] % 8 == 0 and len(vectors.region_score) % 8 == 0
+    rows = max(x.features.shape[0] * x.features.shape[1] for x in (V, U))
+    return V.features.dtype != torch.float32 and copied and rows < MOST_TILED_ROWS
 
 
 def _aligned(x: Tensor) -> Tensor:
@@ -123,7 +126,7 @@ def fill(
         first,
         count,
         scores.stride(0) if walk is None and pairs is None else 0,
-        not every and _tiled(slots.V.features, vectors),
+        not every and _tiled(slots.V, slots.U, vectors),
         *options,
         _stream(scores),
     )

@@ -1,6 +1,6 @@
 """What the CUDA kernels become, without a GPU: registers, spills, tensor-core instructions, and an estimate of their time.
 
-    python benchmarks/cuda_report.py           every architecture of a release; writes results/cuda_compiled.json and the
+    python benchmarks/cuda_report.py           every architecture of a release; writes results/nvcc_compiled.json and the
                                                tables of docs/cuda.md; about five minutes on two cores
     python benchmarks/cuda_report.py --check   what the installed library was built for; writes nothing
 
@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "build_backend"))
 import caan_build  # noqa: E402
 
 LIBRARY = ROOT / "caan_kernels" / "_ops.so"
-RESULTS = Path(__file__).parent / "results" / "cuda_compiled.json"
+RESULTS = Path(__file__).parent / "results" / "nvcc_compiled.json"
 DOCUMENT = ROOT / "docs" / "cuda.md"
 # Those of a release (setup.py).
 ARCHITECTURES = ("80", "86", "90a", "100", "120")
@@ -209,7 +209,7 @@ def tables(report: dict[str, Any]) -> str:
         span = f"{tensor[0]}-{tensor[-1]}" if len(tensor) > 1 else str(tensor[0])
         lines.append(f"| {kernel} | {dtype} | {len(rows)} | {architecture} | {registers} | {spilled} | {span} |")
     lines += ["", f"Compiled with nvcc {report['nvcc']}, {report['date']}, by benchmarks/cuda_report.py. Registers are the most of"]
-    lines += ["any shape; each stands in benchmarks/results/cuda_compiled.json."]
+    lines += ["any shape; each stands in benchmarks/results/nvcc_compiled.json."]
     return "\n".join(lines)
 
 

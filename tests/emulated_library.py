@@ -45,5 +45,19 @@ def build() -> Path:
     return library
 
 
+def build_races(folder: Path) -> Path:
+    """The program of tests/sanitize/cuda_races.cpp, with ThreadSanitizer inside."""
+    sources = [ROOT / "tests/sanitize/cuda_races.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/emulator.cpp"]
+    flags = [
+        *(flag for flag in FLAGS if flag not in ("-O2", "-DCAAN_EMULATED")),
+        "-O1",
+        "-fsanitize=thread",
+        "-DCAAN_EMULATED_THREADS",
+    ]
+    program = folder / "cuda_races"
+    subprocess.run([*caan_build.find_cxx(), *flags, *map(str, sources), "-o", str(program)], check=True, cwd=ROOT)
+    return program
+
+
 if __name__ == "__main__":
     print(build())

@@ -1,39 +1,35 @@
-"""The CUDA C++ backend on CPU tensors, its kernels emulated thread by thread: the files that test it, in a process of their own."""
+"""The CUDA C++ backend on CPU tensors, its kernels emulated thread by thread: the files that test it."""
 
 import os
-import re
 import subprocess
-import sys
-from pathlib import Path
 
 import cases
 import emulated_library
 import pytest
+from other_processes import assert_passed, started
 
-HERE = Path(__file__).parent
 FILES = [
-    *(f"context_attention/test_{name}.py" for name in ("accuracy", "compile", "cuda", "errors", "interface", "invariance")),
+    *(f"context_attention/test_{name}.py" for name in ("cuda", "accuracy", "invariance", "compile", "errors", "interface")),
     *(f"context_attention/test_{name}.py" for name in ("limits", "operators")),
     "test_backends.py",
 ]
 
 
 @pytest.fixture(scope="module")
-def library():
-    return emulated_library.build()
+def runs(request):
+    return started(request, {"CAAN_CUDA_EMULATED": str(emulated_library.build())})
 
 
 @pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="CPU tensors have another backend in this process")
 @pytest.mark.parametrize("file", FILES)
-def test_emulated(file, library):
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", "--durations=5", HERE / file],
-        cwd=HERE.parent,
-        env={**os.environ, "CAAN_CUDA_EMULATED": str(library)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    end = "\n".join(run.stdout.splitlines()[-60:])
-    assert run.returncode == 0, end
-    assert re.search(r"\d+ passed", end), end
+def test_emulated(file, runs):
+    assert_passed(runs[file].result())
+
+
+@pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="it needs no backend, and runs once")
+def test_no_race(tmp_path):
+    """ThreadSanitizer, over the kernels with a thread of the system for each of theirs."""
+    program = emulated_library.build_races(tmp_path)
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    run = subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    assert run.returncode == 0 and run.stdout.endswith("no race\n"), run.stdout[:8000]

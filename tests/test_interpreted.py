@@ -1,35 +1,23 @@
-"""The Triton backend in Triton's interpreter, on CPU tensors: the files that test it, each in a process of its own."""
-
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+"""The Triton backend in Triton's interpreter, on CPU tensors: the files that test it."""
 
 import cases
 import pytest
+from other_processes import assert_passed, started
 
-HERE = Path(__file__).parent
 FILES = [
-    *(f"context_attention/test_{name}.py" for name in ("accuracy", "compile", "errors", "interface", "invariance", "limits")),
-    *(f"context_attention/test_{name}.py" for name in ("operators", "triton")),
+    *(f"context_attention/test_{name}.py" for name in ("accuracy", "triton", "interface", "invariance", "compile", "errors")),
+    *(f"context_attention/test_{name}.py" for name in ("limits", "operators")),
     "test_backends.py",
 ]
 
 
-@pytest.mark.skipif(cases.INTERPRETED, reason="this is the interpreter's process")
-@pytest.mark.parametrize("file", FILES)
-def test_in_the_interpreter(file):
+@pytest.fixture(scope="module")
+def runs(request):
     # Where a row has no norm, NumPy warns of a division whose result nobody takes.
-    options = "-q", "-p", "no:cacheprovider", "--color=no", "--durations=5", "-W", "ignore::RuntimeWarning"
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, HERE / file],
-        cwd=HERE.parent,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    end = "\n".join(run.stdout.splitlines()[-60:])
-    assert run.returncode == 0, end
-    assert re.search(r"\d+ passed", end), end
+    return started(request, {"TRITON_INTERPRET": "1"}, "-W", "ignore::RuntimeWarning")
+
+
+@pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="CPU tensors have another backend in this process")
+@pytest.mark.parametrize("file", FILES)
+def test_in_the_interpreter(file, runs):
+    assert_passed(runs[file].result())

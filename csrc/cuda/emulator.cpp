@@ -1,7 +1,13 @@
 #include "emulator.h"
 
+#ifdef CAAN_EMULATED_THREADS
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#else
 #include <setjmp.h>
 #include <ucontext.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -17,30 +23,80 @@ namespace caan::cuda {
 
 namespace {
 
-constexpr size_t STACK = 256 * 1024;
 constexpr size_t MAIL = 64;
-
-// Where threads wait for each other; the generation changes when all have come.
-struct Barrier {
-  int members = 0, arrived = 0;
-  uint64_t generation = 0;
-
-  void release_if_complete() {
-    if (members > 0 && arrived < members) return;
-    arrived = 0;
-    ++generation;
-  }
-};
 
 struct Copy {
   void* to;
   std::array<char, 16> bytes;
 };
 
-struct Warp {
-  Barrier barrier;
-  // Two, used in turns: a lane may give its next item while another still reads the last.
-  std::array<std::array<char, WARP * MAIL>, 2> mail;
+// What a thread has under way.
+struct Pending {
+  int exchanges = 0;
+  std::vector<std::vector<Copy>> copies{1};
+};
+
+#ifdef CAAN_EMULATED_THREADS
+
+// Where threads wait for each other.
+class Barrier {
+ public:
+  void expect(int count) {
+    members_ = count;
+    arrived_ = 0;
+  }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    const uint64_t generation = generation_;
+    if (++arrived_ == members_) return release();
+    changed_.wait(lock, [&] { return generation_ != generation; });
+  }
+  // A thread that has ended is waited for no more.
+  void leave() {
+    std::lock_guard lock(mutex_);
+    if (--members_ == arrived_ && arrived_) release();
+  }
+
+ private:
+  void release() {
+    arrived_ = 0;
+    ++generation_;
+    changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int members_ = 0, arrived_ = 0;
+  uint64_t generation_ = 0;
+};
+
+#else
+
+constexpr size_t STACK = 256 * 1024;
+
+// Where threads wait for each other; the generation changes when all have come.
+class Barrier {
+ public:
+  void expect(int count) {
+    members_ = count;
+    arrived_ = 0;
+  }
+  void wait();
+  void leave() {
+    --members_;
+    if (arrived_) release_if_complete();
+  }
+  uint64_t generation() const { return generation_; }
+
+ private:
+  void release_if_complete() {
+    if (members_ > 0 && arrived_ < members_) return;
+    arrived_ = 0;
+    ++generation_;
+  }
+
+  int members_ = 0, arrived_ = 0;
+  uint64_t generation_ = 0;
 };
 
 struct Fiber {
@@ -50,23 +106,62 @@ struct Fiber {
   bool started, done;
   const Barrier* awaited;
   uint64_t generation;
-  int exchanges;
-  std::vector<std::vector<Copy>> copies;
+};
+
+#endif
+
+struct Warp {
+  Barrier barrier;
+  // Two, used in turns: a lane may give its next item while another still reads the last.
+  std::array<std::array<char, WARP * MAIL>, 2> mail;
 };
 
 struct Machine {
-  std::vector<Fiber> fibers;
-  std::vector<Warp> warps;
+  std::vector<std::unique_ptr<Warp>> warps;
+  std::vector<Pending> pending;
   Barrier block;
   std::vector<uint32_t> shared;
-  jmp_buf scheduler;
-  ucontext_t unused;
   const std::function<void()>* body;
-  unsigned current;
+#ifndef CAAN_EMULATED_THREADS
+  std::vector<Fiber> fibers;
+  jmp_buf scheduler;
+  Fiber& fiber() { return fibers[threadIdx.x]; }
+#endif
 
-  Fiber& fiber() { return fibers[current]; }
-  Warp& warp() { return warps[current / WARP]; }
+  Warp& warp() { return *warps[threadIdx.x / WARP]; }
+  Pending& mine() { return pending[threadIdx.x]; }
+
+  // Between blocks nothing is left of the last one.
+  void clear(unsigned threads) {
+    block.expect(int(threads));
+    for (unsigned w = 0; w * WARP < threads; ++w) warps[w]->barrier.expect(int(std::min<unsigned>(WARP, threads - w * WARP)));
+    pending.assign(threads, {});
+    std::fill(shared.begin(), shared.end(), 0xffffffffu);
+  }
+  void leave() {
+    warp().barrier.leave();
+    block.leave();
+  }
 };
+
+#ifdef CAAN_EMULATED_THREADS
+
+Machine machine;
+
+void run_block(unsigned threads, bool) {
+  machine.clear(threads);
+  const Index block = blockIdx, size = blockDim, grid = gridDim;
+  std::vector<std::thread> running;
+  for (unsigned t = 0; t < threads; ++t)
+    running.emplace_back([=] {
+      threadIdx.x = t, blockIdx = block, blockDim = size, gridDim = grid;
+      (*machine.body)();
+      machine.leave();
+    });
+  for (std::thread& thread : running) thread.join();
+}
+
+#else
 
 thread_local Machine machine;
 
@@ -74,28 +169,24 @@ void yield() {
   if (_setjmp(machine.fiber().state) == 0) _longjmp(machine.scheduler, 1);
 }
 
-void wait_at(Barrier& barrier) {
-  Fiber& fiber = machine.fiber();
-  fiber.awaited = &barrier;
-  fiber.generation = barrier.generation;
-  ++barrier.arrived;
-  barrier.release_if_complete();
-  while (barrier.generation == fiber.generation) yield();
+void Barrier::wait() {
+  const uint64_t generation = generation_;
+  machine.fiber().awaited = this;
+  machine.fiber().generation = generation;
+  ++arrived_;
+  release_if_complete();
+  while (generation_ == generation) yield();
   machine.fiber().awaited = nullptr;
 }
 
 void run_fiber() {
   (*machine.body)();
   machine.fiber().done = true;
-  for (Barrier* barrier : {&machine.warp().barrier, &machine.block}) {
-    --barrier->members;
-    if (barrier->arrived) barrier->release_if_complete();
-  }
+  machine.leave();
   _longjmp(machine.scheduler, 1);
 }
 
 void resume(unsigned thread) {
-  machine.current = thread;
   threadIdx.x = thread;
   Fiber& fiber = machine.fiber();
   if (_setjmp(machine.scheduler)) return;
@@ -104,25 +195,23 @@ void resume(unsigned thread) {
   setcontext(&fiber.start);
 }
 
-bool waits(const Fiber& fiber) { return fiber.awaited && fiber.awaited->generation == fiber.generation; }
+bool waits(const Fiber& fiber) { return fiber.awaited && fiber.awaited->generation() == fiber.generation; }
+
+void prepare(Fiber& fiber) {
+  if (!fiber.stack) fiber.stack = std::make_unique<char[]>(STACK);
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = STACK;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, run_fiber, 0);
+  fiber.started = fiber.done = false;
+  fiber.awaited = nullptr;
+}
 
 void run_block(unsigned threads, bool backwards) {
-  for (unsigned t = 0; t < threads; ++t) {
-    Fiber& fiber = machine.fibers[t];
-    if (!fiber.stack) fiber.stack = std::make_unique<char[]>(STACK);
-    getcontext(&fiber.start);
-    fiber.start.uc_stack.ss_sp = fiber.stack.get();
-    fiber.start.uc_stack.ss_size = STACK;
-    fiber.start.uc_link = nullptr;
-    makecontext(&fiber.start, run_fiber, 0);
-    fiber.started = fiber.done = false;
-    fiber.awaited = nullptr;
-    fiber.exchanges = 0;
-    fiber.copies.assign(1, {});
-  }
-  machine.block = {int(threads)};
-  for (unsigned w = 0; w * WARP < threads; ++w) machine.warps[w].barrier = {int(std::min<unsigned>(WARP, threads - w * WARP))};
-  std::fill(machine.shared.begin(), machine.shared.end(), 0xffffffffu);
+  machine.clear(threads);
+  machine.fibers.resize(std::max(machine.fibers.size(), size_t(threads)));
+  for (unsigned t = 0; t < threads; ++t) prepare(machine.fibers[t]);
   for (bool any = true, moved; any;) {
     any = moved = false;
     for (unsigned i = 0; i < threads; ++i) {
@@ -140,6 +229,8 @@ void run_block(unsigned threads, bool backwards) {
     }
   }
 }
+
+#endif
 
 float half_to_float(uint16_t bits) {
   _Float16 x;
@@ -185,8 +276,7 @@ void multiply_add_of(float (&sums)[4], const uint32_t (&left)[4], uint32_t right
 } // namespace
 
 void emulate(int64_t blocks, int threads, size_t shared, const std::function<void()>& body) {
-  machine.fibers.resize(std::max(machine.fibers.size(), size_t(threads)));
-  machine.warps.resize(std::max(machine.warps.size(), size_t(threads + WARP - 1) / WARP));
+  while (machine.warps.size() * WARP < size_t(threads)) machine.warps.push_back(std::make_unique<Warp>());
   machine.shared.assign((shared + 3) / 4 + 32, 0);
   machine.body = &body;
   blockDim.x = unsigned(threads);
@@ -202,12 +292,12 @@ char* emulated_shared_memory() {
   return reinterpret_cast<char*>((address + 127) / 128 * 128);
 }
 
-void block_barrier() { wait_at(machine.block); }
-void warp_barrier() { wait_at(machine.warp().barrier); }
+void block_barrier() { machine.block.wait(); }
+void warp_barrier() { machine.warp().barrier.wait(); }
 
 const void* exchange(const void* mine, size_t size) {
-  auto& mail = machine.warp().mail[machine.fiber().exchanges++ % 2];
-  std::memcpy(mail.data() + size * (machine.current % WARP), mine, size);
+  auto& mail = machine.warp().mail[machine.mine().exchanges++ % 2];
+  std::memcpy(mail.data() + size * (threadIdx.x % WARP), mine, size);
   warp_barrier();
   return mail.data();
 }
@@ -219,13 +309,13 @@ float shuffle_xor(float x, int mask) {
 void copy_16_bytes(void* shared, const void* global, bool exists) {
   Copy copy{shared, {}};
   if (exists) std::memcpy(copy.bytes.data(), global, 16);
-  machine.fiber().copies.back().push_back(copy);
+  machine.mine().copies.back().push_back(copy);
 }
 
-void close_copies() { machine.fiber().copies.emplace_back(); }
+void close_copies() { machine.mine().copies.emplace_back(); }
 
 void wait_until_open(int groups) {
-  auto& copies = machine.fiber().copies;
+  auto& copies = machine.mine().copies;
   while (int(copies.size()) - 1 > groups) {
     for (const Copy& copy : copies.front()) std::memcpy(copy.to, copy.bytes.data(), 16);
     copies.erase(copies.begin());

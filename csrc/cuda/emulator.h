@@ -3,6 +3,8 @@
 // A thread runs until it meets a barrier, a shuffle or a tensor-core product, and waits there for the others. Blocks take turns
 // in running their threads forwards and backwards, shared memory starts as NaN, and an asynchronous copy arrives only when it is
 // waited for: what a missing barrier or wait would break on a GPU shows here as a wrong result, too.
+// With CAAN_EMULATED_THREADS every CUDA thread is one of the system's, so that ThreadSanitizer sees what no barrier orders
+// (tests/sanitize/cuda_races.cpp).
 #pragma once
 
 #include <bit>

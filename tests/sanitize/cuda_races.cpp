@@ -1,0 +1,136 @@
+// The CUDA kernels with every thread a thread of the system, for ThreadSanitizer: accesses to shared memory, scratch and results
+// that no barrier orders are reported, as compute-sanitizer's racecheck would on a GPU.
+//
+// tests/test_emulated.py compiles and runs it.
+#include <algorithm>
+#include <cstdio>
+#include <numeric>
+#include <random>
+#include <type_traits>
+#include <vector>
+
+#include "cuda/device.h"
+
+namespace {
+
+using namespace caan::cuda;
+
+template <typename T>
+T half_of(float x) {
+  if constexpr (std::is_same_v<T, float>)
+    return x;
+  else
+    return from_float<T>(x);
+}
+
+// A ragged call, two images and three captions, and everything that the kernels want to know of it.
+template <typename T>
+struct Call {
+  int M, N, D, H;
+  int64_t images = 2, captions = 3;
+  std::vector<T> V, VQ, U, UQ, w_v, w_u;
+  std::vector<int64_t> m, n, order{0, 1, 2}, starts{0, 3}, pairs, keys, places, ranks, image_starts, by_caption, caption_starts;
+  std::vector<int64_t> walked{0};
+
+  Call(int M_, int N_, int D_, int H_) : M(M_), N(N_), D(D_), H(H_), m{M_, M_ / 2}, n{N_, 1, N_ / 2 + 1} {
+    std::mt19937 random(0);
+    const auto draw = [&](size_t count) {
+      std::normal_distribution<float> normal(0, 0.3f);
+      std::vector<T> numbers(count);
+      for (T& x : numbers) x = half_of<T>(normal(random));
+      return numbers;
+    };
+    V = draw(images * M * D), VQ = draw(images * M * 2 * H), U = draw(captions * N * D), UQ = draw(captions * N * (D + 2 * H));
+    w_v = draw(H), w_u = draw(H);
+    for (int64_t pair = 0; pair < images * captions; ++pair) {
+      pairs.insert(pairs.end(), {pair / captions, pair % captions});
+      keys.push_back(pair);
+      places.push_back(pair);
+      ranks.push_back(pair % captions);
+      by_caption.push_back(pair % images * captions + pair / images);
+    }
+    image_starts = {0, captions, 2 * captions};
+    caption_starts = {0, images, 2 * images, 3 * images};
+    walked[0] = images * captions;
+  }
+
+  Sides<T> sides() const {
+    return {V.data(), VQ.data(), U.data(), UQ.data(), w_v.data(), w_u.data(), m.data(), n.data(), images, captions, M, N, D, H};
+  }
+};
+
+template <typename T>
+void run_pairs(const Options& options) {
+  const Call<T> call(9, 5, 40, 36);
+  std::vector<float> scores(6, 1.0f);
+  for (bool gradient : {false, true}) {
+    const SlotShape shape{call.M, call.N, call.D, gradient};
+    std::vector<float> scratch(6 * shape.size());
+    const Pairs pairs{nullptr,
+                      gradient ? call.keys.data() : nullptr,
+                      gradient ? call.places.data() : nullptr,
+                      gradient ? call.walked.data() : nullptr,
+                      0,
+                      6};
+    score_pairs(call.sides(), pairs, options, scores.data(), 3, false, gradient, scratch.data(), nullptr);
+    if (!gradient) continue;
+    std::vector<float> dV(call.V.size()), dVQ(call.VQ.size()), dU(call.U.size()), dUQ(call.UQ.size()), dw_v(2 * call.H),
+        dw_u(2 * call.H);
+    const Sums sums{call.keys.data(),
+                    call.image_starts.data(),
+                    call.by_caption.data(),
+                    call.caption_starts.data(),
+                    call.walked.data(),
+                    0,
+                    6,
+                    scratch.data(),
+                    dV.data(),
+                    dVQ.data(),
+                    dU.data(),
+                    dUQ.data(),
+                    dw_v.data(),
+                    dw_u.data()};
+    sum_gradients(call.sides(), sums, options, nullptr);
+  }
+}
+
+template <typename T>
+void run_tiles(const Options& options, int M, int N) {
+  const Call<T> call(M, N, 136, 72);
+  std::vector<float> scores(6);
+  Tiles tiles{call.order.data(), call.starts.data(), nullptr, nullptr, nullptr, nullptr, 0, 3, 0, 1, 1, N > 16 ? 1 : 2};
+  score_tiles(call.sides(), tiles, options, scores.data(), nullptr);
+  tiles.pairs = call.pairs.data(), tiles.order = call.places.data(), tiles.ranks = call.ranks.data(), tiles.listed = 6;
+  std::vector<int64_t> keys;
+  for (int64_t key : call.keys) keys.push_back(key / call.captions);
+  tiles.keys = keys.data();
+  score_tiles(call.sides(), tiles, options, scores.data(), nullptr);
+}
+
+// Forward, and the gradients of the weight and of the items, of 2 x 9 rows.
+template <typename T>
+void run_products() {
+  const int64_t rows = 18, width = 136, columns = 144, lengths[] = {9, 4};
+  const std::vector<T> items(rows * width), weight(width * columns), grad(rows * columns);
+  std::vector<T> product(width * columns);
+  multiply(Product<T>{items.data(), weight.data(), product.data(), lengths, rows, columns, width, 9, width, 1, columns, 1, false},
+           nullptr);
+  multiply(Product<T>{items.data(), grad.data(), product.data(), lengths, width, columns, rows, 9, 1, width, columns, 1, true},
+           nullptr);
+  multiply(Product<T>{grad.data(), weight.data(), product.data(), lengths, rows, width, columns, 9, columns, 1, 1, columns, false},
+           nullptr);
+}
+
+} // namespace
+
+int main() {
+  for (const Options& options : {Options{true, false, true, true, 9.0f}, Options{false, true, true, false, 2.0f}}) {
+    run_pairs<float>(options);
+    run_pairs<bfloat16>(options);
+    run_tiles<bfloat16>(options, 36, 14);
+    run_tiles<float16>(options, 64, 30);
+  }
+  run_products<float>();
+  run_products<bfloat16>();
+  std::puts("no race");
+}

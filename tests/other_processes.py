@@ -15,7 +15,8 @@ HERE = Path(__file__).parent
 
 def started(request: pytest.FixtureRequest, settings: Mapping[str, str], *options: str) -> dict[str, Future]:
     """Begin the files that the requesting module's tests, those of this session, have as their parameter `file`."""
-    files = [item.callspec.params["file"] for item in request.session.items if item.path == request.path]
+    items = [item for item in request.session.items if item.path == request.path]
+    files = [item.callspec.params["file"] for item in items if hasattr(item, "callspec")]
     # One thread each: the processes share the cores.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))

@@ -135,6 +135,9 @@ CAAN_DEVICE void differentiate(const Sides<T>& s, const PairOfCall<T>& p, const 
   block_barrier();
   if (warp == 0) softmax_gradient(slot.f, slot.df, m);
   if (warp == 1) softmax_gradient(slot.g, slot.dg, n);
+  // For the compiler: what follows begins with a barrier of its own, but without this one sm_90a spills 48 bytes of addresses that
+  // the loops begin with.
+  block_barrier();
 
   const int64_t VQ_row = 2 * H, UQ_row = s.D + 2 * H;
   float *P0 = panels.regions0, *P1 = panels.regions1, *Q0 = panels.words0, *Q1 = panels.words1;

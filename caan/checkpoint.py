@@ -1,5 +1,6 @@
 """Checkpoints: one safetensors file each, tensors and a JSON text, written whole or not at all. Nothing is unpickled."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -98,6 +99,15 @@ def load_model(path: str | Path) -> tuple[CAAN, Vocabulary, dict[str, Any]]:
         return model.eval(), Vocabulary(facts["words"]), facts
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FormatError(f"{path}: expected a model of caan: {type(error).__name__}: {error}") from None
+
+
+def digest(model: CAAN, vocabulary: Vocabulary) -> str:
+    """A fingerprint of everything that decides a model's scores: its tensors, its configuration, its words."""
+    result = hashlib.sha256(json.dumps(model_facts(model, vocabulary)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        result.update(tensor.cpu().flatten().contiguous().view(torch.uint8).numpy())
+    return result.hexdigest()
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,10 +1,18 @@
-"""Evaluation by the field's protocol: every image against every caption, tile by tile, in bounded memory."""
+"""Evaluation by the field's protocol: every image against every caption, tile by tile, in bounded memory.
 
+The work is cut into units, a block of images with a batch of captions each. A score's bits depend on its unit alone, and what a
+unit adds to the ranks is a sum, so units can be dealt to any number of processes, and to the next try after a kill.
+"""
+
+import hashlib
+import itertools
+import json
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +21,12 @@ from tqdm import tqdm
 
 import caan_kernels as ck
 
+from . import checkpoint
 from .data import Captions, Images, LengthBatches, Split, make_loader
-from .files import replacing
+from .files import allocate
+from .kept import KeptSums
 from .model import CAAN
+from .processes import Processes
 from .recall import Figures, RankCounter, folds
 from .vocabulary import Vocabulary
 
@@ -36,13 +47,15 @@ class Evaluation:
         figures: every image competes with all captions; None where only folds were asked for.
         fold_figures: mean over the folds; None without folds.
         pairs: how many pairs were scored.
-        seconds: reading, encoding, scoring and counting together.
+        seconds: reading, encoding, scoring and counting together, of this try.
+        kept: the folder that finished work was kept in, to be removed once the figures are safe.
     """
 
     figures: Figures | None
     fold_figures: Figures | None
     pairs: int
     seconds: float
+    kept: Path | None = None
 
 
 def evaluate(
@@ -52,9 +65,12 @@ def evaluate(
     fold_size: int | None = None,
     folds_only: bool = False,
     save_scores: str | Path | None = None,
+    keep: str | Path | None = None,
+    processes: Processes | None = None,
     device: torch.device | str = "cpu",
     workers: int = 0,
     progress: bool = False,
+    say: Callable[[str], None] = tqdm.write,
 ) -> Evaluation:
     """Score a split and count ranks.
 
@@ -66,14 +82,23 @@ def evaluate(
         split: what is scored.
         fold_size: also give the mean over consecutive folds of so many images, as for COCO's 5 x 1,000.
         folds_only: score only the pairs within folds.
-        save_scores: a .npy file for the whole (I, T) float32 matrix, written through a memory map.
+        save_scores: a .npy file for the whole (I, T) float32 matrix, written through a memory map; several processes must
+            all see its folder.
+        keep: a folder; finished work is kept in a folder inside, `Evaluation.kept`, and the next try after a kill goes on from
+            there. Several processes may see the same one, or each its own. None: nothing is kept.
+        processes: those that share the work; all must call this with the same models and split. Scores and ranks are, bit for
+            bit, those of one process on such a machine, and every process gets the result. None: this one alone.
         device: where.
         workers: processes that read images; 0 reads in this one.
-        progress: show a bar of pairs.
+        progress: show a bar of pairs, in the first process.
+        say: takes what is to be told beside the bar.
 
     Raises:
         ValueError: fold_size does not divide the images, or an argument contradicts another.
         DataError: the features cannot be used, or have another width than a model's.
+        OSError: a file cannot be written.
+        LostProcessError: another process has ended before this was done.
+        KeyboardInterrupt: asked to stop; the message says what is kept.
     """
     if not models:
         raise ValueError("models: expected at least one, got none")
@@ -81,39 +106,115 @@ def evaluate(
         raise ValueError("folds_only: expected a fold_size with it, got None")
     if folds_only and save_scores is not None:
         raise ValueError("save_scores: expected all pairs to be scored, got folds_only=True")
+    processes, device = processes or Processes(), torch.device(device)
     fold_of_image = None if fold_size is None else folds(split.num_images, fold_size)
-    scorer = _Scorer(models, split, torch.device(device), workers)
     image_of_caption = torch.from_numpy(split.image_of_caption)
-    in_folds = fold_of_image if folds_only else torch.zeros(split.num_images, dtype=torch.int64)
-    images_in_fold = torch.bincount(in_folds)
-    captions_in_fold = torch.bincount(in_folds[image_of_caption], minlength=len(images_in_fold))
-    total = int((images_in_fold * captions_in_fold).sum())
-
+    scorer = _Scorer(models, split, device, workers)
+    units = scorer.units(fold_of_image if folds_only else torch.zeros(split.num_images, dtype=torch.int64))
+    total = sum(unit.pairs for unit in units)
     start = time.monotonic()
-    with ExitStack() as stack:
-        bar = stack.enter_context(
-            tqdm(total=total, unit=" pairs", unit_scale=True, dynamic_ncols=True, disable=not progress, leave=False)
+    folder = matrix = None
+    if keep is not None or save_scores is not None:
+        settings = {
+            "fold_size": fold_size,
+            "folds_only": folds_only,
+            "save_scores": save_scores and str(Path(save_scores).absolute()),
+        }
+        identity = _identity(models, split, device, settings)
+        folder = keep and Path(keep) / f"evaluation-{identity}"
+    if save_scores is not None:
+        matrix = _Matrix(Path(save_scores), identity, (split.num_images, len(split.captions)), folder, processes)
+
+    def sums_of(name: str, sums: dict[str, Tensor], work: Callable[[_Loaded], None]) -> dict[str, Tensor]:
+        """Have this process's share of the units add to the sums, and give those over all units."""
+        kept = KeptSums(folder, name, sums, processes, matrix.flush if matrix else None)
+        if kept.done and processes.first:
+            before = sum(units[number].pairs for number in kept.done)
+            say(f"continuing ({name}): {before:,} of {total:,} pairs were done, and kept in {folder}")
+        mine = _share([unit for unit in units if unit.number not in kept.done], processes)
+        bar = tqdm(
+            total=sum(unit.pairs for unit in mine),
+            desc=name if processes.count == 1 else f"{name}, process 0 of {processes.count}",
+            unit=" pairs",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=not (progress and processes.first),
+            leave=False,
         )
-        matrix = None
-        if save_scores is not None:
-            unfinished = stack.enter_context(replacing(save_scores))
-            shape = (split.num_images, len(split.captions))
-            matrix = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
-        positives = scorer.positives(in_folds)
-        arguments = positives, image_of_caption, split.num_images
-        full = None if folds_only else RankCounter(*arguments)
-        by_fold = None if fold_size is None else RankCounter(*arguments, fold_of_image)
-        counters = [counter for counter in (full, by_fold) if counter is not None]
-        for images, captions, scores in scorer.tiles(in_folds):
-            for counter in counters:
-                counter.add(scores, images, captions)
-            if matrix is not None:
-                matrix[images, captions.numpy()] = scores.cpu().numpy()
-            bar.update(scores.numel())
-        if matrix is not None:
-            matrix.flush()
-    figures, fold_figures = (counter and counter.figures() for counter in (full, by_fold))
-    return Evaluation(figures, fold_figures, total, time.monotonic() - start)
+        with bar:
+            for loaded in scorer.loaded(mine):
+                work(loaded)
+                kept.finish(loaded.unit.number)
+                bar.update(loaded.unit.pairs)
+        return kept.total()
+
+    positives = torch.zeros(len(split.captions))
+
+    def find_positives(loaded: _Loaded) -> None:
+        for captions, scores in scorer.positives(loaded):
+            positives[captions] = scores.cpu()
+
+    def new_counters() -> dict[str, RankCounter]:
+        arguments = positives.to(device), image_of_caption, split.num_images
+        full = {} if folds_only else {"full": RankCounter(*arguments)}
+        return full if fold_size is None else full | {"folds": RankCounter(*arguments, fold_of_image)}
+
+    def count(loaded: _Loaded) -> None:
+        for images, scores in scorer.tiles(loaded):
+            for counter in counters.values():
+                counter.add(scores, images, loaded.captions)
+            if matrix:
+                matrix.write(images, loaded.captions, scores)
+
+    try:
+        # A sum of zeros and one score is that score.
+        positives = sums_of("positives", {"positives": positives}, find_positives)["positives"]
+        counters = new_counters()
+        counts = {f"{name}.{part}": tensor for name, counter in counters.items() for part, tensor in enumerate(counter.counts)}
+        counts = sums_of("ranks", counts, count)
+    except KeyboardInterrupt:
+        if folder and folder.is_dir():
+            raise KeyboardInterrupt(f"stopped; what was done is kept in {folder}, and the same command continues") from None
+        raise
+    except BaseException:
+        if matrix and not folder:
+            matrix.remove()
+        raise
+    if matrix:
+        matrix.finish()
+    figures = dict.fromkeys(("full", "folds"))
+    for name, counter in new_counters().items():
+        counter.add_counts(*(counts[f"{name}.{part}"] for part in range(2)))
+        figures[name] = counter.figures()
+    return Evaluation(figures["full"], figures["folds"], total, time.monotonic() - start, folder)
+
+
+class _Unit(NamedTuple):
+    """A block of images with a batch of captions.
+
+    Attributes:
+        number: its place among all units.
+        images, captions: which, (i,) and (t,) int64.
+        words: of the captions, their marks included.
+    """
+
+    number: int
+    images: np.ndarray
+    captions: np.ndarray
+    words: int
+
+    @property
+    def pairs(self) -> int:
+        return len(self.images) * len(self.captions)
+
+
+class _Loaded(NamedTuple):
+    """A unit with its two sides projected, by each model: the images in chunks, the captions in one."""
+
+    unit: _Unit
+    images: list[tuple[slice, list[ck.ProjectedRegions]]]
+    captions: Tensor
+    words: list[ck.ProjectedWords]
 
 
 class _Scorer:
@@ -128,54 +229,46 @@ class _Scorer:
         self.images = Images(split)
         self.captions = [Captions(split, vocabulary) for _, vocabulary in models]
 
-    @torch.no_grad()
-    def positives(self, groups: Tensor) -> Tensor:
-        """(T,) score of each caption with its image on the device, the same numbers as in the tiles of these groups."""
-        result = torch.empty(len(self.split.captions), device=self.device)
-        image_of_caption = torch.from_numpy(self.split.image_of_caption)
-        for images, regions, captions, words in self._sides(groups):
-            rows = image_of_caption[captions]
-            [own] = torch.where((rows >= images.start) & (rows < images.stop))
-            if len(own):
-                pairs = torch.stack((rows[own] - images.start, own), dim=1)
-                result[captions[own].to(self.device)] = self._scores(regions, words, pairs)
-        return result
+    def units(self, groups: Tensor) -> list[_Unit]:
+        """All work, in the order in which it is best done.
 
-    @torch.no_grad()
-    def tiles(self, groups: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Score images with the captions of their group.
+        What an encoder makes of an item depends, in its last bits, on the company: chunks of images and batches of captions are
+        the same in every pass, process and try.
 
         Args:
-            groups: (I,) int64, each image's group; groups are consecutive.
-
-        Yields:
-            Which images, which captions, their (i, t) scores on the device.
-        """
-        for images, regions, captions, words in self._sides(groups):
-            yield images, captions, self._scores(regions, words, None)
-
-    def _sides(self, groups: Tensor) -> Iterator[tuple[slice, list[ck.ProjectedRegions], Tensor, list[ck.ProjectedWords]]]:
-        """The two sides of every tile.
-
-        What an encoder makes of an item depends, in its last bits, on the company: both passes encode the same batches.
+            groups: (I,) int64, each image's group; groups are consecutive. Images are scored with the captions of their group.
         """
         configs = [model.config for model in self.models]
         numbers = sum(config.width + 2 * (config.hidden_width or config.width) for config in configs)
         chunk_bytes = 4 * self.tile[0] * self.split.regions.max_regions * numbers
         size = self.tile[0] * max(1, _BLOCK_BYTES // chunk_bytes)
         groups = groups.numpy()
+        result = []
         for group in np.unique(groups):
-            members = np.flatnonzero(groups == group)
-            captions_of_group = np.flatnonzero(groups[self.split.image_of_caption] == group)
-            for first in range(0, len(members), size):
-                yield from self._sides_of_block(members[first : first + size], captions_of_group)
+            images = np.flatnonzero(groups == group)
+            captions = np.flatnonzero(groups[self.split.image_of_caption] == group)
+            # How long a caption is does not depend on the vocabulary.
+            lengths = self.captions[0].lengths[captions]
+            batches = [(captions[batch], int(lengths[batch].sum())) for batch in LengthBatches(lengths, self.tile[1])]
+            for first in range(0, len(images), size):
+                block = images[first : first + size]
+                result += [_Unit(len(result) + number, block, *batch) for number, batch in enumerate(batches)]
+        return result
 
-    def _sides_of_block(self, members: np.ndarray, captions_of_group: np.ndarray) -> Iterator[tuple]:
-        """As `_sides`, of a block of images; it is gone when the next one begins."""
-        block = list(self._projected_images(members))
-        for captions, words in self._projected_captions(captions_of_group):
-            for images, regions in block:
-                yield images, regions, captions, words
+    def loaded(self, units: Iterable[_Unit]) -> Iterator[_Loaded]:
+        """Project both sides of units; those with the same images, one after the other, share them."""
+        for _, of_block in itertools.groupby(units, key=lambda unit: unit.images[0]):
+            yield from self._loaded_block(list(of_block))
+
+    def _loaded_block(self, units: list[_Unit]) -> Iterator[_Loaded]:
+        """As `loaded`, of units with the same images; these are gone when the next block begins."""
+        block = list(self._projected_images(units[0].images))
+        for unit in units:
+            loaded = [own.collate([own[caption] for caption in unit.captions]).to(self.device) for own in self.captions]
+            words = [model.project_captions(batch) for model, batch in zip(self.models, loaded, strict=True)]
+            yield _Loaded(unit, block, torch.from_numpy(unit.captions), words)
+        # Whoever took the last unit still has the list.
+        block.clear()
 
     def _projected_images(self, images: np.ndarray) -> Iterator[tuple[slice, list[ck.ProjectedRegions]]]:
         """Consecutive images in chunks, projected by each model."""
@@ -186,15 +279,107 @@ class _Scorer:
             batch = batch.to(self.device)
             yield chunk, [model.project_images(batch) for model in self.models]
 
-    def _projected_captions(self, captions: np.ndarray) -> Iterator[tuple[Tensor, list[ck.ProjectedWords]]]:
-        """Captions of like length together, projected by each model."""
-        # How long a caption is does not depend on the vocabulary.
-        for batch in LengthBatches(self.captions[0].lengths[captions], self.tile[1]):
-            chosen = captions[batch]
-            loaded = [own.collate([own[caption] for caption in chosen]).to(self.device) for own in self.captions]
-            words = [model.project_captions(batch) for model, batch in zip(self.models, loaded, strict=True)]
-            yield loaded[0].captions, words
+    @torch.no_grad()
+    def positives(self, loaded: _Loaded) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of those captions of a unit whose image is in it: which they are, and their scores with their images.
+
+        They are the same numbers as in the tiles.
+        """
+        rows = torch.from_numpy(self.split.image_of_caption)[loaded.captions]
+        for images, regions in loaded.images:
+            [own] = torch.where((rows >= images.start) & (rows < images.stop))
+            if len(own):
+                pairs = torch.stack((rows[own] - images.start, own), dim=1)
+                yield loaded.captions[own], self._scores(regions, loaded.words, pairs)
+
+    @torch.no_grad()
+    def tiles(self, loaded: _Loaded) -> Iterator[tuple[slice, Tensor]]:
+        """Of each chunk of a unit's images: which they are, and their scores with the unit's captions, on the device."""
+        for images, regions in loaded.images:
+            yield images, self._scores(regions, loaded.words, None)
 
     def _scores(self, regions: list[ck.ProjectedRegions], words: list[ck.ProjectedWords], pairs: Tensor | None) -> Tensor:
         scores = [model.attention(*sides, pairs) for model, *sides in zip(self.models, regions, words, strict=True)]
         return scores[0] if len(scores) == 1 else torch.stack(scores).mean(dim=0)
+
+
+class _Matrix:
+    """The file of all scores, while it is being filled.
+
+    Args:
+        path: where it is to be when it is whole.
+        identity: of the evaluation.
+        shape: (I, T).
+        kept: the folder with the evaluation's finished work; without the unfinished file, or the other way round, it is begun anew.
+        processes: those that fill it.
+
+    Raises:
+        OSError: there is no room for it.
+        ValueError: this process does not see the file that the first one made.
+    """
+
+    def __init__(self, path: Path, identity: str, shape: tuple[int, int], kept: Path | None, processes: Processes):
+        self.path, self.unfinished, self.processes = path, path.with_name(f"{path.name}.{identity}.unfinished"), processes
+        anew = not (kept and kept.is_dir() and self.unfinished.is_file())
+        if processes.gather_values(anew)[0]:
+            forget(kept)
+        if processes.first and anew:
+            with self.unfinished.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+                header = file.tell()
+            allocate(self.unfinished, header + 4 * shape[0] * shape[1])
+        processes.wait()
+        if not self.unfinished.is_file():
+            raise ValueError(
+                f"save_scores: expected a folder that all processes see, found no {self.unfinished} in process {processes.number}"
+            )
+        self._rows = np.lib.format.open_memmap(self.unfinished, "r+")
+
+    def write(self, images: slice, captions: Tensor, scores: Tensor) -> None:
+        """Write a tile."""
+        self._rows[images, captions.numpy()] = scores.cpu().numpy()
+
+    def flush(self) -> None:
+        """Have everything on the disk."""
+        self._rows.flush()
+
+    def finish(self) -> None:
+        """Give the file its name; all processes call this when they have written their tiles."""
+        self.flush()
+        self.processes.wait()
+        if self.processes.first:
+            self.unfinished.replace(self.path)
+
+    def remove(self) -> None:
+        """Remove what is unfinished."""
+        self.unfinished.unlink(missing_ok=True)
+
+
+def forget(kept: Path | None) -> None:
+    """Remove what an evaluation has kept; its figures are safe, or it is to begin anew."""
+    if kept:
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def _share(units: list[_Unit], processes: Processes) -> list[_Unit]:
+    """This process's stretch of the units, as much work as any other's; a stretch has few blocks of images."""
+    if processes.count == 1 or not units:
+        return units
+    work = np.array([len(unit.images) * unit.words for unit in units], dtype=np.float64)
+    owner = ((work.cumsum() - work / 2) / work.sum() * processes.count).astype(int)
+    return [unit for unit, number in zip(units, owner, strict=True) if number == processes.number]
+
+
+def _identity(models: Sequence[tuple[CAAN, Vocabulary]], split: Split, device: torch.device, settings: dict[str, Any]) -> str:
+    """A name for all that decides the scores, their last bits included, and the units that they are found in."""
+    parts = {
+        "models": [checkpoint.digest(model, vocabulary) for model, vocabulary in models],
+        "split": split.digest(),
+        "region_counts": hashlib.sha256(split.region_counts.tobytes()).hexdigest(),
+        "tile": [_TILE.get(device.type, _SMALL_TILE), _BLOCK_BYTES],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "torch": torch.__version__,
+        "build": ck.build_info(),
+        **settings,
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -27,6 +27,20 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise
 
 
+def allocate(path: Path, size: int) -> None:
+    """Give a file its size, and its room on the disk; a memory map of a file without room kills the process that writes to it.
+
+    Raises:
+        OSError: there is no room; the file is removed.
+    """
+    try:
+        with path.open("rb+") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        path.unlink()
+        raise OSError(error.errno, f"{error.strerror}: expected room for {size:,} bytes", str(path)) from None
+
+
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
 

@@ -4,6 +4,8 @@ The attention itself is `caan_kernels.context_attention`; here are the learned t
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -259,15 +261,34 @@ class CAAN(nn.Module):
 
     @torch.no_grad()
     def project_images(self, images: ImageBatch) -> ck.ProjectedRegions:
-        """What a gallery keeps of images, so that `attention` scores them with any number of captions. No gradients."""
-        features, lengths = self.encode_images(images)
+        """What a gallery keeps of images, so that `attention` scores them with any number of captions. No gradients.
+
+        The same batch gives the same bits on any number of threads.
+        """
+        with _one_thread():
+            features, lengths = self.encode_images(images)
         return ck.project_regions(features, self.attention.weights, lengths)
 
     @torch.no_grad()
     def project_captions(self, captions: CaptionBatch) -> ck.ProjectedWords:
-        """What a gallery keeps of captions, so that `attention` scores them with any number of images. No gradients."""
-        features, lengths = self.encode_captions(captions)
+        """What a gallery keeps of captions, so that `attention` scores them with any number of images. No gradients.
+
+        The same batch gives the same bits on any number of threads.
+        """
+        with _one_thread():
+            features, lengths = self.encode_captions(captions)
         return ck.project_words(features, self.attention.weights, lengths)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The library's matrix products, those of the GRU above all, round differently on another number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def keep_some(items: Tensor, lengths: Tensor, drop: float, marks: int = 0) -> tuple[Tensor, Tensor]:

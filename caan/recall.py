@@ -175,6 +175,19 @@ class RankCounter:
             seen = torch.full((len(index),), scores.shape[dim]).index_add_(0, place, torch.full((len(place),), -1))
             counts.index_add_(1, index, torch.cat((tile, seen[None])))
 
+    @property
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """What was counted so far: (3, I) and (3, T) int64 on the CPU, rows: wrong answers that are better, tied, seen.
+
+        Counts of disjoint tiles add up: `add_counts` takes those of a counter with the same positives.
+        """
+        return self._by_image, self._by_caption
+
+    def add_counts(self, by_image: Tensor, by_caption: Tensor) -> None:
+        """Count what another counter, or this one in an earlier process, has seen."""
+        self._by_image += by_image
+        self._by_caption += by_caption
+
     def ranks(self) -> tuple[Ranks, Ranks]:
         """Ranks of image→text, for images with captions, and of text→image.
 

@@ -9,6 +9,9 @@ A run's folder holds
     events.out.tfevents.* the same for TensorBoard
 
 A run that was killed and continued ends, on the CPU, with the same weights, bit for bit, as one that never was.
+
+Several processes share each batch: each encodes its pairs, scores its images with the captions of all, and all have the loss of the
+whole matrix, so that negatives come from the whole batch and gradients are those of one process.
 """
 
 import csv
@@ -23,6 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -30,12 +34,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import checkpoint
-from .data import Pairs, ShuffledBatches, Split, make_loader
+from .data import OwnPairs, PairBatch, Pairs, ShuffledBatches, Split, make_loader
 from .evaluation import evaluate
 from .files import replacing
 from .loss import CollapseWatch, collapsed_loss, triplet_loss
-from .model import CAAN, ModelConfig
+from .model import CAAN, Encoded, ModelConfig
 from .presets import TrainingConfig
+from .processes import Processes
 from .recall import Figures
 from .vocabulary import Vocabulary
 
@@ -61,10 +66,11 @@ class Trainer:
         device: where.
         workers: processes that read batches; 0 reads in this one.
         save_seconds: how often, beside every epoch's end, `last.safetensors` is written.
+        processes: those that share each batch; all must see the folder and the data. None: this one alone.
         say: takes what is to be told beside the progress bar.
 
     Raises:
-        ValueError: the folder holds a run with other settings, other data or another vocabulary.
+        ValueError: the folder holds a run with other settings, other data or another vocabulary, or the processes differ.
         FormatError: the folder's checkpoint cannot be used.
     """
 
@@ -80,8 +86,12 @@ class Trainer:
         device: torch.device | str = "cpu",
         workers: int = 0,
         save_seconds: float = 300.0,
+        processes: Processes | None = None,
         say: Callable[[str], None] = tqdm.write,
     ):
+        self.processes = processes or Processes()
+        if config.batch_size % self.processes.count:
+            raise ValueError(f"batch_size: expected a multiple of the {self.processes.count} processes, got {config.batch_size}")
         self.folder, self.validation, self.vocabulary, self.config = Path(folder), validation, vocabulary, config
         self.device, self.workers, self.save_seconds, self.say = torch.device(device), workers, save_seconds, say
         self.data = {"train": train.digest(), "validation": validation.digest()}
@@ -94,7 +104,8 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         pairs = Pairs(train, vocabulary)
         self.batches = ShuffledBatches(len(pairs), config.batch_size, config.seed, drop_last=True)
-        self.loader = make_loader(pairs, self.batches, workers, pin_memory=self.device.type == "cuda")
+        share = OwnPairs(self.batches, self.processes.number, self.processes.count)
+        self.loader = make_loader(pairs, share, workers, pin_memory=self.device.type == "cuda")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.watch = CollapseWatch()
         self.step, self.seconds, self.best_rsum = 0, 0.0, -1.0
@@ -105,6 +116,7 @@ class Trainer:
             self.model.region_encoder.set_statistics(*channel_statistics(train))
             if self.average:
                 self.average.module.load_state_dict(self.model.state_dict())
+        self._check_same_processes()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -131,18 +143,23 @@ class Trainer:
         """
         if self.step == self.total_steps:
             return
+        first = self.processes.first
         with ExitStack() as stack:
-            stack.enter_context(_only_one(self.folder))
-            self.vocabulary.save(self.folder / "vocabulary.json")
-            bar = stack.enter_context(tqdm(total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True))
-            writer = stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
-            metrics = stack.enter_context(_Metrics(self.folder / "metrics.csv", self.step, writer))
+            bar = stack.enter_context(
+                tqdm(total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not first)
+            )
+            metrics = None
+            if first:
+                stack.enter_context(_only_one(self.folder))
+                self.vocabulary.save(self.folder / "vocabulary.json")
+                writer = stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
+                metrics = stack.enter_context(_Metrics(self.folder / "metrics.csv", self.step, writer))
             stop_requested = stack.enter_context(_stop_requests())
             while self.step < self.total_steps:
                 self._epoch(bar, metrics, stop_requested)
 
-    def _epoch(self, bar: tqdm, metrics: "_Metrics", stop_requested: Callable[[], bool]) -> None:
-        """The rest of an epoch, its validation, and what is to be written."""
+    def _epoch(self, bar: tqdm, metrics: "_Metrics | None", stop_requested: Callable[[], bool]) -> None:
+        """The rest of an epoch, its validation, and what is to be written, which the first process does."""
         config = self.config
         self.model.train()
         pending: list[tuple[torch.Tensor, torch.Tensor, float]] = []
@@ -151,15 +168,17 @@ class Trainer:
         for batch in self.loader:
             warming_up = self.step < config.warmup_epochs * self.steps_per_epoch
             form = config.warmup_form if warming_up else "hardest"
-            loss, norm = self._train_step(batch.to(self.device), form)
+            images = torch.cat(self.processes.gather(batch.images.images))
+            loss, norm = self._train_step(batch.to(self.device), images, form)
             self.batches.advance()
             self.step += 1
             bar.update()
-            pending.append((loss, norm, collapsed_loss(batch.images.images, config.margin, form)))
+            pending.append((loss, norm, collapsed_loss(images, config.margin, form)))
+            stops = self.processes.any(stop_requested())
             now = time.monotonic()
             ends_epoch = self.batches.batch == 0
             # An epoch that is over is saved with its validation, never without.
-            saves = not ends_epoch and (stop_requested() or now - saved > self.save_seconds)
+            saves = not ends_epoch and (stops or now - saved > self.save_seconds)
             if self.step % 20 == 0 or ends_epoch or saves:
                 self.seconds = before + now - started
                 rate = len(pending) * config.batch_size**2 / (now - logged)
@@ -168,35 +187,52 @@ class Trainer:
             if saves:
                 self._save()
                 saved = now
-                self._stop_if(stop_requested())
+                self._stop_if(stops)
             if ends_epoch:
                 break
         figures = self.validate()
         self.seconds = before + time.monotonic() - started
-        metrics.add(self._place(), validation_row(figures))
-        place = f"epoch {self.step // self.steps_per_epoch} of {config.epochs}"
-        self.say(f"{place}: {self.seconds:,.0f} s, validation {summary(figures)}")
-        if figures.rsum > self.best_rsum:
-            self.best_rsum = figures.rsum
-            facts = {**self._place(), "validation": asdict(figures), "training": asdict(config)}
-            checkpoint.save_model(self.folder / "best.safetensors", self.scored_model, self.vocabulary, facts)
+        better, self.best_rsum = figures.rsum > self.best_rsum, max(figures.rsum, self.best_rsum)
+        if metrics:
+            metrics.add(self._place(), validation_row(figures))
+            place = f"epoch {self.step // self.steps_per_epoch} of {config.epochs}"
+            self.say(f"{place}: {self.seconds:,.0f} s, validation {summary(figures)}")
+            if better:
+                facts = {**self._place(), "validation": asdict(figures), "training": asdict(config)}
+                checkpoint.save_model(self.folder / "best.safetensors", self.scored_model, self.vocabulary, facts)
         self._save()
-        self._stop_if(stop_requested())
+        self._stop_if(self.processes.any(stop_requested()))
 
     def _stop_if(self, requested: bool) -> None:
         if requested:
             raise KeyboardInterrupt(f"stopped and saved after step {self.step}; the same command continues")
 
-    def _train_step(self, batch: Any, form: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step; the loss and the gradient's norm, still on the device."""
+    def _train_step(self, batch: PairBatch, images: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step; the loss and the gradient's norm, still on the device.
+
+        Args:
+            batch: this process's pairs.
+            images: (B,), of the pairs of all processes.
+            form: of the loss.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
+        if self.processes.count > 1:
+            # One process goes on with the random state that its checkpoint has; several need one each, and keep none.
+            torch.manual_seed(
+                int(np.random.SeedSequence((self.config.seed, self.step, self.processes.number)).generate_state(1)[0])
+            )
         precision = getattr(torch, self.config.precision)
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            scores = self.model(batch)
-        loss = triplet_loss(scores, batch.images.images, self.config.margin, form)
+            regions = self.model.encode_images(batch.images)
+            words = self._gather_words(self.model.encode_captions(batch.captions))
+            scores = self.model.attention(regions, words)
+        # All have the same loss of the same matrix, and so the whole of its derivatives.
+        scores = self.processes.gather_rows(scores, summed=False)
+        loss = triplet_loss(scores, images, self.config.margin, form)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
+        self._sum_gradients()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         self.scaler.step(self.optimizer)
@@ -205,10 +241,29 @@ class Trainer:
             self.average.update_parameters(self.model)
         return loss.detach(), norm
 
+    def _gather_words(self, words: Encoded) -> Encoded:
+        """The captions of all processes; each of them has the derivatives of its own rows of scores."""
+        if self.processes.count == 1:
+            return words
+        lengths = torch.cat(self.processes.gather(words.lengths))
+        features = nn.functional.pad(words.features, (0, 0, 0, int(lengths.max()) - words.features.shape[1]))
+        return Encoded(self.processes.gather_rows(features, summed=True), lengths)
+
+    def _sum_gradients(self) -> None:
+        """Over the processes, each of which has the derivatives by way of its images, its captions and its rows of scores."""
+        if self.processes.count == 1:
+            return
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        total = self.processes.sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, total.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
     def validate(self) -> Figures:
         """Figures of the validation split, or of its first `validation_images`."""
         models = [(self.scored_model, self.vocabulary)]
-        return evaluate(models, self.validation, device=self.device, workers=self.workers, progress=True).figures
+        return evaluate(
+            models, self.validation, processes=self.processes, device=self.device, workers=self.workers, progress=True
+        ).figures
 
     def _learning_rate(self) -> float:
         """Of the next step."""
@@ -220,7 +275,7 @@ class Trainer:
     def _place(self) -> dict[str, Any]:
         return {"step": self.step, "epoch": self.step / self.steps_per_epoch, "seconds": self.seconds}
 
-    def _log(self, pending: list, rate: float, metrics: "_Metrics", bar: tqdm) -> None:
+    def _log(self, pending: list, rate: float, metrics: "_Metrics | None", bar: tqdm) -> None:
         """Take the losses of some steps off the device, all at once."""
         losses, norms = (torch.stack(values).tolist() for values in list(zip(*pending, strict=True))[:2])
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), self.step - len(losses) + 1):
@@ -231,6 +286,8 @@ class Trainer:
                     f"{what} in step {step}; {self.last_path} is from before. What helps: a lower learning "
                     f"rate (--learning-rate), float32 (--precision), features of like scale in all channels (--standardize)"
                 )
+        if not metrics:
+            return
         for loss, (_, _, collapsed) in zip(losses, pending, strict=True):
             if self.watch.update(loss, collapsed):
                 self.say(f"step {self.step}: {_COLLAPSE_ADVICE}")
@@ -241,6 +298,8 @@ class Trainer:
         metrics.add(self._place(), row)
 
     def _save(self) -> None:
+        if not self.processes.first:
+            return
         state = self.optimizer.state_dict()
         tensors = checkpoint.prefixed("model", self.model.state_dict())
         if self.average:
@@ -287,7 +346,19 @@ class Trainer:
             raise ValueError(
                 f"epochs: expected at least the {done} that the run in {self.folder} has had, got {self.config.epochs}"
             )
-        self.say(f"continuing {self.folder} after step {self.step} of {self.total_steps}")
+        if self.processes.first:
+            self.say(f"continuing {self.folder} after step {self.step} of {self.total_steps}")
+
+    def _check_same_processes(self) -> None:
+        """All must be at the same place of the same run, or their sums would mean nothing."""
+        ours = {"step": self.step, "data": self.data, "weights": checkpoint.digest(self.model, self.vocabulary)}
+        for number, theirs in enumerate(self.processes.gather_values(ours)):
+            for name, value in theirs.items():
+                if value != ours[name]:
+                    raise ValueError(
+                        f"{name}: expected the same in all processes, got {ours[name]} in process {self.processes.number}, {value} "
+                        f"in process {number}; all must see the same run in {self.folder}, and the same data"
+                    )
 
     def _check_same_run(self, facts: dict[str, Any]) -> None:
         ours = {"training": asdict(self.config), "model": asdict(self.model.config)}

@@ -1,9 +1,11 @@
 """The `caan` command: one module a subcommand, each with `add_arguments(parser)` and `run(arguments)`."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 _COMMANDS = {
     "extract": "photographs and captions to the SCAN layout",
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run, name=name)
     parsed = parser.parse_args(arguments)
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         parsed.run(parsed)
     except (ValueError, OSError, FloatingPointError) as error:
@@ -45,7 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"caan {parsed.name}: {stop.args[0] if stop.args else 'stopped'}", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _terminated(number: int, frame: Any) -> None:
+    """What ends a job, and torchrun where a process of it was lost, is as Ctrl-C is."""
+    raise KeyboardInterrupt
 
 
 def _missing(error: ModuleNotFoundError) -> int:

@@ -1,10 +1,13 @@
 """Score every image of a split against every caption, and print the field's recall table.
 
-Several checkpoints are an ensemble: their scores are averaged.
+Several checkpoints are an ensemble: their scores are averaged. Stopped or killed, the same command continues; under torchrun, its
+processes share the work.
 """
 
 import argparse
 import json
+import os
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +16,9 @@ import torch
 
 from ..checkpoint import load_model
 from ..data import Split
-from ..evaluation import Evaluation, evaluate
+from ..evaluation import Evaluation, evaluate, forget
 from ..files import replacing
+from ..processes import joined
 from ..published import PROTOCOLS, SOURCE, published_rows
 from ..recall import chance
 from . import options
@@ -62,19 +66,39 @@ def run(arguments: argparse.Namespace) -> None:
             f"--protocol: expected a whole number of folds of {_FOLD_SIZE:,} images for {arguments.protocol}, "
             f"found {split.num_images:,} images"
         )
-    evaluation = evaluate(
-        [(model, vocabulary) for model, vocabulary, _ in loaded],
-        split,
-        fold_size=None if arguments.protocol == "full" else _FOLD_SIZE,
-        folds_only=arguments.protocol == "folds",
-        save_scores=arguments.save_scores,
-        device=device,
-        workers=arguments.workers,
-        progress=True,
-    )
+    with joined(device) as processes:
+        evaluation = evaluate(
+            [(model, vocabulary) for model, vocabulary, _ in loaded],
+            split,
+            fold_size=None if arguments.protocol == "full" else _FOLD_SIZE,
+            folds_only=arguments.protocol == "folds",
+            save_scores=arguments.save_scores,
+            keep=_keep(arguments.runs[0]),
+            processes=processes,
+            device=device,
+            workers=arguments.workers,
+            progress=True,
+        )
+        if processes.first:
+            _tell(evaluation, split, arguments)
+        forget(evaluation.kept)
+
+
+def _keep(run: Path) -> Path | None:
+    """Where finished work is kept: in the run's folder, or beside the checkpoint. Nothing is kept where nobody may write."""
+    folder = run if run.is_dir() else run.absolute().parent
+    if os.access(folder, os.W_OK):
+        return folder
+    print(f"{folder}: expected a folder that can be written to, found none; a stopped evaluation will begin anew", file=sys.stderr)
+    return None
+
+
+def _tell(evaluation: Evaluation, split: Split, arguments: argparse.Namespace) -> None:
+    """Print the table, and write the figures where they are asked for."""
     print(report(evaluation, split, arguments.baseline))
     if arguments.json:
         result = asdict(evaluation)
+        del result["kept"]
         for name in ("figures", "fold_figures"):
             if result[name]:
                 result[name]["rsum"] = getattr(evaluation, name).rsum

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
@@ -48,6 +49,9 @@ def device(arguments: argparse.Namespace) -> torch.device:
     """
     try:
         found = torch.device(arguments.device)
+        if found == torch.device("cuda"):
+            # Of torchrun's processes on a machine, each has a GPU of its own.
+            found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: expected a device that is there, got {arguments.device!r}: {error}") from None

@@ -1,6 +1,6 @@
 """Train CAAN on features and captions in the SCAN layout.
 
-A run lives in a folder. Stopped or killed, the same command continues it.
+A run lives in a folder. Stopped or killed, the same command continues it; under torchrun, its processes share each batch.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import torch
 
 from ..model import ModelConfig
 from ..presets import PRESETS, TrainingConfig
+from ..processes import joined
 from ..vocabulary import Vocabulary
 from . import options
 
@@ -71,21 +72,26 @@ def run(arguments: argparse.Namespace) -> None:
         validation = validation.first(min(config.validation_images, validation.num_images))
     settings = {**preset.model, **options.given_fields(arguments, ModelConfig)}
     model_config = ModelConfig(train.regions.width, len(vocabulary), **settings)
-    trainer = Trainer(
-        arguments.out,
-        train,
-        validation,
-        vocabulary,
-        model_config,
-        config,
-        device=device,
-        workers=arguments.workers,
-        save_seconds=60 * arguments.save_minutes,
-    )
-    print(
-        f"{train.num_images:,} images, {len(train.captions):,} captions, {len(vocabulary):,} words; "
-        f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; {trainer.total_steps:,} steps on {device}, "
-        f"{torch.get_num_threads()} threads"
-    )
-    trainer.run()
-    print(f"best validation rsum {trainer.best_rsum:.1f}: {arguments.out / 'best.safetensors'}")
+    with joined(device) as processes:
+        trainer = Trainer(
+            arguments.out,
+            train,
+            validation,
+            vocabulary,
+            model_config,
+            config,
+            device=device,
+            workers=arguments.workers,
+            save_seconds=60 * arguments.save_minutes,
+            processes=processes,
+        )
+        if processes.first:
+            shared = f", {processes.count} processes" if processes.count > 1 else ""
+            print(
+                f"{train.num_images:,} images, {len(train.captions):,} captions, {len(vocabulary):,} words; "
+                f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; {trainer.total_steps:,} steps on {device}, "
+                f"{torch.get_num_threads()} threads{shared}"
+            )
+        trainer.run()
+        if processes.first:
+            print(f"best validation rsum {trainer.best_rsum:.1f}: {arguments.out / 'best.safetensors'}")

@@ -1,6 +1,17 @@
 """Data sets as they lie on people's disks, and batches of them."""
 
-from .batches import CaptionBatch, Captions, ImageBatch, Images, LengthBatches, PairBatch, Pairs, ShuffledBatches, make_loader
+from .batches import (
+    CaptionBatch,
+    Captions,
+    ImageBatch,
+    Images,
+    LengthBatches,
+    OwnPairs,
+    PairBatch,
+    Pairs,
+    ShuffledBatches,
+    make_loader,
+)
 from .regions import RegionFile
 from .splits import KarpathyImage, Split, load_karpathy_split, load_scan_split, read_karpathy
 
@@ -11,6 +22,7 @@ __all__ = [
     "Images",
     "KarpathyImage",
     "LengthBatches",
+    "OwnPairs",
     "PairBatch",
     "Pairs",
     "RegionFile",

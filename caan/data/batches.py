@@ -230,6 +230,28 @@ class ShuffledBatches(Sampler[list[int]]):
         self.epoch, self.batch = state["epoch"], state["batch"]
 
 
+class OwnPairs(Sampler[list[int]]):
+    """One process's part of every batch: consecutive items of it.
+
+    Args:
+        batches: the same in every process; their size is a multiple of `processes`.
+        process: from 0 to processes - 1.
+        processes: how many share a batch.
+    """
+
+    def __init__(self, batches: ShuffledBatches, process: int, processes: int):
+        self._batches, self._process, self._processes = batches, process, processes
+
+    def __len__(self) -> int:
+        """The number of batches in a whole epoch."""
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches:
+            size = len(batch) // self._processes
+            yield batch[self._process * size : (self._process + 1) * size]
+
+
 def make_loader(
     dataset: Images | Captions | Pairs,
     batches: Sampler[list[int]] | Sequence[list[int]],

@@ -134,9 +134,9 @@ def test_what_is_wrong_with_the_data_is_one_line(data, tmp_path, capsys):
 def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path, capsys, monkeypatch):
     from caan.training import Trainer
 
-    def interrupted(self, batch, form):
+    def interrupted(self, batch, images, form):
         signal.raise_signal(signal.SIGINT)
-        return step(self, batch, form)
+        return step(self, batch, images, form)
 
     step = Trainer._train_step
     monkeypatch.setattr(Trainer, "_train_step", interrupted)

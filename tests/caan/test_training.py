@@ -128,10 +128,10 @@ def test_continued_is_as_good_as_undisturbed(world, tmp_path, kills, precision, 
     for kill in kills:
         run = trainer(world, tmp_path / "killed", config, save_seconds=0)
 
-        def step(batch, form, run=run, kill=kill):
+        def step(batch, images, form, run=run, kill=kill):
             if run.step == kill:
                 raise MemoryError
-            return Trainer._train_step(run, batch, form)
+            return Trainer._train_step(run, batch, images, form)
 
         monkeypatch.setattr(run, "_train_step", step)
         with pytest.raises(MemoryError):
@@ -188,10 +188,10 @@ def test_a_stop_request_loses_nothing(world, tmp_path, step, monkeypatch):
     trainer(world, tmp_path / "undisturbed").run()
     run = trainer(world, tmp_path / "stopped")
 
-    def train_step(batch, form):
+    def train_step(batch, images, form):
         if run.step == step - 1:
             signal.raise_signal(signal.SIGTERM)
-        return Trainer._train_step(run, batch, form)
+        return Trainer._train_step(run, batch, images, form)
 
     monkeypatch.setattr(run, "_train_step", train_step)
     with pytest.raises(KeyboardInterrupt, match=f"stopped and saved after step {step}; the same command continues"):
@@ -206,10 +206,10 @@ def test_a_stop_request_loses_nothing(world, tmp_path, step, monkeypatch):
 def test_a_run_belongs_to_one_process(world, tmp_path, monkeypatch):
     run, other = trainer(world, tmp_path), trainer(world, tmp_path)
 
-    def train_step(batch, form):
+    def train_step(batch, images, form):
         with pytest.raises(ValueError, match="folder: expected a run that nobody is at, found .* in use by another process"):
             other.run()
-        return Trainer._train_step(run, batch, form)
+        return Trainer._train_step(run, batch, images, form)
 
     monkeypatch.setattr(run, "_train_step", train_step)
     run.run()
@@ -270,7 +270,7 @@ def test_collapse_is_said(world, tmp_path, monkeypatch):
     run = trainer(world, tmp_path, replace(CONFIG, epochs=3))
     run.watch = loss.CollapseWatch(patience=5)
     constant = torch.zeros(20, 20)
-    monkeypatch.setattr(run.model, "forward", lambda batch: constant + 0 * run.model.attention.affinity.sum())
+    monkeypatch.setattr(run.model.attention, "forward", lambda *sides: constant + 0 * run.model.attention.affinity.sum())
     run.run()
     [text] = [text for text in run.said if "collapse" in text]
     assert "--warmup-epochs" in text and text.startswith("step ")
@@ -288,8 +288,8 @@ def test_a_loss_that_is_no_number_stops(world, tmp_path, monkeypatch):
 def test_weights_that_are_no_numbers_are_never_saved(world, tmp_path, monkeypatch, what):
     run = trainer(world, tmp_path, save_seconds=0)
 
-    def train_step(batch, form):
-        loss, norm = Trainer._train_step(run, batch, form)
+    def train_step(batch, images, form):
+        loss, norm = Trainer._train_step(run, batch, images, form)
         nan = torch.tensor(float("nan"))
         return ((nan, norm) if what == "loss" else (loss, nan)) if run.step == 4 else (loss, norm)
 

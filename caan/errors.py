@@ -33,3 +33,7 @@ class CaptionMismatchError(DataError):
 
 class NonFiniteError(DataError):
     """Region features hold NaN or infinity."""
+
+
+class StaleIndexError(DataError):
+    """An index was made by another model than the one that is to score."""

@@ -1,5 +1,6 @@
 """Files that are never seen half written, and texts whose faults are named."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Keep other processes from what is being written in a folder.
+
+    Raises:
+        BlockingIOError: another process is at it.
+    """
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(f"folder: expected {what} that nobody is at, found {folder} in use by another process") from None
+        yield
 
 
 def allocate(path: Path, size: int) -> None:

@@ -15,7 +15,6 @@ whole matrix, so that negatives come from the whole batch and gradients are thos
 """
 
 import csv
-import fcntl
 import math
 import signal
 import threading
@@ -36,7 +35,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .data import OwnPairs, PairBatch, Pairs, ShuffledBatches, Split, make_loader
 from .evaluation import evaluate
-from .files import replacing
+from .files import locked, replacing
 from .loss import CollapseWatch, collapsed_loss, triplet_loss
 from .model import CAAN, Encoded, ModelConfig
 from .presets import TrainingConfig
@@ -138,7 +137,7 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; the run is saved, and continues from that step.
-            ValueError: another process is at this run.
+            BlockingIOError: another process is at this run.
             FloatingPointError: the loss is not a number any more.
         """
         if self.step == self.total_steps:
@@ -150,7 +149,7 @@ class Trainer:
             )
             metrics = None
             if first:
-                stack.enter_context(_only_one(self.folder))
+                stack.enter_context(locked(self.folder, "a run"))
                 self.vocabulary.save(self.folder / "vocabulary.json")
                 writer = stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
                 metrics = stack.enter_context(_Metrics(self.folder / "metrics.csv", self.step, writer))
@@ -439,17 +438,6 @@ def _step_of(row: dict[str, str | None]) -> float:
     except (KeyError, TypeError, ValueError):
         # The kill came in the middle of this row.
         return math.inf
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Keep other processes from the same run."""
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"folder: expected a run that nobody is at, found {folder} in use by another process") from None
-        yield
 
 
 @contextmanager

@@ -11,6 +11,8 @@ _COMMANDS = {
     "extract": "photographs and captions to the SCAN layout",
     "train": "train a model",
     "evaluate": "recall tables, by the field's protocol",
+    "index": "a gallery projected once and stored",
+    "search": "images for a text, captions for an image",
     "demo": "all of it on rendered scenes, in minutes",
 }
 

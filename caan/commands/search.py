@@ -1,0 +1,157 @@
+"""Search a gallery that `caan index` has stored: images for a text, captions for an image.
+
+A shortlist by pooled vectors is put in order by the operator; --exact scores everything.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..errors import FormatError
+from ..files import read_text, replacing
+from . import options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("index", type=Path, metavar="INDEX", help="folder that caan index has made")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("text", nargs="?", help="search images for this text")
+    what.add_argument("--image", metavar="ID", help="search captions for this image of the gallery, or for a photograph's file")
+    what.add_argument("--queries", type=Path, metavar="FILE", help="search images for each line of a file; results in JSON lines")
+    what.add_argument("--interactive", action="store_true", help="ask for texts until Ctrl-D")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="how many are shown (10)")
+    parser.add_argument("--shortlist", type=int, default=200, metavar="N", help="how many the operator puts in order (200)")
+    parser.add_argument("--exact", action="store_true", help="score everything")
+    parser.add_argument("--run", dest="checkpoint", type=Path, metavar="RUN", help="where the index's model is now")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the result to this file; -: to the screen, and nothing else"
+    )
+    options.add_device_option(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Search and print."""
+    # faiss need not be there for --help.
+    from ..gallery import Searcher
+
+    if arguments.top < 1:
+        raise ValueError(f"--top: expected at least 1, got {arguments.top}")
+    if not arguments.exact and arguments.shortlist < arguments.top:
+        raise ValueError(f"--shortlist: expected at least the {arguments.top} of --top, got {arguments.shortlist}")
+    if arguments.interactive and arguments.json:
+        raise ValueError("--json: expected without --interactive, got both")
+    texts = _lines(arguments.queries) if arguments.queries else [arguments.text]
+    if arguments.text is not None and not arguments.text.strip():
+        raise ValueError("text: expected words, got none")
+    searcher = Searcher(arguments.index, arguments.checkpoint, options.device(arguments))
+    gallery = searcher.gallery
+    if not arguments.json and not arguments.queries:
+        print(f"{len(gallery.image_vectors):,} images, {len(gallery.caption_vectors):,} captions in {arguments.index}")
+    if arguments.interactive:
+        for text in _prompted():
+            try:
+                print(_table(_answer(searcher, arguments, text)))
+            except ValueError as error:
+                print(error)
+        return
+    if arguments.image is not None:
+        result: Any = _answer(searcher, arguments, None)
+    elif arguments.queries:
+        bar = tqdm(texts, unit=" queries", dynamic_ncols=True)
+        lines = (json.dumps(_answer(searcher, arguments, text), ensure_ascii=False) for text in bar)
+        if arguments.json and str(arguments.json) != "-":
+            with replacing(arguments.json) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+        else:
+            for line in lines:
+                print(line)
+        return
+    else:
+        result = _answer(searcher, arguments, arguments.text)
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    if arguments.json and str(arguments.json) != "-":
+        with replacing(arguments.json) as unfinished:
+            unfinished.write_text(f"{text}\n", encoding="utf-8")
+    print(text if str(arguments.json) == "-" else _table(result))
+
+
+def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[str, Any]:
+    """One query with what it found, in types that JSON has."""
+    begin = time.perf_counter()
+    gallery = searcher.gallery
+    query = searcher.text(text) if text is not None else _image_query(searcher, arguments.image)
+    encoded = time.perf_counter() - begin
+    if query.unknown:
+        print(f"words that the model does not know: {', '.join(query.unknown)}", file=sys.stderr)
+    hits = searcher.search(query, arguments.top, None if arguments.exact else arguments.shortlist)
+    found = []
+    for place, (item, score) in enumerate(zip(hits.items.tolist(), hits.scores.tolist(), strict=True), 1):
+        hit = {"place": place, "score": score}
+        if query.wants_images:
+            hit |= {"image": gallery.ids[item]}
+        else:
+            hit |= {"caption": gallery.captions[item], "image": gallery.ids[gallery.image_of_caption[item]]}
+        found.append(hit)
+    asked = {"text": text} if text is not None else {"image": arguments.image}
+    of = len(gallery.image_vectors if query.wants_images else gallery.caption_vectors)
+    scored = of if arguments.exact else min(arguments.shortlist, of)
+    seconds = {"encode": encoded, **hits.seconds}
+    return {**asked, "gallery": of, "scored": scored, "seconds": seconds, "hits": found}
+
+
+def _image_query(searcher, name: str):
+    """An image of the gallery by its id, else a photograph by its file."""
+    gallery = searcher.gallery
+    if name in gallery.ids:
+        return searcher.image(gallery.ids.index(name))
+    if not Path(name).is_file():
+        some = ", ".join(gallery.ids[:3])
+        raise ValueError(f"--image: expected an id of the gallery, such as {some}, or a photograph's file, got {name!r}")
+    known = [source.backbone for source in gallery.contents.sources]
+    backbone = next((backbone for backbone in known if backbone and "backbone" in backbone), None)
+    if backbone is None:
+        raise FormatError(
+            f"{gallery.folder}: expected to know which backbone made its features, to make those of {name}; found no "
+            "{split}_extract.json of caan extract when it was made"
+        )
+    from ..extraction import extract_images, load_backbone
+
+    [regions] = extract_images([name], load_backbone(backbone["backbone"], backbone["size"]))
+    return searcher.features(regions)
+
+
+def _table(result: dict[str, Any]) -> str:
+    lines = []
+    for hit in result["hits"]:
+        text = f"{hit['image']}  {hit['caption']}" if "caption" in hit else hit["image"]
+        lines.append(f"{hit['place']:4}{hit['score']:9.4f}  {text}")
+    seconds = result["seconds"]
+    stages = ", ".join(f"{name} {1000 * value:,.0f}" for name, value in seconds.items())
+    lines.append(f"{result['scored']:,} of {result['gallery']:,} scored in {1000 * sum(seconds.values()):,.0f} ms ({stages})")
+    return "\n".join(lines)
+
+
+def _lines(path: Path) -> list[str]:
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line for line in lines if line]
+    if not lines:
+        raise FormatError(f"{path}: expected a query a line, found none")
+    return lines
+
+
+def _prompted() -> Iterator[str]:
+    while True:
+        try:
+            text = input("text> ").strip()
+        except EOFError:
+            print()
+            return
+        if text:
+            yield text

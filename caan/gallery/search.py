@@ -1,0 +1,203 @@
+"""Searching a gallery: a shortlist by pooled vectors, put in order by the operator."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+import caan_kernels as ck
+
+from .. import checkpoint
+from ..data import CaptionBatch, ImageBatch
+from ..model import CAAN
+from ..vocabulary import UNKNOWN, tokenize
+from .build import pooled
+from .store import Contents, Gallery
+
+# Items that are scored at once when all are: 113 MiB of projected images at D = H = 1024.
+_TILE = 256
+
+
+class Query(NamedTuple):
+    """One caption, which asks for images, or one image, which asks for captions.
+
+    Attributes:
+        side: projected, one item.
+        vector: (1, D) float32, pooled.
+        unknown: words of a text that the model does not know.
+    """
+
+    side: ck.ProjectedWords | ck.ProjectedRegions
+    vector: np.ndarray
+    unknown: list[str]
+
+    @property
+    def wants_images(self) -> bool:
+        """Whether images are searched; else captions."""
+        return isinstance(self.side, ck.ProjectedWords)
+
+
+@dataclass
+class Hits:
+    """What a query found, the best first.
+
+    Attributes:
+        items: (K,) int64, images or captions of the gallery.
+        scores: (K,) float32, the operator's.
+        seconds: how long each stage took: shortlist, read, score.
+    """
+
+    items: np.ndarray
+    scores: np.ndarray
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Searcher:
+    """A gallery with the model that has made it.
+
+    Args:
+        folder: of the index.
+        run: the run or checkpoint; None takes the one that the index was made with.
+        device: where the model and the operator run.
+
+    Raises:
+        DataError: the index or the checkpoint cannot be used, or they do not belong together.
+    """
+
+    def __init__(self, folder: str | Path, run: str | Path | None = None, device: torch.device | str = "cpu"):
+        path = Path(run or Contents.read(Path(folder)).checkpoint)
+        model, self.vocabulary, _ = checkpoint.load_model(path)
+        self.gallery = Gallery(folder, checkpoint.digest(model, self.vocabulary), path)
+        self.device = torch.device(device)
+        self.model: CAAN = model.to(self.device)
+
+    def text(self, text: str) -> Query:
+        """A text as a query.
+
+        Raises:
+            ValueError: it has no words.
+        """
+        words = tokenize(text)
+        if not words:
+            raise ValueError(f"query: expected a text with words, got {text!r}")
+        ids = torch.tensor([self.vocabulary.encode(text)])
+        batch = CaptionBatch(ids, torch.tensor([ids.shape[1]]), torch.tensor([0]))
+        side = self.model.project_captions(batch.to(self.device))
+        unknown = [word for word in words if self.vocabulary[word] == UNKNOWN]
+        return Query(side, pooled(side.features.cpu(), batch.word_lengths).numpy(), unknown)
+
+    def features(self, regions: np.ndarray) -> Query:
+        """The region features of one image, (R, F), as a query.
+
+        Raises:
+            ValueError: F is not the model's.
+        """
+        if regions.shape[1] != self.model.config.region_width:
+            raise ValueError(f"regions: expected features of width {self.model.config.region_width}, got {regions.shape[1]}")
+        batch = ImageBatch(torch.from_numpy(regions)[None], torch.tensor([len(regions)]), torch.tensor([0]))
+        side = self.model.project_images(batch.to(self.device))
+        return Query(side, pooled(side.features.cpu(), batch.region_lengths).numpy(), [])
+
+    def image(self, number: int) -> Query:
+        """An image of the gallery as a query."""
+        side = self._on_device(self.gallery.images(np.array([number])))
+        return Query(side, self.gallery.image_vectors[number : number + 1], [])
+
+    def caption(self, number: int) -> Query:
+        """A caption of the gallery as a query."""
+        side = self._on_device(self.gallery.words(np.array([number])))
+        return Query(side, self.gallery.caption_vectors[number : number + 1], [])
+
+    def search(self, query: Query, top: int = 10, shortlist: int | None = 200) -> Hits:
+        """The best of the gallery.
+
+        Args:
+            query: from `text`, `features`, `image` or `caption`.
+            top: how many; fewer where the gallery has fewer.
+            shortlist: how many items, by their pooled vectors, the operator puts in order; None: all of them.
+
+        Raises:
+            ValueError: a number is out of range, or nothing is there to be found.
+        """
+        vectors = self.gallery.image_vectors if query.wants_images else self.gallery.caption_vectors
+        if top < 1:
+            raise ValueError(f"top: expected at least 1, got {top}")
+        if shortlist is not None and shortlist < top:
+            raise ValueError(f"shortlist: expected at least the {top} that are asked for, got {shortlist}")
+        if not len(vectors):
+            raise ValueError(f"query: expected a gallery with {'images' if query.wants_images else 'captions'}, found none")
+        seconds = dict.fromkeys(("shortlist", "read", "score"), 0.0)
+        with _timed(seconds, "shortlist"):
+            if shortlist is None:
+                items = np.arange(len(vectors))
+            else:
+                items = np.sort(faiss.knn(query.vector, vectors, min(shortlist, len(vectors)), faiss.METRIC_INNER_PRODUCT)[1][0])
+        scores = np.empty(len(items), np.float32)
+        for first in range(0, len(items), _TILE):
+            part = slice(first, first + _TILE)
+            with _timed(seconds, "read"):
+                found = self._on_device(self.gallery.images(items[part]) if query.wants_images else self.gallery.words(items[part]))
+            with _timed(seconds, "score"):
+                scores[part] = self._scores(query, found).cpu().numpy()
+        # Of equal scores the first in the gallery comes first.
+        best = np.argsort(-scores, kind="stable")[:top]
+        return Hits(items[best], scores[best], seconds)
+
+    @torch.no_grad()
+    def _scores(self, query: Query, found: ck.ProjectedRegions | ck.ProjectedWords) -> Tensor:
+        regions, words = (found, query.side) if query.wants_images else (query.side, found)
+        count = len(found.features)
+        pairs = torch.zeros(count, 2, dtype=torch.int64)
+        pairs[:, 0 if query.wants_images else 1] = torch.arange(count)
+        return self.model.attention(regions, words, pairs)
+
+    @torch.no_grad()
+    def word_attention(self, query: Query, items: np.ndarray) -> np.ndarray:
+        """(K, N) float32, g of equation 5: what the words of a text, marks included, count for each of K images."""
+        regions = self._on_device(self.gallery.images(items))
+        pairs = torch.stack((torch.arange(len(items)), torch.zeros(len(items), dtype=torch.int64)), dim=1)
+        return self.model.attention.maps(regions, query.side, pairs).word_attention.cpu().numpy()
+
+    def _on_device(self, side: ck.ProjectedRegions | ck.ProjectedWords):
+        return side._replace(features=side.features.to(self.device), products=side.products.to(self.device))
+
+
+def shortlist_recall(
+    searcher: Searcher, queries: Sequence[Query], lengths: Sequence[int], tops: Sequence[int] = (1, 5, 10)
+) -> dict[int, dict[int, float]]:
+    """How much of the exact ranking shortlists hold.
+
+    Args:
+        searcher: of the gallery.
+        queries: all for images, or all for captions.
+        lengths: of the shortlists.
+        tops: how many of the exact ranking's best are looked for.
+
+    Returns:
+        {length: {top: percentage of the exact top that is in the shortlist, over all queries}}.
+    """
+    found = {length: dict.fromkeys(tops, 0.0) for length in lengths}
+    gallery = searcher.gallery
+    for query in queries:
+        exact = searcher.search(query, max(tops), None).items
+        vectors = gallery.image_vectors if query.wants_images else gallery.caption_vectors
+        nearest = faiss.knn(query.vector, vectors, min(max(lengths), len(vectors)), faiss.METRIC_INNER_PRODUCT)[1][0]
+        for length, by_top in found.items():
+            for top in tops:
+                wanted = exact[:top]
+                by_top[top] += 100 * float(np.isin(wanted, nearest[:length]).mean()) / len(queries)
+    return found
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    yield
+    seconds[stage] += time.perf_counter() - begin

@@ -1,0 +1,233 @@
+"""An index on the disk: a folder of segments, each written whole, and a file that says which of them count.
+
+    index.json            which model, which sources, how many of their images are in, and the segments with their files' sizes
+    segment-00000/        up to 1,024 images and their captions
+      regions.npy           (n, R, D) unit vectors, float32
+      region_products.npy   (n, R, 2H), [V region_intra | V word_inter]
+      region_lengths.npy    (n,) int64
+      image_vectors.npy     (n, D), the mean of an image's regions, of unit length
+      words.npy             (W, D) unit vectors of all captions' words, one caption after the other
+      word_products.npy     (W, D + 2H), [U affinityᵀ | U region_inter | U word_intra]
+      word_ends.npy         (t,) int64, where each caption ends in the two
+      caption_vectors.npy   (t, D), the mean of a caption's words, of unit length
+      image_of_caption.npy  (t,) int64, from 0 to n - 1
+      texts.json            the images' ids and the captions
+
+A segment that index.json does not list does not count, so a kill at any moment loses the segment under way and no other.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import caan_kernels as ck
+
+from ..errors import FormatError, MissingFileError, StaleIndexError, TruncatedFileError
+from ..files import replacing
+
+FORMAT = "caan-index-1"
+ARRAYS = (
+    *("regions", "region_products", "region_lengths", "image_vectors"),
+    *("words", "word_products", "word_ends", "caption_vectors", "image_of_caption"),
+)
+
+
+@dataclass
+class Source:
+    """A split that is in an index, or on its way there.
+
+    Attributes:
+        data: the folder that it is from.
+        split: its name.
+        digest: of its captions and features, `Split.digest`.
+        images: how many it has.
+        backbone: what made its features, as `caan extract` has it; None where that is not known.
+        segments: those that are written: their folder, numbers of images and captions, and the size of each file in bytes.
+    """
+
+    data: str
+    split: str
+    digest: str
+    images: int
+    backbone: dict[str, Any] | None
+    segments: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def finished(self) -> int:
+        """How many images are in."""
+        return sum(segment["images"] for segment in self.segments)
+
+
+@dataclass
+class Contents:
+    """What index.json says.
+
+    Attributes:
+        model: `caan.checkpoint.digest` of the model that projected everything.
+        checkpoint: where that was.
+        sources: in the order in which they were added.
+    """
+
+    model: str
+    checkpoint: str
+    sources: list[Source]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Contents":
+        """Read it.
+
+        Raises:
+            MissingFileError, FormatError: there is none, or it is none of ours.
+        """
+        path = folder / "index.json"
+        if not path.is_file():
+            raise MissingFileError(f"{path}: expected an index that caan index has made, found no such file")
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            found = facts.pop("format")
+            if found != FORMAT:
+                raise FormatError(
+                    f"{path}: expected an index of format {FORMAT}, found {found}; caan index makes it anew elsewhere"
+                )
+            return cls(facts["model"], facts["checkpoint"], [Source(**source) for source in facts["sources"]])
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise FormatError(f"{path}: expected what caan index writes: {type(error).__name__}: {error}") from None
+
+    def write(self, folder: Path) -> None:
+        """Write it; a reader sees the old file or the new one."""
+        with replacing(folder / "index.json") as unfinished:
+            unfinished.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False), encoding="utf-8")
+
+    def check_model(self, digest: str, folder: Path, checkpoint: str | Path) -> None:
+        """Compare with a model.
+
+        Raises:
+            StaleIndexError: it is another one.
+        """
+        if digest != self.model:
+            raise StaleIndexError(
+                f"{folder}: expected an index of the model in {checkpoint}, found one of another model (it was in "
+                f"{self.checkpoint}), whose numbers mean nothing to this one; caan index with another --out makes a new index"
+            )
+
+
+class _Segment:
+    """One segment, its files memory-mapped."""
+
+    def __init__(self, folder: Path, sizes: dict[str, int]):
+        for name, size in sizes.items():
+            path = folder / name
+            found = path.stat().st_size if path.is_file() else 0
+            if found != size:
+                raise TruncatedFileError(
+                    f"{path}: expected {size:,} bytes, found {found:,}; caan index with another --out makes it anew"
+                )
+        self.folder = folder
+        for name in ARRAYS:
+            try:
+                setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+            except ValueError as error:
+                raise FormatError(f"{folder / name}.npy: expected an array of an index: {error}") from None
+
+    @cached_property
+    def texts(self) -> dict[str, list[str]]:
+        return json.loads((self.folder / "texts.json").read_text(encoding="utf-8"))
+
+
+class Gallery:
+    """A finished index, open for reading. Images and captions are numbered in the order in which they were added.
+
+    Args:
+        folder: of the index.
+        digest: of the model that is to score, `caan.checkpoint.digest`.
+        checkpoint: where that model is, for messages.
+
+    Attributes:
+        image_vectors: (I, D) float32, in memory.
+        caption_vectors: (T, D) float32, in memory.
+        image_of_caption: (T,) int64.
+        ids: I names.
+        captions: T texts.
+
+    Raises:
+        MissingFileError, FormatError, TruncatedFileError: there is no index, or it is damaged or half written.
+        StaleIndexError: another model has made it.
+    """
+
+    def __init__(self, folder: str | Path, digest: str, checkpoint: str | Path):
+        self.folder = Path(folder)
+        self.contents = Contents.read(self.folder)
+        self.contents.check_model(digest, self.folder, checkpoint)
+        for source in self.contents.sources:
+            if source.finished != source.images:
+                raise TruncatedFileError(
+                    f"{self.folder}: expected a finished index, found {source.finished:,} of the {source.images:,} images of "
+                    f"{source.split} in {source.data}; the same caan index command continues"
+                )
+        listed = [segment for source in self.contents.sources for segment in source.segments]
+        self._segments = [_Segment(self.folder / segment["folder"], segment["bytes"]) for segment in listed]
+        self._first_image = np.cumsum([0, *(len(segment.regions) for segment in self._segments)])
+        self._first_caption = np.cumsum([0, *(len(segment.word_ends) for segment in self._segments)])
+        self.image_vectors = np.concatenate([segment.image_vectors for segment in self._segments])
+        self.caption_vectors = np.concatenate([segment.caption_vectors for segment in self._segments])
+        numbered = zip(self._segments, self._first_image, strict=False)
+        self.image_of_caption = np.concatenate([segment.image_of_caption + first for segment, first in numbered])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        return [text for segment in self._segments for text in segment.texts["ids"]]
+
+    @cached_property
+    def captions(self) -> list[str]:
+        return [text for segment in self._segments for text in segment.texts["captions"]]
+
+    def images(self, numbers: np.ndarray) -> ck.ProjectedRegions:
+        """Images by their numbers, (P,) int64: regions of P images, in that order."""
+        found = [
+            (places, segment.regions[rows], segment.region_products[rows], segment.region_lengths[rows])
+            for places, segment, rows in self._located(numbers, self._first_image)
+        ]
+        most = max(int(lengths.max()) for *_, lengths in found) or 1
+        features, products, lengths = _empty(len(numbers), most, found[0][1].shape[2], found[0][2].shape[2])
+        for places, regions, region_products, own in found:
+            width = min(most, regions.shape[1])
+            features[places, :width] = torch.from_numpy(regions[:, :width])
+            products[places, :width] = torch.from_numpy(region_products[:, :width])
+            lengths[places] = torch.from_numpy(own)
+        return ck.ProjectedRegions(features, products, lengths)
+
+    def words(self, numbers: np.ndarray) -> ck.ProjectedWords:
+        """Captions by their numbers, (P,) int64: words of P captions, in that order."""
+        found = []
+        for places, segment, rows in self._located(numbers, self._first_caption):
+            ends = segment.word_ends[rows]
+            begins = np.where(rows > 0, segment.word_ends[rows - 1], 0)
+            found += zip(places, [segment] * len(rows), begins, ends, strict=True)
+        most = max(int(end - begin) for *_, begin, end in found)
+        first = found[0][1]
+        features, products, lengths = _empty(len(numbers), most, first.words.shape[1], first.word_products.shape[1])
+        for place, segment, begin, end in found:
+            features[place, : end - begin] = torch.from_numpy(np.array(segment.words[begin:end]))
+            products[place, : end - begin] = torch.from_numpy(np.array(segment.word_products[begin:end]))
+            lengths[place] = int(end - begin)
+        return ck.ProjectedWords(features, products, lengths)
+
+    def _located(self, numbers: np.ndarray, firsts: np.ndarray) -> Iterator[tuple[np.ndarray, _Segment, np.ndarray]]:
+        """Of each segment that has some of the numbers: their places among the numbers, the segment, and their rows there."""
+        owner = np.searchsorted(firsts, numbers, side="right") - 1
+        for index in np.unique(owner):
+            places = np.flatnonzero(owner == index)
+            # Rows that lie together are read together.
+            places = places[np.argsort(numbers[places], kind="stable")]
+            yield places, self._segments[index], numbers[places] - firsts[index]
+
+
+def _empty(count: int, length: int, width: int, products: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.zeros(count, length, width), torch.zeros(count, length, products), torch.zeros(count, dtype=torch.int64)

@@ -1,0 +1,260 @@
+"""Index and search: the scores and order of the whole matrix; kills lose nothing; what cannot be used is refused."""
+
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_evaluation import make_model, split, whole_matrix  # noqa: F401
+
+from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
+from caan.commands import main
+from caan.data import load_scan_split
+from caan.files import locked
+from caan.gallery import Contents, Searcher, build, build_index, shortlist_recall
+
+
+@pytest.fixture(autouse=True)
+def small_segments(monkeypatch):
+    """24 images are four segments, the last of 3."""
+    monkeypatch.setattr(build, "_SEGMENT", 7)
+    monkeypatch.setattr(build, "_BATCH", 4)
+
+
+@pytest.fixture
+def run_folder(split, tmp_path):  # noqa: F811
+    (tmp_path / "run").mkdir()
+    checkpoint.save_model(tmp_path / "run" / "best.safetensors", *make_model(split, 0))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def index(split, run_folder, tmp_path):  # noqa: F811
+    model, vocabulary, _ = checkpoint.load_model(run_folder)
+    build_index(tmp_path / "index", model, vocabulary, run_folder, split)
+    return tmp_path / "index"
+
+
+def test_exact_search_is_the_whole_matrix(split, index):  # noqa: F811
+    scores = whole_matrix([make_model(split, 0)], split).numpy()
+    searcher = Searcher(index)
+    for number in (0, 57, 119):
+        for query in (searcher.caption(number), searcher.text(split.captions[number])):
+            hits = searcher.search(query, 24, None)
+            np.testing.assert_allclose(hits.scores, scores[hits.items, number], atol=2e-6)
+            assert sorted(hits.items) == list(range(24)) and (np.diff(hits.scores) <= 0).all()
+    for number in (0, 8, 23):
+        features = split.read_regions(number)
+        for query in (searcher.image(number), searcher.features(features)):
+            hits = searcher.search(query, 120, None)
+            np.testing.assert_allclose(hits.scores, scores[number, hits.items], atol=2e-6)
+            assert sorted(hits.items) == list(range(120))
+    gallery = searcher.gallery
+    assert gallery.ids == split.ids and gallery.captions == split.captions
+    assert (gallery.image_of_caption == split.image_of_caption).all()
+
+
+def test_a_shortlist_is_in_the_exact_order_bit_for_bit(index):
+    searcher = Searcher(index)
+    for query in (searcher.caption(3), searcher.image(3)):
+        exact = searcher.search(query, 24, None)
+        score = dict(zip(exact.items.tolist(), exact.scores.tolist(), strict=True))
+        everything = searcher.search(query, 120, None)
+        score |= dict(zip(everything.items.tolist(), everything.scores.tolist(), strict=True))
+        hits = searcher.search(query, 5, 9)
+        assert hits.scores.tolist() == [score[item] for item in hits.items.tolist()] and len(hits.items) == 5
+        # The nearest nine by pooled vectors, and no other, are scored.
+        vectors = searcher.gallery.image_vectors if query.wants_images else searcher.gallery.caption_vectors
+        nearest = np.argsort(-(vectors @ query.vector[0]), kind="stable")[:9]
+        assert set(hits.items) == set(sorted(nearest, key=lambda item: -score[item])[:5])
+
+
+def test_recall_of_shortlists(index):
+    searcher = Searcher(index)
+    queries = [searcher.caption(number) for number in range(20)]
+    found = shortlist_recall(searcher, queries, (3, 24), (1, 5))
+    assert found[24] == {1: pytest.approx(100), 5: pytest.approx(100)}
+    expected = 0
+    for query in queries:
+        best = searcher.search(query, 1, None).items[0]
+        nearest = np.argsort(-(searcher.gallery.image_vectors @ query.vector[0]))[:3]
+        expected += 100 * (best in nearest) / 20
+    assert found[3][1] == pytest.approx(expected) and 0 < found[3][5] < 100
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.glob("segment-*/*"))}
+
+
+BUILD = """
+import os, signal, sys
+from pathlib import Path
+from caan.commands import main
+from caan.files import locked
+from caan.gallery import build, store
+build._SEGMENT, build._BATCH = 7, 4
+out, when, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+def counted(function):
+    def call(*arguments, **options):
+        global count
+        result = function(*arguments, **options)
+        count -= 1
+        if count == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return call
+if when == "file":
+    build._to_disk = counted(build._to_disk)
+elif when == "segment":
+    store.Contents.write = counted(store.Contents.write)
+sys.exit(main(["index", str(out.parent / "run"), "--data", str(out.parent), "--out", str(out)]))
+"""
+
+
+@pytest.mark.parametrize(("when", "count", "left"), [("file", 13, 7), ("segment", 3, 21)])
+def test_a_killed_index_continues(index, tmp_path, when, count, left):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-c", BUILD, str(out)]
+    assert subprocess.run([*command, when, str(count)], capture_output=True).returncode == -signal.SIGKILL
+    with pytest.raises(errors.TruncatedFileError, match=f"expected a finished index, found {left} of the 24 images of test"):
+        Searcher(out)
+    run = subprocess.run([*command, "never", "0"], capture_output=True, text=True)
+    assert run.returncode == 0 and f"test: continues after {left} of 24 images" in run.stdout
+    assert files(out) == files(index)
+    run = subprocess.run([*command, "never", "0"], capture_output=True, text=True)
+    assert "all of its 24 images are in" in run.stdout
+
+
+def test_another_split_is_added(split, index, run_folder, tmp_path, write_split):  # noqa: F811
+    before = files(index)
+    more = np.random.default_rng(1).standard_normal((9, 3, 6)).astype(np.float32)
+    write_split(tmp_path, "more", more, [f"word{number % 12} word3" for number in range(45)], [f"m{number}" for number in range(9)])
+    model, vocabulary, _ = checkpoint.load_model(run_folder)
+    build_index(index, model, vocabulary, run_folder, load_scan_split(tmp_path, "more"))
+    assert before.items() <= files(index).items()
+    searcher = Searcher(index)
+    assert len(searcher.gallery.ids) == 33 and searcher.gallery.ids[24:26] == ["m0", "m1"]
+    assert searcher.gallery.image_of_caption[120:126].tolist() == [24] * 5 + [25]
+    alone = tmp_path / "alone"
+    build_index(alone, model, vocabulary, run_folder, load_scan_split(tmp_path, "more"))
+    whole, expected = (other.search(other.text("word3"), 33, None) for other in (searcher, Searcher(alone)))
+    assert len(whole.items) == 33 and len(expected.items) == 9
+    ours = whole.items >= 24
+    assert (whole.items[ours] - 24).tolist() == expected.items.tolist() and (whole.scores[ours] == expected.scores).all()
+
+
+def test_what_is_refused(split, index, run_folder, tmp_path):  # noqa: F811
+    other = tmp_path / "other.safetensors"
+    checkpoint.save_model(other, *make_model(split, 1))
+    with pytest.raises(
+        errors.StaleIndexError, match=r"expected an index of the model in .*other.safetensors, found one of another"
+    ):
+        Searcher(index, other)
+    model, vocabulary, _ = checkpoint.load_model(other)
+    with pytest.raises(errors.StaleIndexError):
+        build_index(index, model, vocabulary, other, split)
+    path = index / "segment-00001" / "regions.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:-10])
+    with pytest.raises(errors.TruncatedFileError, match=rf"regions.npy: expected {len(data):,} bytes, found {len(data) - 10:,}"):
+        Searcher(index)
+    path.write_bytes(data)
+    facts = json.loads((index / "index.json").read_text())
+    for change, message in (({"format": "caan-index-9"}, "format caan-index-1, found caan-index-9"), ({"model": None}, "KeyError")):
+        changed = {**facts, **change}
+        changed = {name: value for name, value in changed.items() if value is not None}
+        (index / "index.json").write_text(json.dumps(changed))
+        with pytest.raises(errors.FormatError, match=message):
+            Searcher(index)
+    with pytest.raises(errors.MissingFileError, match="expected an index that caan index has made"):
+        Contents.read(tmp_path)
+
+
+def test_the_command(split, index, run_folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+    def search(*arguments):
+        code = main(["search", str(index), *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    code, out, err = search("word1 word2 zebra", "--top", 3, "--shortlist", 5)
+    assert code == 0 and "words that the model does not know: zebra" in err
+    assert len(re.findall(r"^ +\d +-?\d\.\d{4}  \d+$", out, re.MULTILINE)) == 3 and "5 of 24 scored in" in out
+    code, out, _ = search("word1 word2", "--json", "-", "--exact", "--top", 2)
+    found = json.loads(out)
+    searcher = Searcher(index)
+    hits = searcher.search(searcher.text("word1 word2"), 2, None)
+    assert [(hit["image"], hit["score"]) for hit in found["hits"]] == [
+        (split.ids[item], float(score)) for item, score in zip(hits.items, hits.scores, strict=True)
+    ]
+    assert (found["gallery"], found["scored"]) == (24, 24)
+    code, out, _ = search("--image", split.ids[4], "--top", 120, "--exact", "--json", tmp_path / "hits.json")
+    assert {hit["caption"] for hit in json.loads((tmp_path / "hits.json").read_text())["hits"]} == set(split.captions)
+    queries = tmp_path / "queries.txt"
+    queries.write_text("word1\n\nword2 word3\n")
+    code, out, err = search("--queries", queries)
+    assert [json.loads(line)["text"] for line in out.splitlines()] == ["word1", "word2 word3"] and "2/2" in err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("word1\n  \nword2\n"))
+    code, out, _ = search("--interactive", "--top", 1)
+    assert code == 0 and out.count("scored in") == 2
+
+    for arguments, message in (
+        (["x", "--top", 0], "--top: expected at least 1, got 0"),
+        (["x", "--shortlist", 5], "--shortlist: expected at least the 10 of --top, got 5"),
+        ([" "], "text: expected words, got none"),
+        (["--image", "nobody.jpg"], "--image: expected an id of the gallery, such as 0, 1, 2, or a photograph's file"),
+        (["--queries", tmp_path / "none"], "none: expected a text file, found no such file"),
+        (["--interactive", "--json", "-"], "--json: expected without --interactive"),
+    ):
+        code, _, err = search(*arguments)
+        assert code == 1 and message in err and err.count("\n") == 1
+
+
+def test_check_is_printed(split, run_folder, tmp_path, capsys):  # noqa: F811
+    assert main(["index", str(run_folder), "--data", str(tmp_path), "--out", str(tmp_path / "index"), "--check", "6"]) == 0
+    out = capsys.readouterr().out
+    assert "24 images, 120 captions" in out and "text → image, 6 queries" in out and "image → text, 6 queries" in out
+    # A shortlist that has room for all holds all.
+    assert len(re.findall(r"shortlist of +(?:50|100|200|500)(?: +\d+\.\d%){3}", out)) == 8
+    assert "shortlist of   50   100.0%   100.0%   100.0%" in out
+
+
+def test_search_with_a_photograph(tmp_path, capsys):
+    """Features from the backbone that made the gallery's: an image of the gallery finds its own captions as by its id."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray(generator.integers(0, 255, (40, 40, 3), dtype=np.uint8)).resize((200, 200)).save(photos / f"{number}.png")
+    captions = tmp_path / "captions.csv"
+    captions.write_text("image,caption\n" + "".join(f"{n}.png,picture {n} {w}\n" for n in range(3) for w in "abcde"))
+    extract = ["extract", "--photos", photos, "--captions", captions, "--out", tmp_path, "--split", "test"]
+    assert main([*map(str, extract)]) == 0
+    scanned = load_scan_split(tmp_path, "test")
+    torch.manual_seed(0)
+    vocabulary = Vocabulary.from_captions(scanned.captions, 1)
+    path = tmp_path / "model.safetensors"
+    checkpoint.save_model(path, CAAN(ModelConfig(scanned.regions.width, len(vocabulary), width=8, word_width=4)), vocabulary)
+    assert main(["index", str(path), "--data", str(tmp_path), "--out", str(tmp_path / "index")]) == 0
+    capsys.readouterr()
+    found = []
+    for image in ("1.png", photos / "1.png"):
+        assert main(["search", str(tmp_path / "index"), "--image", str(image), "--json", "-", "--exact"]) == 0
+        found.append([(hit["caption"], round(hit["score"], 5)) for hit in json.loads(capsys.readouterr().out)["hits"]])
+    assert found[0] == found[1]
+
+
+def test_two_processes_do_not_write_one_index(split, index, run_folder, tmp_path):  # noqa: F811
+    model, vocabulary, _ = checkpoint.load_model(run_folder)
+    with locked(index, "an index"), pytest.raises(BlockingIOError, match="expected an index that nobody is at"):
+        build_index(index, model, vocabulary, run_folder, split)
+
+
+def test_an_open_gallery_is_mapped(index):
+    segment = Searcher(index).gallery._segments[0]
+    assert isinstance(segment.regions, np.memmap) and isinstance(segment.word_products, np.memmap)

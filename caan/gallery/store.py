@@ -17,6 +17,7 @@ A segment that index.json does not list does not count, so a kill at any moment 
 """
 
 import json
+import mmap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -190,9 +191,13 @@ class Gallery:
 
     def images(self, numbers: np.ndarray) -> ck.ProjectedRegions:
         """Images by their numbers, (P,) int64: regions of P images, in that order."""
+        located = list(self._located(numbers, self._first_image))
+        for _, segment, rows in located:
+            for array in (segment.regions, segment.region_products):
+                _announce(array, rows, rows + 1)
         found = [
             (places, segment.regions[rows], segment.region_products[rows], segment.region_lengths[rows])
-            for places, segment, rows in self._located(numbers, self._first_image)
+            for places, segment, rows in located
         ]
         most = max(int(lengths.max()) for *_, lengths in found) or 1
         features, products, lengths = _empty(len(numbers), most, found[0][1].shape[2], found[0][2].shape[2])
@@ -209,6 +214,8 @@ class Gallery:
         for places, segment, rows in self._located(numbers, self._first_caption):
             ends = segment.word_ends[rows]
             begins = np.where(rows > 0, segment.word_ends[rows - 1], 0)
+            for array in (segment.words, segment.word_products):
+                _announce(array, begins, ends)
             found += zip(places, [segment] * len(rows), begins, ends, strict=True)
         most = max(int(end - begin) for *_, begin, end in found)
         first = found[0][1]
@@ -227,6 +234,16 @@ class Gallery:
             # Rows that lie together are read together.
             places = places[np.argsort(numbers[places], kind="stable")]
             yield places, self._segments[index], numbers[places] - firsts[index]
+
+
+def _announce(array: np.memmap, begins: np.ndarray, ends: np.ndarray) -> None:
+    """Have the kernel fetch rows, all at once: read one after the other, a cold disk is waited for at every one of them."""
+    mapped, stride = array._mmap, array.strides[0]
+    # The map begins on a page before the values, where the header is.
+    values = array.offset % mmap.ALLOCATIONGRANULARITY
+    for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+        first = (values + begin * stride) // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_WILLNEED, first, values + end * stride - first)
 
 
 def _empty(count: int, length: int, width: int, products: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,10 +32,17 @@ class Contents(NamedTuple):
 
 
 def write(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write tensors and plain values; a reader sees the old file or the new one, never a part."""
+    """Write tensors and plain values; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written; the old file stays.
+    """
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with replacing(path) as unfinished:
-        save_file(tensors, unfinished, {"caan": json.dumps({"format": FORMAT, **facts})})
+        try:
+            save_file(tensors, unfinished, {"caan": json.dumps({"format": FORMAT, **facts})})
+        except SafetensorError as error:
+            raise OSError(f"{path}: expected to be able to write it: {error}") from None
 
 
 def read(path: str | Path) -> Contents:

@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -173,19 +174,26 @@ def _write_segment(folder: Path, arrays: dict[str, np.ndarray], texts: dict[str,
     # A folder of that name is one that a kill left.
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    sizes = {}
     for name, array in arrays.items():
-        with (folder / f"{name}.npy").open("wb") as file:
+        with _written(folder / f"{name}.npy") as file:
             np.save(file, array, allow_pickle=False)
+    with _written(folder / "texts.json") as file:
+        file.write(json.dumps(texts, ensure_ascii=False).encode())
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which is on the disk when the block ends."""
+    try:
+        with path.open("wb") as file:
+            yield file
             _to_disk(file)
-        sizes[f"{name}.npy"] = (folder / f"{name}.npy").stat().st_size
-    with (folder / "texts.json").open("w", encoding="utf-8") as file:
-        json.dump(texts, file, ensure_ascii=False)
-        _to_disk(file)
-    sizes["texts.json"] = (folder / "texts.json").stat().st_size
-    return sizes
+    except OSError as error:
+        # NumPy's tells neither the file nor what is wrong with it.
+        raise OSError(f"{path}: expected to be able to write it: {error}") from None
 
 
-def _to_disk(file: Any) -> None:
+def _to_disk(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())

@@ -13,6 +13,7 @@ _COMMANDS = {
     "evaluate": "recall tables, by the field's protocol",
     "index": "a gallery projected once and stored",
     "search": "images for a text, captions for an image",
+    "show": "pictures of a pair, of a training, of what is retrieved",
     "demo": "all of it on rendered scenes, in minutes",
 }
 

@@ -1,7 +1,7 @@
 """Train and evaluate on rendered scenes of coloured shapes: no data, no network, a few minutes on two cores.
 
-Scenes are drawn and described, their features extracted, the preset "demo" trained, and retrieval measured on scenes with
-pairs of colour and shape that training never showed. Stopped or killed, the same command continues.
+Scenes are drawn and described, their features extracted, the preset "demo" trained, retrieval measured on scenes with pairs of
+colour and shape that training never showed, and a page of it written. Stopped or killed, the same command continues.
 """
 
 import argparse
@@ -10,7 +10,7 @@ from pathlib import Path
 from ..demo import scenes
 from ..extraction import read_captions
 from ..presets import PRESETS
-from . import evaluate, extract, options, train
+from . import evaluate, extract, options, show, train
 
 _SCENES = {"train": 1500, "dev": 300, "test": 300}
 _TITLES = {
@@ -51,6 +51,11 @@ def run(arguments: argparse.Namespace) -> None:
     for split, title in _TITLES.items():
         print(f"\n{split}: {title}")
         _command(evaluate, run_folder, *common, "--split", split)
+    pictures = ("--split", "test", "--photos", arguments.out / "photos" / "test", "--out")
+    print()
+    _command(show, "retrieval", run_folder, *common, "--queries", 6, *pictures, arguments.out / "retrieval.html")
+    _command(show, "pair", run_folder, *common, "--image", 0, *pictures, arguments.out / "pair.png")
+    _command(show, "training", run_folder, "--out", arguments.out / "training.png")
 
 
 def _command(module, *arguments: object) -> None:

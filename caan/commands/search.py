@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ..errors import FormatError
 from ..files import read_text, replacing
+from ..vocabulary import tokenize
 from . import options
 
 
@@ -33,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the result to this file; -: to the screen, and nothing else"
     )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures to this file")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of the photographs, for --html")
     options.add_device_option(parser)
 
 
@@ -45,8 +49,12 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--top: expected at least 1, got {arguments.top}")
     if not arguments.exact and arguments.shortlist < arguments.top:
         raise ValueError(f"--shortlist: expected at least the {arguments.top} of --top, got {arguments.shortlist}")
-    if arguments.interactive and arguments.json:
-        raise ValueError("--json: expected without --interactive, got both")
+    for name in ("json", "html"):
+        path = getattr(arguments, name)
+        if arguments.interactive and path:
+            raise ValueError(f"--{name}: expected without --interactive, got both")
+        if path and not path.absolute().parent.is_dir():
+            raise ValueError(f"--{name}: expected a file in a folder that is there, got {path}")
     texts = _lines(arguments.queries) if arguments.queries else [arguments.text]
     if arguments.text is not None and not arguments.text.strip():
         raise ValueError("text: expected words, got none")
@@ -61,25 +69,56 @@ def run(arguments: argparse.Namespace) -> None:
             except ValueError as error:
                 print(error)
         return
-    if arguments.image is not None:
-        result: Any = _answer(searcher, arguments, None)
-    elif arguments.queries:
-        bar = tqdm(texts, unit=" queries", dynamic_ncols=True)
-        lines = (json.dumps(_answer(searcher, arguments, text), ensure_ascii=False) for text in bar)
-        if arguments.json and str(arguments.json) != "-":
-            with replacing(arguments.json) as unfinished, unfinished.open("w", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in lines)
-        else:
-            for line in lines:
-                print(line)
-        return
+    if arguments.queries:
+        texts = tqdm(texts, unit=" queries", dynamic_ncols=True)
+    results = [_answer(searcher, arguments, text) for text in texts]
+    if arguments.queries:
+        text = "".join(f"{json.dumps(result, ensure_ascii=False)}\n" for result in results)
     else:
-        result = _answer(searcher, arguments, arguments.text)
-    text = json.dumps(result, indent=1, ensure_ascii=False)
+        text = json.dumps(results[0], indent=1, ensure_ascii=False) + "\n"
     if arguments.json and str(arguments.json) != "-":
         with replacing(arguments.json) as unfinished:
-            unfinished.write_text(f"{text}\n", encoding="utf-8")
-    print(text if str(arguments.json) == "-" else _table(result))
+            unfinished.write_text(text, encoding="utf-8")
+    elif arguments.json or arguments.queries:
+        print(text, end="")
+    if not arguments.queries and str(arguments.json) != "-":
+        print(_table(results[0]))
+    if arguments.html:
+        _write_page(searcher, arguments, results)
+
+
+def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+    """The results as a page: photographs where they are known, and the words that decided."""
+    from ..pages import Answer, Hit, write_retrieval_page
+    from ..photographs import PhotoFolder
+
+    gallery = searcher.gallery
+    folder = PhotoFolder(arguments.photos) if arguments.photos else None
+    number = {name: index for index, name in reversed(list(enumerate(gallery.ids)))}
+    answers = []
+    for result in results:
+        words = [()] * len(result["hits"])
+        if "text" in result:
+            query = searcher.text(result["text"])
+            images = np.array([number[hit["image"]] for hit in result["hits"]])
+            marked = ["<start>", *tokenize(result["text"]), "<end>"]
+            words = [list(zip(marked, row.tolist(), strict=True)) for row in searcher.word_attention(query, images)]
+        hits = [
+            Hit(
+                hit.get("caption", hit["image"]),
+                hit["score"],
+                photograph=folder.find(hit["image"]) if folder and "text" in result else None,
+                words=own,
+            )
+            for hit, own in zip(result["hits"], words, strict=True)
+        ]
+        asked = result.get("image", "")
+        photograph = None
+        if asked:
+            photograph = Path(asked) if Path(asked).is_file() else folder and folder.find(asked)
+        note = f"{result['scored']:,} of {result['gallery']:,} scored"
+        answers.append(Answer(result.get("text", asked), hits, photograph, note))
+    write_retrieval_page(arguments.html, f"Search in {arguments.index.name}", answers)
 
 
 def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from .backbones import DEFAULT_BACKBONE, Backbone, MapBackbone, load_backbone
 from .bottom_up import open_features
-from .photographs import Photographs, extract_images
+from .photographs import Photographs, extract_images, grid_boxes, read_photograph
 from .run import Regions, RegionSource, Summary, Unreadable, extract_split
 from .sources import FORMATS, CaptionedImage, read_captions, read_names
 
@@ -19,8 +19,10 @@ __all__ = [
     "Unreadable",
     "extract_images",
     "extract_split",
+    "grid_boxes",
     "load_backbone",
     "open_features",
     "read_captions",
     "read_names",
+    "read_photograph",
 ]

@@ -50,7 +50,7 @@ class Photographs:
 
     def load(self, key: Path) -> Tensor:
         """One photograph as the backbone's input."""
-        return self._backbone.preprocess(_decode(key))
+        return self._backbone.preprocess(read_photograph(key))
 
     def encode(self, loaded: Sequence[Tensor]) -> list[Regions]:
         """The regions of photographs."""
@@ -92,13 +92,17 @@ def _opened(image: Image.Image | str | Path) -> Image.Image:
     if isinstance(image, Image.Image):
         return ImageOps.exif_transpose(image)
     try:
-        return _decode(Path(image))
+        return read_photograph(Path(image))
     except Unreadable as error:
         raise DataError(f"{image}: expected a photograph: {error}") from None
 
 
-def _decode(path: Path) -> Image.Image:
-    """A photograph, upright and in RGB."""
+def read_photograph(path: Path) -> Image.Image:
+    """A photograph, upright and in RGB.
+
+    Raises:
+        Unreadable: it cannot be read.
+    """
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image).convert("RGB")

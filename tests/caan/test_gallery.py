@@ -203,7 +203,15 @@ def test_the_command(split, index, run_folder, tmp_path, capsys, monkeypatch):  
     code, out, _ = search("--interactive", "--top", 1)
     assert code == 0 and out.count("scored in") == 2
 
+    page = tmp_path / "page.html"
+    assert search("word1 word2", "--html", page, "--top", 2)[0] == 0
+    text = page.read_text()
+    assert text.count('class="hit') - text.count('class="hits') == 2 and "word1" in text and "24 of 24 scored" in text
+    assert search("--image", split.ids[4], "--html", page, "--top", 1, "--exact")[0] == 0
+    assert split.captions[searcher.search(searcher.image(4), 1, None).items[0]] in page.read_text()
+
     for arguments, message in (
+        (["x", "--html", tmp_path / "no" / "page.html"], "--html: expected a file in a folder that is there"),
         (["x", "--top", 0], "--top: expected at least 1, got 0"),
         (["x", "--shortlist", 5], "--shortlist: expected at least the 10 of --top, got 5"),
         ([" "], "text: expected words, got none"),

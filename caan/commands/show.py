@@ -1,0 +1,212 @@
+"""Pictures of a model: what it attends to in a pair, how its training went, what it retrieves.
+
+Each is one PNG, or one HTML page that needs nothing else.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import load_model
+from ..data import Split
+from ..files import replacing
+from . import options
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    kinds = parser.add_subparsers(required=True, dest="kind", metavar="what")
+    pair = kinds.add_parser("pair", help="where regions and words of a pair attend", allow_abbrev=False)
+    _add_data(pair)
+    pair.add_argument("--image", required=True, metavar="ID", help="the image's id, or its number")
+    caption = pair.add_mutually_exclusive_group()
+    caption.add_argument("--caption", type=options.count, default=0, metavar="N", help="the N-th of its captions, from 0 (0)")
+    caption.add_argument("--text", help="a caption of your own")
+    _add_out(pair, "PNG or HTML")
+
+    training = kinds.add_parser("training", help="loss, learning rate and validation of a run", allow_abbrev=False)
+    training.add_argument("checkpoint", type=Path, metavar="RUN", help="folder of a run")
+    _add_out(training, "PNG or HTML")
+
+    retrieval = kinds.add_parser("retrieval", help="a page of queries with what is found for them", allow_abbrev=False)
+    _add_data(retrieval)
+    retrieval.add_argument("--limit", type=int, metavar="N", help="search only the first N images")
+    retrieval.add_argument("--queries", type=int, default=8, metavar="N", help="how many, spread over the split (8)")
+    retrieval.add_argument("--top", type=int, default=5, metavar="N", help="how many answers to each (5)")
+    retrieval.add_argument(
+        "--direction", choices=("text", "image"), default="text", help="what asks: text for images (default), or image for captions"
+    )
+    _add_out(retrieval, "HTML")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, metavar="RUN", help="folder of a run, or a checkpoint")
+    options.add_data_options(parser)
+    parser.add_argument("--split", default="test", metavar="NAME", help="default: test")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of the photographs")
+
+
+def _add_out(parser: argparse.ArgumentParser, kinds: str) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"{kinds}, by its ending")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draw and write."""
+    endings = (".html",) if arguments.kind == "retrieval" else (".png", ".html")
+    if arguments.out.suffix.lower() not in endings:
+        raise ValueError(f"--out: expected a file that ends in {' or '.join(endings)}, got {arguments.out}")
+    if not arguments.out.absolute().parent.is_dir():
+        raise ValueError(f"--out: expected a file in a folder that is there, got {arguments.out}")
+    {"pair": _pair, "training": _training, "retrieval": _retrieval}[arguments.kind](arguments)
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1000:,.0f} kB")
+
+
+def _pair(arguments: argparse.Namespace) -> None:
+    # Matplotlib takes a second to import, which --help need not wait for.
+    from ..attention import RegionBoxes, explain
+    from ..extraction import Unreadable, read_photograph
+    from ..pages import Table
+    from ..photographs import PhotoFolder
+    from ..pictures import pair_figure
+
+    device = options.device(arguments)
+    model, vocabulary, _ = load_model(arguments.checkpoint)
+    split = options.load_split(arguments, arguments.split)
+    image = _image_number(split, arguments.image)
+    boxes = RegionBoxes(split)
+    caption: int | str = arguments.text
+    if arguments.text is None:
+        own = np.flatnonzero(split.image_of_caption == image)
+        if arguments.caption >= len(own):
+            raise ValueError(
+                f"--caption: expected 0 to {len(own) - 1}, the captions of {split.ids[image]}, got {arguments.caption}"
+            )
+        caption = int(own[arguments.caption])
+    elif not arguments.text.strip():
+        raise ValueError("--text: expected words, got none")
+    [pair] = explain(model, vocabulary, split, [(image, caption)], device=device, boxes=boxes)
+    photograph = None
+    if arguments.photos:
+        folder = PhotoFolder(arguments.photos)
+        path = folder.find(pair.image_id)
+        if path is None:
+            raise ValueError(
+                f"--photos: expected a photograph of {pair.image_id}, found none; there: {', '.join(folder.examples())}"
+            )
+        try:
+            photograph = read_photograph(path)
+        except Unreadable as error:
+            raise ValueError(f"{path}: expected a photograph: {error}") from None
+    places = f"; boxes assumed: a grid of {boxes.assumed} x {boxes.assumed}" if boxes.assumed else ""
+    lead = f"Score {pair.score:.4f}; {len(pair.boxes)} regions, {len(pair.words)} words{places}."
+    tables = [
+        Table(
+            "Words: g, and the region each looks at most",
+            ("word", "g", "region"),
+            [
+                (word, float(weight), int(row.argmax()))
+                for word, weight, row in zip(pair.words, pair.word_attention, pair.word_to_region, strict=True)
+            ],
+        ),
+        Table(
+            "Regions: f, and the word each looks at most",
+            ("region", "f", "word"),
+            [
+                (number, float(weight), pair.words[int(row.argmax())])
+                for number, (weight, row) in enumerate(zip(pair.region_attention, pair.region_to_word, strict=True))
+            ],
+            open=False,
+        ),
+        Table(
+            "Cᵀ, a word's weights over regions",
+            ("word", *range(len(pair.boxes))),
+            [(word, *map(float, row)) for word, row in zip(pair.words, pair.word_to_region, strict=True)],
+            open=False,
+        ),
+    ]
+    _write(arguments.out, f"{pair.image_id}: {pair.caption}", lead, pair_figure(pair, photograph), tables)
+
+
+def _training(arguments: argparse.Namespace) -> None:
+    from ..pages import Table
+    from ..pictures import read_metrics, training_figure
+
+    rows = read_metrics(arguments.checkpoint)
+    names = ("epoch", "seconds", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+    validated = [row for row in rows if "rsum" in row]
+    table = Table("Validation", names, [tuple(row[name] for name in names) for row in validated])
+    lead = f"{rows[-1]['epoch']:g} epochs, {len(validated)} validations."
+    _write(arguments.out, f"Training of {arguments.checkpoint.name}", lead, training_figure(rows), [table])
+
+
+def _write(out: Path, title: str, lead: str, figure: Any, tables: list[Any]) -> None:
+    from ..pages import write_figure_page
+    from ..pictures import to_png
+
+    if out.suffix.lower() == ".html":
+        write_figure_page(out, title, lead, to_png(figure), tables)
+        return
+    with replacing(out) as unfinished:
+        unfinished.write_bytes(to_png(figure))
+
+
+def _retrieval(arguments: argparse.Namespace) -> None:
+    from ..attention import RegionBoxes, explain
+    from ..pages import Answer, Hit, write_retrieval_page
+    from ..photographs import PhotoFolder
+    from ..ranking import score_some
+
+    for name in ("queries", "top"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
+    device = options.device(arguments)
+    model, vocabulary, _ = load_model(arguments.checkpoint)
+    split = options.load_split(arguments, arguments.split, arguments.limit)
+    folder = PhotoFolder(arguments.photos) if arguments.photos else None
+    # Without photographs nothing is drawn, and where regions are need not be known.
+    boxes = RegionBoxes(split) if folder else [np.zeros((count, 4), np.float32) for count in split.region_counts]
+    of_text = arguments.direction == "text"
+    asking, asked = np.arange(len(split.captions)), np.arange(split.num_images)
+    if not of_text:
+        asking, asked = asked, asking
+    asking = asking[np.unique(np.linspace(0, len(asking) - 1, arguments.queries).round().astype(int))]
+    sides = (asked, asking) if of_text else (asking, asked)
+    scores = score_some(model, vocabulary, split, *sides, device=device, workers=arguments.workers, progress=True).numpy()
+    scores = scores.T if of_text else scores
+
+    answers = []
+    for query, row in zip(asking.tolist(), scores, strict=True):
+        best = np.argsort(-row, kind="stable")[: arguments.top].tolist()
+        pairs = [(item, query) if of_text else (query, item) for item in best]
+        hits = [
+            Hit(
+                split.ids[item] if of_text else split.captions[item],
+                float(row[item]),
+                pair.right,
+                folder.find(pair.image_id) if folder and of_text else None,
+                list(zip(pair.words, pair.word_attention.tolist(), strict=True)),
+                list(zip(pair.boxes.tolist(), pair.region_attention.tolist(), strict=True)) if folder and of_text else (),
+            )
+            for item, pair in zip(best, explain(model, vocabulary, split, pairs, device=device, boxes=boxes), strict=True)
+        ]
+        right = split.image_of_caption[query] == asked if of_text else split.image_of_caption == query
+        note = "it has no right answer"
+        if right.any():
+            # A tie is a lost place, as in `caan evaluate`.
+            place = 1 + int((row[~right] >= row[right].max()).sum())
+            note = f"its {'image' if of_text else 'best own caption'} is in place {place:,} of {len(row):,}"
+        name = split.captions[query] if of_text else split.ids[query]
+        answers.append(Answer(name, hits, folder.find(split.ids[query]) if folder and not of_text else None, note))
+    title = f"{arguments.checkpoint.name} on {arguments.split}: {'text → image' if of_text else 'image → text'}"
+    write_retrieval_page(arguments.out, title, answers)
+
+
+def _image_number(split: Split, name: str) -> int:
+    if name in split.ids:
+        return split.ids.index(name)
+    if name.isdecimal() and int(name) < split.num_images:
+        return int(name)
+    some = ", ".join(split.ids[:3])
+    raise ValueError(f"--image: expected an id of {split.name}, such as {some}, or a number below {split.num_images}, got {name!r}")

@@ -1,0 +1,122 @@
+"""The retrieval page: queries, what was found for each, and the words and regions that decided."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from ..extraction import Unreadable, read_photograph
+from ..heat import heat_image
+from .rendering import embedded, write_page
+
+_THUMBNAIL = 320
+# The strongest region and the strongest word are covered by that much of the colour.
+_OPAQUE = 0.6
+_HEAT = (255, 106, 0)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One item that was found.
+
+    Attributes:
+        name: what the gallery calls the item: an image's id, or a caption's text.
+        score: by which it was found.
+        right: whether it is a right answer; None where that is not known.
+        photograph: shown where there is one.
+        words: the pair's words in order, each with its attention; these sum to 1.
+        regions: boxes x1 y1 x2 y2 as fractions of the photograph, each with its attention; drawn as heat over the photograph.
+    """
+
+    name: str
+    score: float
+    right: bool | None = None
+    photograph: Path | None = None
+    words: Sequence[tuple[str, float]] = ()
+    regions: Sequence[tuple[Sequence[float], float]] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A query, and the items found for it, the best first.
+
+    Attributes:
+        query: a text, or an image's id.
+        hits: what was found.
+        photograph: of an image that is the query.
+        note: a line under the query, for instance how it was searched.
+    """
+
+    query: str
+    hits: Sequence[Hit]
+    photograph: Path | None = None
+    note: str = ""
+
+
+def write_retrieval_page(path: str | Path, title: str, answers: Sequence[Answer]) -> None:
+    """Write a page that one file holds: thumbnails inside, no scripts, nothing from a network; light or dark as the reader's
+    system is.
+
+    A photograph that cannot be read is replaced by a line that says why.
+
+    Args:
+        path: the HTML file; it is replaced whole or not at all.
+        title: the heading.
+        answers: the queries, in the page's order.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    known = [answer for answer in answers if any(hit.right is not None for hit in answer.hits)]
+    answered = sum(any(hit.right for hit in answer.hits) for answer in known)
+    write_page(
+        path,
+        "retrieval.html",
+        title=title,
+        answers=answers,
+        known=len(known),
+        answered=answered,
+        thumbnail_of=cache(_thumbnail),
+        heat=_heat,
+        shades=lambda words: list(_shades(words)),
+        colour=_HEAT,
+    )
+
+
+class _Thumbnail(NamedTuple):
+    """A photograph in the page, or why there is none."""
+
+    url: str = ""
+    width: int = 0
+    height: int = 0
+    reason: str = ""
+
+
+def _thumbnail(path: Path) -> _Thumbnail:
+    try:
+        image = read_photograph(path)
+    except Unreadable as error:
+        return _Thumbnail(reason=str(error))
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return _Thumbnail(embedded(image, "jpeg"), *image.size)
+
+
+def _heat(regions: Sequence[tuple[Sequence[float], float]]) -> str:
+    """An image to lie over the photograph, the more opaque the more attention a place has."""
+    boxes, values = zip(*regions, strict=True)
+    heat = np.nan_to_num(heat_image(np.array(boxes), np.array(values)))
+    pixels = np.empty((*heat.shape, 4), dtype=np.uint8)
+    pixels[..., :3] = _HEAT
+    pixels[..., 3] = np.rint(255 * _OPAQUE * heat / max(float(heat.max()), 1e-12))
+    return embedded(Image.fromarray(pixels), "png")
+
+
+def _shades(words: Sequence[tuple[str, float]]) -> Iterator[tuple[str, float, float]]:
+    """Words with their attention and how opaque their colour is."""
+    most = max((attention for _, attention in words), default=0)
+    for word, attention in words:
+        yield word, attention, _OPAQUE * attention / max(most, 1e-12)

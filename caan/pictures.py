@@ -1,0 +1,155 @@
+"""Figures: what the operator attends to in a pair, and how a training went."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpecFromSubplotSpec
+from PIL import Image
+
+from .attention import PairAttention
+from .errors import FormatError, MissingFileError
+from .files import read_text
+from .heat import heat_image
+
+_COLOURS = "inferno"
+_BAR = "#d9480f"
+_PANELS_IN_ROW = 7
+
+
+def pair_figure(pair: PairAttention, photograph: Image.Image | None = None) -> Figure:
+    """Everything that a pair's score came from.
+
+    - The photograph under f, the attention that its regions are pooled with, and a bar for each region.
+    - The words' bars, g.
+    - For each word the photograph under its row of Cᵀ: where the word looks, normalised over regions. R, a region's weights over
+      words, is its counterpart, and would have to be read across panels.
+    - The second-order matrices Hᵛ = R Rᵀ of the regions and Hᵘ = Cᵀ C of the words.
+
+    Args:
+        pair: from `caan.attention.explain`.
+        photograph: in RGB; None paints the heat on an empty canvas.
+
+    Returns:
+        A figure, to be saved.
+    """
+    words = len(pair.words)
+    rows = math.ceil(words / _PANELS_IN_ROW)
+    heights = [3.6, *[2.05] * rows, 4.4]
+    figure = Figure(figsize=(15, sum(heights) + 1), layout="constrained")
+    mark = {True: "   ✓ its own caption", False: "   not its caption", None: ""}[pair.right]
+    figure.suptitle(f"{pair.image_id}:  “{_short(pair.caption, 110)}”\nscore {pair.score:.3f}{mark}", fontsize=13)
+    grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
+
+    top = GridSpecFromSubplotSpec(1, 3, grid[0], width_ratios=(1, 1.7, 1.7))
+    axes = figure.add_subplot(top[0])
+    _heat(axes, pair.boxes, pair.region_attention, photograph)
+    axes.set_title("regions, f")
+    axes = figure.add_subplot(top[1])
+    axes.bar(np.arange(len(pair.region_attention)), pair.region_attention, color=_BAR)
+    axes.set(title="region attention f", xlabel="region", ylabel="weight")
+    axes = figure.add_subplot(top[2])
+    axes.bar(np.arange(words), pair.word_attention, color=_BAR)
+    axes.set_xticks(np.arange(words), pair.words, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set(title="word attention g", ylabel="weight")
+
+    most = float(pair.word_to_region.max(initial=0)) or 1.0
+    for row in range(rows):
+        line = GridSpecFromSubplotSpec(1, _PANELS_IN_ROW, grid[1 + row])
+        for column in range(_PANELS_IN_ROW):
+            word = row * _PANELS_IN_ROW + column
+            if word < words:
+                axes = figure.add_subplot(line[column])
+                _heat(axes, pair.boxes, pair.word_to_region[word], photograph, most)
+                axes.set_title(pair.words[word], fontsize=11)
+
+    bottom = GridSpecFromSubplotSpec(1, 2, grid[-1])
+    for place, matrix, title, labels in (
+        (bottom[0], pair.region_affinity, "regions with regions, Hᵛ = R Rᵀ", None),
+        (bottom[1], pair.word_affinity, "words with words, Hᵘ = Cᵀ C", pair.words),
+    ):
+        axes = figure.add_subplot(place)
+        image = axes.imshow(matrix, cmap=_COLOURS, vmin=0)
+        axes.set_title(title)
+        if labels:
+            axes.set_xticks(np.arange(words), labels, rotation=60, ha="right", rotation_mode="anchor")
+            axes.set_yticks(np.arange(words), labels)
+        figure.colorbar(image, ax=axes, shrink=0.85)
+    return figure
+
+
+def _heat(axes: Axes, boxes: np.ndarray, values: np.ndarray, photograph: Image.Image | None, most: float | None = None) -> None:
+    """Heat over a photograph; `most` is the value of the strongest colour, by default the largest one."""
+    width, height = photograph.size if photograph else (4, 3)
+    extent = (0, width, height, 0)
+    if photograph:
+        axes.imshow(np.asarray(photograph.convert("L")), cmap="gray", extent=extent)
+    heat = heat_image(boxes, values)
+    top = most or float(values.max(initial=0)) or 1.0
+    # Where nothing is attended to, the photograph stays as it is.
+    alpha = 0.75 * np.nan_to_num(heat / top).clip(0, 1) if photograph else 1.0
+    axes.imshow(heat, cmap=_COLOURS, alpha=alpha, vmin=0, vmax=top, extent=extent, aspect="auto")
+    axes.set_aspect("equal" if photograph else "auto")
+    axes.set(xticks=[], yticks=[])
+
+
+def training_figure(rows: Sequence[dict[str, float]]) -> Figure:
+    """Loss, learning rate and validation over the epochs of a run.
+
+    Args:
+        rows: from `read_metrics`.
+    """
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    loss, rate, recall = figure.subplots(1, 3)
+    steps = [row for row in rows if "loss" in row]
+    validated = [row for row in rows if "rsum" in row]
+    loss.plot([row["epoch"] for row in steps], [row["loss"] for row in steps], color=_BAR, linewidth=1)
+    loss.set(title="loss of a batch", xlabel="epoch", ylim=(0, None))
+    rate.plot([row["epoch"] for row in steps], [row["learning_rate"] for row in steps], color=_BAR)
+    rate.set(title="learning rate", xlabel="epoch", ylim=(0, None))
+    for side, name, style in (("i2t", "image → text", "-"), ("t2i", "text → image", "--")):
+        for k in (1, 5, 10):
+            values = [row[f"{side}_r{k}"] for row in validated]
+            recall.plot([row["epoch"] for row in validated], values, style, marker="o", label=f"{name} R@{k}")
+    recall.set(title="validation", xlabel="epoch", ylabel="%", ylim=(0, 100))
+    if validated:
+        best = max(validated, key=lambda row: row["rsum"])
+        recall.set_title(f"validation; best rsum {best['rsum']:.1f} after epoch {best['epoch']:g}")
+        recall.legend(fontsize=8, ncols=2)
+    return figure
+
+
+def read_metrics(run: str | Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv, each with the numbers that it has.
+
+    Raises:
+        MissingFileError, FormatError: there is none, or it is none of ours.
+    """
+    path = Path(run) / "metrics.csv"
+    if not path.is_file():
+        raise MissingFileError(f"{path}: expected the metrics of a run, found no such file")
+    try:
+        rows = [
+            {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(read_text(path)))
+        ]
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"{path}: expected numbers in every row: {error}") from None
+    if not any("loss" in row and "epoch" in row for row in rows):
+        raise FormatError(f"{path}: expected the losses of a training, found none")
+    return rows
+
+
+def to_png(figure: Figure) -> bytes:
+    """A figure as a PNG file, 110 dots an inch."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    return data.getvalue()
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

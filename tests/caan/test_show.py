@@ -1,0 +1,256 @@
+"""Pictures and pages: what they show is what the operator says, and a page needs nothing but itself."""
+
+import base64
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_evaluation import make_model, split, whole_matrix  # noqa: F401
+from test_training import trainer, world  # noqa: F401
+
+import caan_kernels as ck
+from caan import checkpoint, errors, pictures
+from caan.attention import RegionBoxes, explain
+from caan.commands import main
+from caan.data import Captions, Images, load_scan_split
+from caan.heat import heat_image
+from caan.pages import Answer, Hit, write_retrieval_page
+from caan.photographs import PhotoFolder
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def boxes(split, tmp_path):  # noqa: F811
+    corner = np.random.default_rng(1).uniform(0, 0.5, (24, 5, 2))
+    found = np.concatenate([corner, corner + 0.4], axis=2).astype(np.float32)
+    np.save(tmp_path / "test_boxes.npy", found)
+    return found
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(24):
+        Image.new("RGB", (60, 40), (10 * number, 100, 50)).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def model_file(split, tmp_path):  # noqa: F811
+    path = tmp_path / "model.safetensors"
+    checkpoint.save_model(path, *make_model(split, 0))
+    return path
+
+
+class Page(HTMLParser):
+    """The text, the images and the marks of a page; anything from elsewhere is a failure."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.text, self.images, self.right = [], [], 0
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        assert tag not in ("script", "link", "iframe", "object")
+        assert "href" not in attributes and not any(name.startswith("on") for name in attributes)
+        if tag == "img":
+            kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", attributes["src"]).groups()
+            image = Image.open(io.BytesIO(base64.b64decode(data)))
+            assert image.format.lower() == kind
+            self.images.append(image)
+        self.right += "right" in attributes.get("class", "").split()
+
+    def handle_data(self, data):
+        self.text += [data.strip()] if data.strip() else []
+
+
+def test_an_explained_pair_is_what_the_operator_says(split, boxes):  # noqa: F811
+    model, vocabulary = make_model(split, 0)
+    pairs = [(3, 15), (3, 99), (7, "word1 nothing word2")]
+    found = list(explain(model, vocabulary, split, pairs))
+    images, captions = Images(split), Captions(split, vocabulary)
+    for pair, (image, caption) in zip(found[:2], pairs, strict=False):
+        regions = model.encode_images(images.collate([images[image]]))
+        words = model.encode_captions(captions.collate([captions[caption]]))
+        expected = ck.attention_maps(
+            regions.features, words.features, model.attention.weights, regions.lengths, words.lengths,
+            pairs=torch.tensor([[0, 0]]), backend="reference",
+        )  # fmt: skip
+        for name in expected._fields:
+            ours = pair.score if name == "scores" else getattr(pair, name)
+            np.testing.assert_allclose(ours, getattr(expected, name)[0].detach().numpy(), atol=2e-6)
+        assert len(pair.words) == captions.lengths[caption] and (pair.boxes == boxes[image, : split.region_counts[image]]).all()
+    assert [pair.right for pair in found] == [True, False, None]
+    assert found[2].words == ["<start>", "word1", "<unk:nothing>", "word2", "<end>"]
+    with pytest.raises(ValueError, match="pairs: expected images from 0 to 23, got 24"):
+        explain(model, vocabulary, split, [(24, 0)])
+
+
+def test_boxes(split, boxes, tmp_path):  # noqa: F811
+    assert RegionBoxes(split).assumed is None
+    np.save(tmp_path / "test_boxes.npy", boxes * 640)
+    with pytest.raises(errors.FormatError, match="expected boxes x1 y1 x2 y2 as fractions of the photograph"):
+        RegionBoxes(split)[0]
+    np.save(tmp_path / "test_boxes.npy", boxes[:, :3])
+    with pytest.raises(errors.FormatError, match=r"expected \(24, 5, 4\) floating point"):
+        RegionBoxes(split)
+    (tmp_path / "test_boxes.npy").unlink()
+    with pytest.raises(errors.MissingFileError, match="only images whose regions are a square grid can be shown without"):
+        RegionBoxes(split)
+    np.save(tmp_path / "square_ims.npy", np.ones((2, 9, 6), np.float32))
+    (tmp_path / "square_caps.txt").write_text("one\n" * 10)
+    assumed = RegionBoxes(load_scan_split(tmp_path, "square"))
+    assert assumed.assumed == 3 and assumed[1][4].tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3, 2 / 3])
+
+
+def test_heat():
+    heat = heat_image(np.array([[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 0.75]]), np.array([2.0, 1.0]))
+    size = len(heat)
+    assert heat[0, 0] == 2 and heat[size // 3, size // 3] == 2 and heat[size // 2 + 5, size // 2 + 5] == 1
+    assert np.isnan(heat[-1, 0])
+
+
+def test_a_figure_shows_the_numbers(split, boxes):  # noqa: F811
+    model, vocabulary = make_model(split, 0)
+    [pair] = explain(model, vocabulary, split, [(3, 15)])
+    figure = pictures.pair_figure(pair, Image.new("RGB", (60, 40)))
+    axes = {axis.get_title(): axis for axis in figure.axes}
+    for title, values in (("region attention f", pair.region_attention), ("word attention g", pair.word_attention)):
+        assert [bar.get_height() for bar in axes[title].patches] == pytest.approx(values.tolist())
+    labels = [label.get_text() for label in axes["word attention g"].get_xticklabels()]
+    assert labels == pair.words
+    for title, matrix in (
+        ("regions with regions, Hᵛ = R Rᵀ", pair.region_affinity),
+        ("words with words, Hᵘ = Cᵀ C", pair.word_affinity),
+    ):
+        np.testing.assert_array_equal(axes[title].images[0].get_array(), matrix)
+    word = next(number for number, text in enumerate(pair.words) if pair.words.count(text) == 1 and text in axes)
+    photograph, heat = axes[pair.words[word]].images
+    expected = heat_image(pair.boxes, pair.word_to_region[word])
+    np.testing.assert_allclose(np.ma.filled(heat.get_array(), np.nan), expected)
+    assert list(photograph.get_extent()) == list(heat.get_extent()) == [0, 60, 40, 0]
+    assert Image.open(io.BytesIO(pictures.to_png(figure))).size[0] == 1650
+
+
+def test_a_retrieval_page(tmp_path):
+    photo = tmp_path / "a.png"
+    Image.new("RGB", (900, 300), (200, 30, 30)).save(photo)
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    hits = [
+        Hit("<b>a</b>.png", 0.75, True, photo, [("dog", 0.9), ("&", 0.1)], [((0, 0, 0.5, 1), 0.8), ((0.5, 0, 1, 1), 0.2)]),
+        Hit("other", 0.5, False, broken),
+    ]
+    path = tmp_path / "page.html"
+    write_retrieval_page(path, "Title & more", [Answer("<script>alert(1)</script>", hits, note="first"), Answer("nothing", [])])
+    page = Page(path)
+    assert {"Title & more", "<script>alert(1)</script>", "<b>a</b>.png", "dog", "&", "0.750", "Nothing was found."} <= set(
+        page.text
+    )
+    assert page.right == 1 and "2 queries; a right answer is shown for 1 of 1." in page.text
+    thumbnail, heat = page.images
+    assert thumbnail.size == (320, 107) and thumbnail.convert("RGB").getpixel((5, 5))[0] > 150
+    left, right = heat.convert("RGBA").getpixel((10, 90))[3], heat.convert("RGBA").getpixel((170, 90))[3]
+    assert left == pytest.approx(4 * right, abs=2) and left > 100
+    assert any("No picture of broken.jpg: it is not an image" in text for text in page.text)
+
+
+def show(*arguments):
+    return main(["show", *map(str, arguments)])
+
+
+def test_the_retrieval_command(split, boxes, photos, model_file, tmp_path, capsys):  # noqa: F811
+    data = ["--data", tmp_path, "--photos", photos]
+    scores = whole_matrix([make_model(split, 0)], split).numpy()
+    out = tmp_path / "page.html"
+    assert show("retrieval", model_file, *data, "--queries", 3, "--top", 4, "--out", out) == 0
+    page = Page(out)
+    # Three times four photographs, each with its heat.
+    assert len(page.images) == 24
+    shown = [text for text in page.text if re.fullmatch(r"-?0\.\d{3}|-?1\.000", text)]
+    asking = [0, 60, 119]
+    expected = [np.sort(scores[:, caption])[::-1][:4] for caption in asking]
+    assert [float(text) for text in shown] == pytest.approx(np.concatenate(expected).tolist(), abs=6e-4)
+    assert page.right == sum(split.image_of_caption[caption] in np.argsort(-scores[:, caption])[:4] for caption in asking)
+    place = 1 + int((np.delete(scores[:, 60], 12) >= scores[12, 60]).sum())
+    assert f"its image is in place {place} of 24" in page.text
+    assert show("retrieval", model_file, *data, "--direction", "image", "--queries", 2, "--out", out) == 0
+    page = Page(out)
+    assert len(page.images) == 2 and split.captions[int(scores[0].argmax())] in page.text
+
+
+def test_pair_and_training(split, boxes, photos, model_file, world, tmp_path, capsys):  # noqa: F811
+    data = ["--data", tmp_path, "--photos", photos]
+    assert show("pair", model_file, *data, "--image", 3, "--caption", 2, "--out", tmp_path / "pair.png") == 0
+    assert Image.open(tmp_path / "pair.png").size[0] == 1650
+    assert show("pair", model_file, *data, "--image", 3, "--text", "word1 <b>", "--out", tmp_path / "pair.html") == 0
+    page = Page(tmp_path / "pair.html")
+    assert len(page.images) == 1 and "3: word1 <b>" in page.text
+    run = trainer(world, tmp_path / "run")
+    run.run()
+    assert show("training", tmp_path / "run", "--out", tmp_path / "training.html") == 0
+    page = Page(tmp_path / "training.html")
+    assert f"{run.best_rsum:.4g}" in page.text and len(page.images) == 1
+    rows = pictures.read_metrics(tmp_path / "run")
+    curve = pictures.training_figure(rows).axes[0].lines[0]
+    assert curve.get_ydata().tolist() == [row["loss"] for row in rows if "loss" in row] and len(curve.get_ydata()) == 2
+
+
+def test_what_is_wrong_is_one_line(split, boxes, photos, model_file, tmp_path, capsys):  # noqa: F811
+    def error(*arguments):
+        assert show(*arguments) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        return captured.err
+
+    pair = ["pair", model_file, "--data", tmp_path, "--image"]
+    assert "--image: expected an id of test, such as 0, 1, 2, or a number below 24, got 'x'" in error(*pair, "x", "--out", "a.png")
+    assert "--caption: expected 0 to 4, the captions of 3, got 5" in error(*pair, 3, "--caption", 5, "--out", tmp_path / "a.png")
+    assert "--out: expected a file that ends in .png or .html" in error(*pair, 3, "--out", "a.gif")
+    assert "--out: expected a file in a folder that is there" in error(*pair, 3, "--out", tmp_path / "no" / "a.png")
+    assert "--text: expected words, got none" in error(*pair, 3, "--text", " ", "--out", tmp_path / "a.png")
+    (photos / "3.png").unlink()
+    expected = "--photos: expected a photograph of 3, found none; there: 0.png, 1.png, 10.png"
+    assert expected in error(*pair, 3, "--photos", photos, "--out", tmp_path / "a.png")
+    (photos / "3.png").write_bytes(b"")
+    assert "3.png: expected a photograph: the file is empty" in error(*pair, 3, "--photos", photos, "--out", tmp_path / "a.png")
+    assert "metrics.csv: expected the metrics of a run" in error("training", tmp_path, "--out", tmp_path / "a.png")
+    (tmp_path / "metrics.csv").write_text("step,epoch\n1,x\n")
+    assert "metrics.csv: expected numbers in every row" in error("training", tmp_path, "--out", tmp_path / "a.png")
+    retrieval = ["retrieval", model_file, "--data", tmp_path, "--out"]
+    assert "--out: expected a file that ends in .html" in error(*retrieval, "a.png")
+    assert "--queries: expected at least 1, got 0" in error(*retrieval, tmp_path / "a.html", "--queries", 0)
+
+
+def test_photographs_are_found(tmp_path):
+    for name in ("val2014/COCO_val2014_000000391895.jpg", "b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    folder = PhotoFolder(tmp_path)
+    assert folder.find("391895").name == "COCO_val2014_000000391895.jpg" and folder.find("other/b.png").name == "b.png"
+    assert folder.find("c.png") is None
+    with pytest.raises(errors.DataError, match="expected a folder of photographs, found none"):
+        PhotoFolder(tmp_path / "nothing")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+def test_a_browser_shows_the_page(split, boxes, photos, model_file, tmp_path, capsys):  # noqa: F811
+    out, shot = tmp_path / "page.html", tmp_path / "shot.png"
+    assert show("retrieval", model_file, "--data", tmp_path, "--photos", photos, "--queries", 2, "--out", out) == 0
+    # Any name that the page asked for would be one that there is not.
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900", f"--screenshot={shot}", out.as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
+    assert pixels.shape == (1200 * 900, 3)
+    # The photograph of the first image that was found is on the screen, under its heat: its colours are many.
+    assert len(np.unique(pixels, axis=0)) > 200

@@ -30,10 +30,11 @@ from .processes import Processes
 from .recall import Figures, RankCounter, folds
 from .vocabulary import Vocabulary
 
-# Images and captions of a tile. Elsewhere than on the CPU the reference may have to score it, whose intermediates are
-# thousands of times as large as its result.
-_TILE = {"cpu": (128, 256)}
+# Images and captions of a tile. Where no fused backend runs, the reference has to score it, whose intermediates are thousands of
+# times as large as its result.
+_TILE = (128, 256)
 _SMALL_TILE = (32, 64)
+_FUSED = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 # Projected regions of that many bytes stay in memory while the captions pass by; captions are encoded once for each
 # such block of images.
 _BLOCK_BYTES = 1 << 30
@@ -120,7 +121,7 @@ def evaluate(
             "folds_only": folds_only,
             "save_scores": save_scores and str(Path(save_scores).absolute()),
         }
-        identity = _identity(models, split, device, settings)
+        identity = _identity(models, split, device, scorer.tile, settings)
         folder = keep and Path(keep) / f"evaluation-{identity}"
     if save_scores is not None:
         matrix = _Matrix(Path(save_scores), identity, (split.num_images, len(split.captions)), folder, processes)
@@ -225,7 +226,8 @@ class _Scorer:
             split.regions.require_width(model.config.region_width)
         self.models = [model.to(device).eval() for model, _ in models]
         self.split, self.device, self.workers = split, device, workers
-        self.tile = _TILE.get(device.type, _SMALL_TILE)
+        backends = ck.available_backends()
+        self.tile = _TILE if any(backends[name][0] for name in _FUSED.get(device.type, ())) else _SMALL_TILE
         self.images = Images(split)
         self.captions = [Captions(split, vocabulary) for _, vocabulary in models]
 
@@ -370,13 +372,15 @@ def _share(units: list[_Unit], processes: Processes) -> list[_Unit]:
     return [unit for unit, number in zip(units, owner, strict=True) if number == processes.number]
 
 
-def _identity(models: Sequence[tuple[CAAN, Vocabulary]], split: Split, device: torch.device, settings: dict[str, Any]) -> str:
+def _identity(
+    models: Sequence[tuple[CAAN, Vocabulary]], split: Split, device: torch.device, tile: tuple[int, int], settings: dict[str, Any]
+) -> str:
     """A name for all that decides the scores, their last bits included, and the units that they are found in."""
     parts = {
         "models": [checkpoint.digest(model, vocabulary) for model, vocabulary in models],
         "split": split.digest(),
         "region_counts": hashlib.sha256(split.region_counts.tobytes()).hexdigest(),
-        "tile": [_TILE.get(device.type, _SMALL_TILE), _BLOCK_BYTES],
+        "tile": [*tile, _BLOCK_BYTES],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
         "build": ck.build_info(),

@@ -56,7 +56,7 @@ def assert_same_figures(found, scores, split, fold=None):
 @pytest.mark.parametrize("ensemble", [1, 2])
 def test_figures_and_scores_are_those_of_the_whole_matrix(split, tmp_path, monkeypatch, workers, ensemble):
     # Blocks of 5 images in chunks of 5, batches of 7 captions: everything is cut.
-    monkeypatch.setattr(evaluation, "_TILE", {"cpu": (5, 7)})
+    monkeypatch.setattr(evaluation, "_TILE", (5, 7))
     monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 1)
     models = [make_model(split, seed, width=16 - 4 * seed) for seed in range(ensemble)]
     path = tmp_path / "scores.npy"
@@ -112,7 +112,7 @@ def test_a_fold_without_captions(tmp_path, features, karpathy_file):
 
 def test_only_one_block_of_images_is_held(split, monkeypatch):
     # Two blocks, of 15 and of 9 images: three chunks and two.
-    monkeypatch.setattr(evaluation, "_TILE", {"cpu": (5, 7)})
+    monkeypatch.setattr(evaluation, "_TILE", (5, 7))
     monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 15 * 5 * 4 * 3 * 16)
     model, vocabulary = make_model(split, 0)
     alive, most = weakref.WeakSet(), 0

@@ -20,7 +20,7 @@ from caan.processes import LostProcessError, Processes
 
 def cut_small():
     """Blocks of 10 images in chunks of 5, batches of 7 captions: 3 blocks, 54 units."""
-    evaluation._TILE = {"cpu": (5, 7)}
+    evaluation._TILE = (5, 7)
     evaluation._BLOCK_BYTES = 10 * 5 * 4 * 3 * 16
     kept._SAVE_SECONDS = 0
 

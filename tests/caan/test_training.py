@@ -207,7 +207,7 @@ def test_a_run_belongs_to_one_process(world, tmp_path, monkeypatch):
     run, other = trainer(world, tmp_path), trainer(world, tmp_path)
 
     def train_step(batch, images, form):
-        with pytest.raises(ValueError, match="folder: expected a run that nobody is at, found .* in use by another process"):
+        with pytest.raises(BlockingIOError, match="folder: expected a run that nobody is at, found .* in use by another process"):
             other.run()
         return Trainer._train_step(run, batch, images, form)
 

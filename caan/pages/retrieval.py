@@ -14,9 +14,9 @@ from ..heat import heat_image
 from .rendering import embedded, write_page
 
 _THUMBNAIL = 320
-# The strongest region and the strongest word are covered by that much of the colour.
+# So opaque are the strongest word's colour, and the shadow over the weakest region.
 _OPAQUE = 0.6
-_HEAT = (255, 106, 0)
+_COLOUR = (255, 106, 0)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Hit:
         right: whether it is a right answer; None where that is not known.
         photograph: shown where there is one.
         words: the pair's words in order, each with its attention; these sum to 1.
-        regions: boxes x1 y1 x2 y2 as fractions of the photograph, each with its attention; drawn as heat over the photograph.
+        regions: boxes x1 y1 x2 y2 as fractions of the photograph, each with its attention; the photograph
+            is darker where they have less.
     """
 
     name: str
@@ -81,9 +82,9 @@ def write_retrieval_page(path: str | Path, title: str, answers: Sequence[Answer]
         known=len(known),
         answered=answered,
         thumbnail_of=cache(_thumbnail),
-        heat=_heat,
+        shadow=_shadow,
         shades=lambda words: list(_shades(words)),
-        colour=_HEAT,
+        colour=_COLOUR,
     )
 
 
@@ -105,13 +106,13 @@ def _thumbnail(path: Path) -> _Thumbnail:
     return _Thumbnail(embedded(image, "jpeg"), *image.size)
 
 
-def _heat(regions: Sequence[tuple[Sequence[float], float]]) -> str:
-    """An image to lie over the photograph, the more opaque the more attention a place has."""
+def _shadow(regions: Sequence[tuple[Sequence[float], float]]) -> str:
+    """An image to lie over the photograph: the less attention a place has, the darker. A colour would hide the photograph's own."""
     boxes, values = zip(*regions, strict=True)
-    heat = np.nan_to_num(heat_image(np.array(boxes), np.array(values)))
-    pixels = np.empty((*heat.shape, 4), dtype=np.uint8)
-    pixels[..., :3] = _HEAT
-    pixels[..., 3] = np.rint(255 * _OPAQUE * heat / max(float(heat.max()), 1e-12))
+    least, most = min(values), max(values)
+    heat = np.nan_to_num(heat_image(np.array(boxes), np.array(values)), nan=least)
+    pixels = np.zeros((*heat.shape, 4), dtype=np.uint8)
+    pixels[..., 3] = np.rint(255 * _OPAQUE * (most - heat) / max(most - least, 1e-12))
     return embedded(Image.fromarray(pixels), "png")
 
 

@@ -157,10 +157,10 @@ def test_a_retrieval_page(tmp_path):
         page.text
     )
     assert page.right == 1 and "2 queries; a right answer is shown for 1 of 1." in page.text
-    thumbnail, heat = page.images
+    thumbnail, shadow = page.images
     assert thumbnail.size == (320, 107) and thumbnail.convert("RGB").getpixel((5, 5))[0] > 150
-    left, right = heat.convert("RGBA").getpixel((10, 90))[3], heat.convert("RGBA").getpixel((170, 90))[3]
-    assert left == pytest.approx(4 * right, abs=2) and left > 100
+    left, right = (shadow.convert("RGBA").getpixel((x, 90))[3] for x in (10, 170))
+    assert left == 0 and right == 153
     assert any("No picture of broken.jpg: it is not an image" in text for text in page.text)
 
 
@@ -174,7 +174,7 @@ def test_the_retrieval_command(split, boxes, photos, model_file, tmp_path, capsy
     out = tmp_path / "page.html"
     assert show("retrieval", model_file, *data, "--queries", 3, "--top", 4, "--out", out) == 0
     page = Page(out)
-    # Three times four photographs, each with its heat.
+    # Three times four photographs, each with its shadow.
     assert len(page.images) == 24
     shown = [text for text in page.text if re.fullmatch(r"-?0\.\d{3}|-?1\.000", text)]
     asking = [0, 60, 119]
@@ -252,5 +252,5 @@ def test_a_browser_shows_the_page(split, boxes, photos, model_file, tmp_path, ca
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
     assert pixels.shape == (1200 * 900, 3)
-    # The photograph of the first image that was found is on the screen, under its heat: its colours are many.
+    # The photograph of the first image that was found is on the screen, under its shadow: its colours are many.
     assert len(np.unique(pixels, axis=0)) > 200

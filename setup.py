@@ -48,7 +48,6 @@ TORCH_FLAGS = [f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"]
 # By name only: Python has loaded torch's libraries before ours, whichever version they are.
 TORCH_LIBRARIES = "-ltorch -ltorch_cpu -lc10".split()
 
-NVCC_FLAGS = "-std=c++20 -O3 -DNDEBUG --threads=2".split()
 # Where no GPU is seen: machine code for Ampere's and Hopper's data centres, and PTX that every later GPU's driver compiles.
 DEFAULT_CUDA_ARCHS = "80+PTX,90a"
 ALL_CUDA_ARCHS = "80,86,90a,100,120+PTX"
@@ -218,7 +217,7 @@ class NinjaBuild(build_ext):
         objects = [compiled(source, [*common, *TORCH_FLAGS, *torch_include], "ops") for source in ops_sources()]
         if nvcc:
             objects.append(compiled("csrc/bindings/cuda_ops.cpp", [*common, *TORCH_FLAGS, *torch_include], "ops"))
-            flags = [*NVCC_FLAGS, "-Xcompiler=-fPIC,-fvisibility=hidden", "-Icsrc", *gencode_flags(architectures)]
+            flags = [*caan_build.NVCC_FLAGS, "--threads=2", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode_flags(architectures)]
             objects += [ninja_file.build("nvcc", folder / f"{source}.o", [source], flags) for source in sources]
         libraries = [f"-L{torch.lib}", *TORCH_LIBRARIES]
         # nvcc knows where its static CUDA runtime lies.

@@ -32,7 +32,6 @@ RESULTS = Path(__file__).parent / "results" / "nvcc_compiled.json"
 DOCUMENT = ROOT / "docs" / "cuda.md"
 # Those of a release (setup.py).
 ARCHITECTURES = ("80", "86", "90a", "100", "120")
-FLAGS = "-std=c++20 -O3 -DNDEBUG -Icsrc".split()
 # D and H of the paper.
 WIDTH = HIDDEN = 1024
 KERNELS = (
@@ -59,7 +58,7 @@ def compile_for(architecture: str, folder: Path) -> list[Path]:
 
     def compiled(source: Path) -> Path:
         cubin = folder / f"{source.stem}.sm_{architecture}.cubin"
-        subprocess.run([nvcc, *FLAGS, f"-arch=sm_{architecture}", "-cubin", source, "-o", cubin], check=True, cwd=ROOT)
+        subprocess.run([nvcc, *caan_build.NVCC_FLAGS, f"-arch=sm_{architecture}", "-cubin", source, "-o", cubin], check=True, cwd=ROOT)
         return cubin
 
     with ThreadPoolExecutor(2) as pool:

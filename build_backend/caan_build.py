@@ -117,6 +117,11 @@ def find_cxx() -> list[str]:
     )
 
 
+# Without -fmad=false nvcc chooses, kernel by kernel, which products and sums to fuse: the same pair would have other bits in a
+# tile of another shape.
+NVCC_FLAGS = "-std=c++20 -O3 -DNDEBUG -fmad=false -Icsrc".split()
+
+
 def find_nvcc() -> str | None:
     """The path of nvcc, or None for a build without CUDA; whether a GPU is plugged in plays no part.
 

@@ -29,14 +29,21 @@ constexpr int WARP = 32;
 
 #ifdef __CUDACC__
 
+// Shared memory that a block may have on every GPU since compute capability 8.0.
+constexpr int MOST_SHARED = 99 * 1024;
+
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+}
+
 // Starts a kernel on the current device; a launch that the driver refuses is an exception.
 template <typename... Parameters, typename... Arguments>
 void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared, Stream stream, Arguments... arguments) {
   if (blocks == 0) return;
-  if (shared > 48 * 1024) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+  // The same for every call: another thread's launch may lie between this and ours.
+  if (shared > 48 * 1024) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, MOST_SHARED));
   kernel<<<dim3(unsigned(blocks)), threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
+  check(cudaGetLastError());
 }
 
 CAAN_DEVICE void block_barrier() { __syncthreads(); }

@@ -159,12 +159,15 @@ bool copyable(const T* from, int64_t stride, int64_t count) {
 template <typename T>
 bool multiply_tiles(const Product<T>& p, Stream stream) {
   const bool left_deep = p.left_column == 1, right_deep = p.right_row == 1;
+  // What is copied at once exists as a whole, or not at all: it lies across the rows that lengths count.
+  if (left_deep == p.along_depth || (right_deep && p.along_depth)) return false;
   if (!left_deep && p.left_row != 1) return false;
   if (!right_deep && p.right_column != 1) return false;
   if (!copyable(p.left, left_deep ? p.left_row : p.left_column, left_deep ? p.depth : p.rows) || p.columns % 8) return false;
   if (!copyable(p.right, right_deep ? p.right_column : p.right_row, right_deep ? p.depth : p.columns)) return false;
-  const auto kernel = left_deep ? (right_deep ? product_tile_kernel<T, true, true> : product_tile_kernel<T, true, false>)
-                                : (right_deep ? product_tile_kernel<T, false, true> : product_tile_kernel<T, false, false>);
+  const auto kernel = !left_deep    ? product_tile_kernel<T, false, false>
+                      : right_deep ? product_tile_kernel<T, true, true>
+                                   : product_tile_kernel<T, true, false>;
   const int64_t tiles = (p.rows + SIDE_ROWS - 1) / SIDE_ROWS * ((p.columns + SIDE_ROWS - 1) / SIDE_ROWS);
   launch(kernel, tiles, HALF_THREADS, 4 * SIDE_BYTES, stream, p);
   return true;

@@ -159,7 +159,7 @@ CAAN_DEVICE void fetch(char* stage, const Items<S>& items, const Source<T>& from
 // tanh within 2^-20 of the result, more than a half-precision factor keeps: from 2^-6 on 1 - 2 / (1 + e^2x), below two terms of its
 // series.
 CAAN_DEVICE float quick_tanh(float x) {
-  const float large = 1.0f - 2.0f * quick_inverse(1.0f + quick_exp(2.0f * x));
+  const float large = fmaf(-2.0f, quick_inverse(1.0f + quick_exp(2.0f * x)), 1.0f);
   return fabsf(x) < 0.015625f ? fmaf(x * x * x, -1.0f / 3.0f, x) : large;
 }
 
@@ -249,7 +249,7 @@ CAAN_DEVICE void attend(float (&A)[2][S::TILES][4], int first, int m, int n, flo
 #pragma unroll
         for (int e = 2 * half; e < 2 * half + 2; ++e) {
           const float x = weight(A[first + w][t][e]);
-          sum += SOFTMAX ? x : x * x;
+          sum = SOFTMAX ? sum + x : fmaf(x, x, sum);
         }
       sum = sum_over_columns(sum);
       const float scale = sum > 0 ? scale_of(sum) : 0.0f;
@@ -278,7 +278,7 @@ CAAN_DEVICE void attend(float (&A)[2][S::TILES][4], int first, int m, int n, flo
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const float a = A[first + w][t][e + 2 * half], x = SOFTMAX ? quick_exp(a - shift[e]) : a;
-          sum += SOFTMAX ? x : x * x;
+          sum = SOFTMAX ? sum + x : fmaf(x, x, sum);
         }
       sum = sum_over_rows(sum);
       scale[e] = sum > 0 ? scale_of(sum) : 0.0f;
@@ -292,7 +292,8 @@ CAAN_DEVICE void attend(float (&A)[2][S::TILES][4], int first, int m, int n, flo
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const float a = A[first + w][at][e + 2 * half];
-          R[e] = scale[e] * (SOFTMAX ? quick_exp(a - shift[e]) : a);
+          // Where there is no tile its weight may be infinite, which a scale of 0 would not undo.
+          R[e] = t < S::TILES ? scale[e] * (SOFTMAX ? quick_exp(a - shift[e]) : a) : 0.0f;
         }
         found.R[t / 2][2 * (first + w) + half][t % 2] = pack(R[0], R[1], T{});
       }
@@ -539,7 +540,8 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
     advance();
 #pragma unroll 1
     for (int k = 0; k < PIECE / 16; ++k) {
-      float v[4] = {}, u[4] = {};
+      // Each caption's u by itself: what one caption has, infinite perhaps, times the other's zeros is not nothing.
+      float v[4] = {}, u[S::TOGETHER][4] = {};
       uint32_t factor[4];
 #pragma unroll
       for (int depth = 0; depth < S::DEPTHS; ++depth) {
@@ -549,11 +551,12 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
 #pragma unroll
       for (int w = 0; w < 2; ++w) {
         columns_by_rows(factor, words, w, k);
-        multiply_add(u, factor, g[w][0], g[w][1], T{});
+        multiply_add(u[w % S::TOGETHER], factor, g[w][0], g[w][1], T{});
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float of_v = v[2 * half] + v[2 * half + 1], of_u = u[2 * half] + u[2 * half + 1];
+        const auto sum_of = [&](const float (&x)[4]) { return x[2 * half] + x[2 * half + 1]; };
+        const float of_v = sum_of(v), of_u = column < 2 ? sum_of(u[0]) : sum_of(u[S::TOGETHER - 1]);
         product = fmaf(of_v, of_u, product);
         v_squares = fmaf(of_v, of_v, v_squares);
         u_squares = fmaf(of_u, of_u, u_squares);

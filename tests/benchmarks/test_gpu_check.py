@@ -33,6 +33,14 @@ def plain(status, output):
     return Outcome(FAILED if status else PASSED, {"lines": len(output.splitlines())}, f"exit {status}" if status else "")
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """As `gpu_check.main` has it: tests that are started in the background ignore interrupts, and so would what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def record(tmp_path):
     return Record(tmp_path / "cuda_example.json", FACTS)

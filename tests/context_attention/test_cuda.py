@@ -102,6 +102,30 @@ def test_lists_of_all_kinds(dtype):
 
 
 @half
+@pytest.mark.parametrize("temperature", [-200.0, 200.0])
+@pytest.mark.parametrize("regions", [16, 36, 64])
+def test_weights_beyond_what_a_number_holds(dtype, regions, temperature):
+    """e to the temperature is infinite: what has no region or word must not meet it."""
+    case = cases.problem((3, regions, 5, 16, *WIDTHS), dtype).on("cuda")
+    assert_scores(case, normalization="softmax", temperature=temperature)
+
+
+@half
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_numbers_stay_in_their_pairs(dtype, bad):
+    """Captions that share a warp, images that share a block: one with a number that is none spoils its own scores alone."""
+    case = cases.problem((4, 36, 8, 16, *WIDTHS), dtype, lengths=False).on("cuda")
+    scores = case.call(backend="cuda").cpu()
+    regions, words = case.regions.clone(), case.words.clone()
+    regions[1, 3, 5], words[2, 4, 6], words[5, 15, 71] = bad, bad, bad
+    spoilt = replace(case, regions=regions, words=words).call(backend="cuda").cpu()
+    own = torch.zeros(4, 8, dtype=torch.bool)
+    own[1] = own[:, 2] = own[:, 5] = True
+    assert spoilt[own].isnan().all()
+    assert torch.equal(spoilt[~own], scores[~own])
+
+
+@half
 @pytest.mark.parametrize("pieces", [1, 8, 9, 63])
 def test_pieces_of_widths(dtype, pieces):
     """Widths of one piece and of several, whole or not, of either kind."""

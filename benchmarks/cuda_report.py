@@ -38,7 +38,8 @@ KERNELS = (
     "product_kernel",
     "product_tile_kernel",
     "tile_kernel",
-    "pair_kernel",
+    "score_kernel",
+    "gradient_kernel",
     "image_features_kernel",
     "image_hidden_kernel",
     "caption_features_kernel",
@@ -58,7 +59,9 @@ def compile_for(architecture: str, folder: Path) -> list[Path]:
 
     def compiled(source: Path) -> Path:
         cubin = folder / f"{source.stem}.sm_{architecture}.cubin"
-        subprocess.run([nvcc, *caan_build.NVCC_FLAGS, f"-arch=sm_{architecture}", "-cubin", source, "-o", cubin], check=True, cwd=ROOT)
+        subprocess.run(
+            [nvcc, *caan_build.NVCC_FLAGS, f"-arch=sm_{architecture}", "-cubin", source, "-o", cubin], check=True, cwd=ROOT
+        )
         return cubin
 
     with ThreadPoolExecutor(2) as pool:
@@ -80,11 +83,8 @@ def described(name: str) -> tuple[str, str, str]:
     kernel = re.search(r"(\w+_kernel)<", name)[1]
     shape = re.search(r"Shape<([^>]*)>", name)
     dtype = re.search(r"caan::cuda::(bfloat16|float16)", name)
-    gradient = re.search(r"pair_kernel<[^>]*, (true|false)>\(", name)
     # Numbers and truths come as (int)5 and (bool)1 from some demanglers.
-    text = (
-        re.sub(r"\(\w+\)", "", shape[1]) if shape else {"true": "gradient", "false": "scores", None: ""}[gradient and gradient[1]]
-    )
+    text = re.sub(r"\(\w+\)", "", shape[1]) if shape else ""
     return kernel, text, dtype[1] if dtype else "float32"
 
 
@@ -110,6 +110,7 @@ def kernels_of(cubin: Path) -> Iterator[tuple[dict[str, Any], str]]:
             "spilled_bytes": stack + local,
             "tensor_instructions": len(re.findall(rf"\b(?:{'|'.join(TENSOR)})\b", code)),
             "special_instructions": len(re.findall(r"\bMUFU\b", code)),
+            "fused_multiply_adds": len(re.findall(r"\bFFMA\b", code)),
             "instructions": len(list(instructions(code))),
         }
         yield counts, code

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import gpu
 from .gpu.launch import Options, Side, Slots, Vectors
-from .gpu.plan import Walk, plan_items, plan_list
+from .gpu.plan import Walk, plan_list
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Panels of both sides' rows lie in shared memory: what every GPU since compute capability 8.0 has of it.
@@ -58,7 +58,7 @@ def product(
 def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, options: Options) -> bool:
     if not _tiled(V, U, vectors):
         return True
-    regions, words = plan_items(V.features, V.lengths), plan_items(U.features, U.lengths)
+    regions, words = V.plan(), U.plan()
     listed = None if pairs is None else plan_list(pairs, regions, words)
     sides = *(_aligned(x) for x in (V.features, V.products, U.features, U.products)), *vectors, regions.lengths, words.lengths
     for bucket, size in enumerate(words.sizes):
@@ -106,6 +106,11 @@ def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
     return sum(_parts(regions, words)) + (2 * (regions * _fours(words) + _fours(width)) if gradient else 0)
 
 
+def score_rest(slots: Slots, scores: Tensor, vectors: Vectors, pairs: Tensor | None, options: Options) -> None:
+    slots.reserve(scores.numel())
+    _score_pairs(slots, 0, scores.numel(), scores, vectors, pairs, None, _tiled(slots.V, slots.U, vectors), options)
+
+
 def fill(
     slots: Slots,
     first: int,
@@ -114,7 +119,20 @@ def fill(
     vectors: Vectors,
     pairs: Tensor | None,
     walk: Walk | None,
-    every: bool,
+    options: Options,
+) -> None:
+    _score_pairs(slots, first, count, scores, vectors, pairs, walk, False, options)
+
+
+def _score_pairs(
+    slots: Slots,
+    first: int,
+    count: int,
+    scores: Tensor,
+    vectors: Vectors,
+    pairs: Tensor | None,
+    walk: Walk | None,
+    skip_tiles: bool,
     options: Options,
 ) -> None:
     _ops.cuda_score_pairs(
@@ -126,7 +144,7 @@ def fill(
         first,
         count,
         scores.stride(0) if walk is None and pairs is None else 0,
-        not every and _tiled(slots.V, slots.U, vectors),
+        skip_tiles,
         *options,
         _stream(scores),
     )

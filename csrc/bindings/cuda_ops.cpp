@@ -79,12 +79,18 @@ void score_pairs_(const Tensor& regions, const Tensor& region_products, const Te
     using T = decltype(type);
     const auto sides =
         sides_of<T>(regions, region_products, words, word_products, region_score, word_score, region_lengths, word_lengths);
-    const SlotShape shape{sides.M, sides.N, sides.D, walked.has_value()};
-    STD_TORCH_CHECK(scratch.size(0) >= count && scratch.size(1) == shape.size(), "scratch: expected ", count, " slots of ",
-                    shape.size(), " numbers");
-    score_pairs(sides, Pairs{indices(pairs), indices(keys), indices(order), indices(walked), first, count},
-                options_of(cosine, softmax, temperature, inter, intra), mutable_data<float>(scores), score_row, skip_tiles,
-                walked.has_value(), mutable_data<float>(scratch), reinterpret_cast<Stream>(stream));
+    const bool gradient = walked.has_value();
+    const SlotShape shape{sides.M, sides.N, sides.D, gradient};
+    STD_TORCH_CHECK(scratch.size(0) >= (gradient ? count : 1) && scratch.size(1) == shape.size(), "scratch: expected ",
+                    gradient ? count : 1, " slots of ", shape.size(), " numbers");
+    const Pairs chosen{indices(pairs), indices(keys), indices(order), indices(walked), first, count};
+    const auto options = options_of(cosine, softmax, temperature, inter, intra);
+    if (gradient)
+      differentiate_pairs(sides, chosen, options, data<float>(scores), mutable_data<float>(scratch),
+                          reinterpret_cast<Stream>(stream));
+    else
+      score_pairs(sides, chosen, options, mutable_data<float>(scores), score_row, skip_tiles, mutable_data<float>(scratch),
+                  scratch.size(0), reinterpret_cast<Stream>(stream));
   });
 }
 

@@ -92,11 +92,17 @@ struct Slot {
   }
 };
 
-// Scores or, from their gradients in `scores`, the derivatives of pairs, each in a slot of its own. Score of an all-pairs call:
-// scores[image * score_row + caption]; of a list: scores[place]. With skip_tiles, pairs that `score_tiles` takes are left out.
+// Scores of listed or of all pairs, by as many blocks as there are slots. Of an all-pairs call: scores[image * score_row + caption];
+// of a list: scores[place]. With skip_tiles, pairs that `score_tiles` takes are left out. A block's slot keeps what its last pair left
+// there; with a slot for each pair, that of its place from `first`.
 template <typename T>
 void score_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row,
-                 bool skip_tiles, bool gradient, float* scratch, Stream stream);
+                 bool skip_tiles, float* scratch, int64_t slots, Stream stream);
+
+// The derivatives of walked pairs, each in a slot of its own, from those of their scores.
+template <typename T>
+void differentiate_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, const float* score_gradients,
+                         float* scratch, Stream stream);
 
 // Every image with the captions of one bucket, `word_order` from word_starts[bucket] to the next; or of a list `pairs`, sorted by
 // `keys` bucket * images + image, positions `order` of the call and `ranks` within a key, those whose bucket is one of `bucket`,

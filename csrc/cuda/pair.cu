@@ -200,30 +200,15 @@ CAAN_DEVICE void differentiate(const Sides<T>& s, const PairOfCall<T>& p, const 
   }
 }
 
-template <typename T, bool GRADIENT>
-CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
-    pair_kernel(Sides<T> s, Pairs pairs, Options o, float* scores, int64_t score_row, bool skip_tiles, float* scratch) {
-  CAAN_SHARED;
-  const int64_t place = pairs.first + blockIdx.x;
-  int64_t image, caption;
-  if (GRADIENT) {
-    if (place >= *pairs.walked) return;
-    image = pairs.keys[place] / s.captions;
-    caption = pairs.keys[place] % s.captions;
-  } else if (pairs.pairs) {
-    image = pairs.pairs[2 * place];
-    caption = pairs.pairs[2 * place + 1];
-    if (image < 0 || image >= s.images || caption < 0 || caption >= s.captions) return;
-  } else {
-    image = place / s.captions;
-    caption = place % s.captions;
-  }
+// `score_gradient` is asked late, so as to take no register until then.
+template <typename T, bool GRADIENT, typename ScoreGradient>
+CAAN_DEVICE float work_on(const Sides<T>& s, int64_t image, int64_t caption, const Options& o, float* scratch, char* shared,
+                          ScoreGradient score_gradient) {
   const int m = int(s.region_lengths[image]), n = int(s.word_lengths[caption]);
-  if (m == 0 || n == 0 || (skip_tiles && fits_tile(m, n))) return;
   const PairOfCall<T> p{s.V(image), s.VQ(image), s.U(caption), s.UQ(caption), m, n};
   const SlotShape shape{s.M, s.N, s.D, GRADIENT};
   const Slot slot(scratch + blockIdx.x * shape.size(), shape);
-  const Panels panels(shared_memory, s.M, s.N);
+  const Panels panels(shared, s.M, s.N);
   float *P0 = panels.regions0, *P1 = panels.regions1, *Q0 = panels.words0, *Q1 = panels.words1;
   const int row = shape.row(), H = s.H, warp = warp_of_thread(), lane = lane_of_thread();
   const int64_t VQ_row = 2 * H, UQ_row = s.D + 2 * H;
@@ -300,28 +285,92 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
   u_squares = sum_over_block(u_squares, P0);
   float across = o.cosine ? inverse_norm(v_squares) * inverse_norm(u_squares) : 1.0f;
   if constexpr (GRADIENT) {
-    across *= scores[pairs.order[place]];
+    across *= score_gradient();
     const float towards = across * product;
     // A norm held at 1e-8 passes no gradient.
     const float along_v = o.cosine && sqrtf(v_squares) > 1e-8f ? towards / v_squares : 0.0f;
     const float along_u = o.cosine && sqrtf(u_squares) > 1e-8f ? towards / u_squares : 0.0f;
     differentiate(s, p, slot, row, panels, o, across, along_v, along_u);
   }
-  if (!GRADIENT && threadIdx.x == 0) scores[pairs.pairs ? place : image * score_row + caption] = product * across;
+  return product * across;
 }
+
+struct Found {
+  int64_t image = 0, caption = 0;
+  bool wanted = false;
+};
+
+// The pair at a place of the call; unwanted where there is none, or none for this kernel.
+template <typename T>
+CAAN_DEVICE Found find_pair(const Sides<T>& s, const Pairs& pairs, int64_t place, bool skip_tiles) {
+  Found found;
+  if (place >= pairs.count) return found;
+  place += pairs.first;
+  found.image = pairs.pairs ? pairs.pairs[2 * place] : place / s.captions;
+  found.caption = pairs.pairs ? pairs.pairs[2 * place + 1] : place % s.captions;
+  if (found.image < 0 || found.image >= s.images || found.caption < 0 || found.caption >= s.captions) return found;
+  const int m = int(s.region_lengths[found.image]), n = int(s.word_lengths[found.caption]);
+  found.wanted = m > 0 && n > 0 && !(skip_tiles && fits_tile(m, n));
+  return found;
+}
+
+// Scores: a block takes every gridDim-th place. Where most are left to the tiles, as many at once as it has threads are looked at.
+template <typename T>
+CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
+    score_kernel(Sides<T> s, Pairs pairs, Options o, float* scores, int64_t score_row, bool skip_tiles, float* scratch) {
+  CAAN_SHARED;
+  bool* const wanted = reinterpret_cast<bool*>(shared_memory);
+  for (int64_t first = blockIdx.x; first < pairs.count; first += int64_t(THREADS) * gridDim.x) {
+    wanted[threadIdx.x] = find_pair(s, pairs, first + int64_t(threadIdx.x) * gridDim.x, skip_tiles).wanted;
+    block_barrier();
+    for (int t = 0; t < THREADS; ++t) {
+      if (!wanted[t]) continue;
+      const int64_t place = first + int64_t(t) * gridDim.x;
+      const Found pair = find_pair(s, pairs, place, skip_tiles);
+      float* const score = scores + (pairs.pairs ? pairs.first + place : pair.image * score_row + pair.caption);
+      const float found = work_on<T, false>(s, pair.image, pair.caption, o, scratch, shared_memory + THREADS, [] { return 0.0f; });
+      if (threadIdx.x == 0) *score = found;
+      // The next pair is worked on in the same memory.
+      block_barrier();
+    }
+    block_barrier();
+  }
+}
+
+template <typename T>
+CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
+    gradient_kernel(Sides<T> s, Pairs pairs, Options o, const float* score_gradients, float* scratch) {
+  CAAN_SHARED;
+  const int64_t place = pairs.first + blockIdx.x;
+  if (place >= *pairs.walked) return;
+  work_on<T, true>(s, pairs.keys[place] / s.captions, pairs.keys[place] % s.captions, o, scratch, shared_memory,
+                   [&] { return score_gradients[pairs.order[pairs.first + blockIdx.x]]; });
+}
+
+size_t panel_bytes(int M, int N) { return size_t(2 * (M + N)) * PANEL_ROW * sizeof(float); }
 
 } // namespace
 
 template <typename T>
 void score_pairs(const Sides<T>& s, const Pairs& pairs, const Options& o, float* scores, int64_t score_row, bool skip_tiles,
-                 bool gradient, float* scratch, Stream stream) {
-  const size_t shared = size_t(2 * (s.M + s.N)) * PANEL_ROW * sizeof(float);
-  const auto kernel = gradient ? pair_kernel<T, true> : pair_kernel<T, false>;
-  launch(kernel, pairs.count, THREADS, shared, stream, s, pairs, o, scores, score_row, skip_tiles, scratch);
+                 float* scratch, int64_t slots, Stream stream) {
+  const int64_t blocks = pairs.count < slots ? pairs.count : slots;
+  launch(score_kernel<T>, blocks, THREADS, THREADS + panel_bytes(s.M, s.N), stream, s, pairs, o, scores, score_row, skip_tiles,
+         scratch);
 }
 
-template void score_pairs(const Sides<float>&, const Pairs&, const Options&, float*, int64_t, bool, bool, float*, Stream);
-template void score_pairs(const Sides<bfloat16>&, const Pairs&, const Options&, float*, int64_t, bool, bool, float*, Stream);
-template void score_pairs(const Sides<float16>&, const Pairs&, const Options&, float*, int64_t, bool, bool, float*, Stream);
+template <typename T>
+void differentiate_pairs(const Sides<T>& s, const Pairs& pairs, const Options& o, const float* score_gradients, float* scratch,
+                         Stream stream) {
+  launch(gradient_kernel<T>, pairs.count, THREADS, panel_bytes(s.M, s.N), stream, s, pairs, o, score_gradients, scratch);
+}
+
+template void score_pairs(const Sides<float>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, Stream);
+template void score_pairs(const Sides<bfloat16>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, Stream);
+template void score_pairs(const Sides<float16>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, Stream);
+
+template void differentiate_pairs(const Sides<float>&, const Pairs&, const Options&, const float*, float*, Stream);
+template void differentiate_pairs(const Sides<bfloat16>&, const Pairs&, const Options&, const float*, float*, Stream);
+template void differentiate_pairs(const Sides<float16>&, const Pairs&, const Options&, const float*, float*, Stream);
 
 } // namespace caan::cuda

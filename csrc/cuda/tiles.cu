@@ -254,18 +254,17 @@ CAAN_DEVICE void attend(float (&A)[2][S::TILES][4], int first, int m, int n, flo
       sum = sum_over_columns(sum);
       const float scale = sum > 0 ? scale_of(sum) : 0.0f;
 #pragma unroll
-      for (int t = 0; t < 2 * S::DEPTHS; ++t) {
-        const int at = t < S::TILES ? t : 0;
-        const float *a = A[first + w][at], x = t < S::TILES ? scale : 0.0f;
-        found.C[t / 2][2 * (first + w) + half][t % 2] = pack(weight(a[2 * half]) * x, weight(a[2 * half + 1]) * x, T{});
+      for (int t = 0; t < S::TILES; ++t) {
+        const float* a = A[first + w][t];
+        found.C[t / 2][2 * (first + w) + half][t % 2] = pack(weight(a[2 * half]) * scale, weight(a[2 * half + 1]) * scale, T{});
       }
+      if (S::TILES % 2) found.C[S::TILES / 2][2 * (first + w) + half][1] = found.R[S::TILES / 2][2 * (first + w) + half][1] = 0;
     }
 #pragma unroll
-  for (int t = 0; t < 2 * S::DEPTHS; ++t) {
+  for (int t = 0; t < S::TILES; ++t) {
     float shift[2] = {}, scale[2] = {};
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      if (t >= S::TILES) continue;
       float highest = -INFINITY, sum = 0;
       if constexpr (SOFTMAX) {
 #pragma unroll
@@ -287,13 +286,11 @@ CAAN_DEVICE void attend(float (&A)[2][S::TILES][4], int first, int m, int n, flo
     for (int w = 0; w < STRIPS; ++w)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int at = t < S::TILES ? t : 0;
         float R[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const float a = A[first + w][at][e + 2 * half];
-          // Where there is no tile its weight may be infinite, which a scale of 0 would not undo.
-          R[e] = t < S::TILES ? scale[e] * (SOFTMAX ? quick_exp(a - shift[e]) : a) : 0.0f;
+          const float a = A[first + w][t][e + 2 * half];
+          R[e] = scale[e] * (SOFTMAX ? quick_exp(a - shift[e]) : a);
         }
         found.R[t / 2][2 * (first + w) + half][t % 2] = pack(R[0], R[1], T{});
       }
@@ -540,8 +537,8 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
     advance();
 #pragma unroll 1
     for (int k = 0; k < PIECE / 16; ++k) {
-      // Each caption's u by itself: what one caption has, infinite perhaps, times the other's zeros is not nothing.
-      float v[4] = {}, u[S::TOGETHER][4] = {};
+      float v[4] = {}, u[4] = {}, of_u[2] = {};
+      const auto sum_of = [](const float (&x)[4], int half) { return x[2 * half] + x[2 * half + 1]; };
       uint32_t factor[4];
 #pragma unroll
       for (int depth = 0; depth < S::DEPTHS; ++depth) {
@@ -551,15 +548,21 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
 #pragma unroll
       for (int w = 0; w < 2; ++w) {
         columns_by_rows(factor, words, w, k);
-        multiply_add(u[w % S::TOGETHER], factor, g[w][0], g[w][1], T{});
+        multiply_add(u, factor, g[w][0], g[w][1], T{});
+        // Each caption's u by itself: what one has, infinite perhaps, times the other's zeros need not be nothing.
+        if (S::TOGETHER == 1 && w == 0) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          if (S::TOGETHER == 1 || column / 2 == w) of_u[half] = sum_of(u, half);
+#pragma unroll
+        for (float& x : u) x = 0;
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const auto sum_of = [&](const float (&x)[4]) { return x[2 * half] + x[2 * half + 1]; };
-        const float of_v = sum_of(v), of_u = column < 2 ? sum_of(u[0]) : sum_of(u[S::TOGETHER - 1]);
-        product = fmaf(of_v, of_u, product);
+        const float of_v = sum_of(v, half);
+        product = fmaf(of_v, of_u[half], product);
         v_squares = fmaf(of_v, of_v, v_squares);
-        u_squares = fmaf(of_u, of_u, u_squares);
+        u_squares = fmaf(of_u[half], of_u[half], u_squares);
       }
     }
   }

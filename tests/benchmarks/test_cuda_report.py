@@ -30,6 +30,16 @@ def test_tiles_are_on_tensor_cores(report):
     assert all(row["tensor_instructions"] >= 50 and row["special_instructions"] >= 50 for row in tiles)
 
 
+def test_sums_are_fused_alike_in_all_company(report):
+    """A pair is scored in one kernel among all pairs and in another in a list, and must get the same bits."""
+    counts = {}
+    for row in report["kernels"]:
+        if row["kernel"] == "tile_kernel":
+            tiles, together, *_ = row["shape"].split(", ")
+            counts.setdefault((row["architecture"], row["dtype"], tiles, together), []).append(row["fused_multiply_adds"])
+    assert all(len(found) == 4 and len(set(found)) == 1 for found in counts.values()), counts
+
+
 def test_faults_are_found(report):
     tile = next(row for row in report["kernels"] if row["kernel"] == "tile_kernel")
     for wrong in ({"spilled_bytes": 8}, {"tensor_instructions": 0}):

@@ -176,6 +176,21 @@ def test_split_launches(dtype, monkeypatch):
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_more_pairs_than_blocks(dtype, slots, monkeypatch):
+    """Those that no tile takes are scored by as many blocks as there are slots, each looking at more places than it has threads."""
+    regions, words = [1, 0, 2, 65, 3, 2, 1, 4] * 3, [3, 40, 0, 2, 1, 33, 2] * 3
+    case = lengths_given((24, 65, 21, 40, 8, 16), regions, words, dtype)
+    whole = assert_scores(case)
+    pairs = torch.cartesian_prod(torch.arange(24), torch.arange(21)).flip(0)
+    numbers = cuda.slot_numbers(65, 40, 8, False)
+    monkeypatch.setattr(launch, "SCORE_SCRATCH_BYTES", 4 * slots * numbers)
+    assert torch.equal(case.call(backend="cuda").cpu(), whole)
+    listed = replace(case, pairs=pairs).call(backend="cuda").cpu()
+    assert torch.equal(listed, whole[pairs[:, 0], pairs[:, 1]])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [(300, 40), (20, 320)], ids=str)
 def test_most_rows(dtype, rows):

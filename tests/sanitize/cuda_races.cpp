@@ -72,8 +72,12 @@ void run_pairs(const Options& options) {
                       gradient ? call.walked.data() : nullptr,
                       0,
                       6};
-    score_pairs(call.sides(), pairs, options, scores.data(), 3, false, gradient, scratch.data(), nullptr);
-    if (!gradient) continue;
+    if (!gradient) {
+      // Three pairs a block, one after the other.
+      score_pairs(call.sides(), pairs, options, scores.data(), 3, false, scratch.data(), 2, nullptr);
+      continue;
+    }
+    differentiate_pairs(call.sides(), pairs, options, scores.data(), scratch.data(), nullptr);
     std::vector<float> dV(call.V.size()), dVQ(call.VQ.size()), dU(call.U.size()), dUQ(call.UQ.size()), dw_v(2 * call.H),
         dw_u(2 * call.H);
     const Sums sums{call.keys.data(),

@@ -1,20 +1,21 @@
 """The operators of operators.py on a GPU: what every backend there shares. Plans are tensors on the device, memory is bounded by
 going through a call in pieces, and a backend's `Kernels` do the work."""
 
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from .checks import check_call, check_items
-from .plan import Walk, exist, plan_items, plan_walk
+from .plan import Items, Walk, exist, plan_items, plan_lengths, plan_walk
 
-# Bytes that the products of a block of items may take where features come unprojected: two blocks, the sorted order of
-# the items and the copies of a list's items stay within 64 MiB.
-BLOCK_BYTES = 12 * 2**20
+# Bytes that a call may take beside its result where features come unprojected, for the matrices of a side beside each other,
+# blocks of products, and the copies of a list's items; with plans and scratch that stays within 64 MiB.
+BLOCK_BYTES = 50 * 2**20
 # Bytes of scratch for the pairs that one launch works on one by one, for derivatives and for scores.
 SCRATCH_BYTES = 128 * 2**20
-SCORE_SCRATCH_BYTES = 16 * 2**20
+SCORE_SCRATCH_BYTES = 8 * 2**20
 # Pairs of a list that are put in order at once.
 MOST_LISTED = 2**18
 
@@ -57,14 +58,17 @@ class Kernels(Protocol):
     def slot_numbers(self, regions: int, words: int, width: int, gradient: bool) -> int:
         """float32 numbers of scratch memory for a pair that is worked on alone."""
 
+    def score_rest(self, slots: "Slots", scores: Tensor, vectors: Vectors, pairs: Tensor | None, options: Options) -> None:
+        """Score the pairs that `score_tiles` leaves out, however many, in no more than `slots.count` slots."""
+
     def fill(
         self, slots: "Slots", first: int, count: int, scores: Tensor, vectors: Vectors, pairs: Tensor | None, walk: Walk | None,
-        every: bool, options: Options,
+        options: Options,
     ) -> None:  # fmt: skip
-        """Work on `count` pairs from `first`, those of a walk or of the call, each in a slot.
+        """Work on `count` pairs from `first`, those of a walk or of a list, each in a slot.
 
-        With a walk, `scores` are gradients, and slots get what `sum_gradients` reads. Else scores are written; of pairs that
-        `score_tiles` takes, only if `every` is wanted.
+        With a walk, `scores` are gradients, and slots get what `sum_gradients` reads. Else scores are written, and slots get what
+        `maps` reads.
         """
 
     def maps(self, slots: "Slots", count: int, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -82,7 +86,7 @@ class Kernels(Protocol):
 def project(items: Tensor, weight: Tensor, lengths: Tensor | None, backend: str) -> Tensor:
     """`reference.project`."""
     check_items(items, weight, lengths)
-    lengths = plan_items(items, lengths).lengths
+    lengths = plan_lengths(items, lengths)
     product = KERNELS[backend].product(items.flatten(0, 1), weight, lengths, items.shape[1], forward=True)
     return product.view(*items.shape[:2], weight.shape[1])
 
@@ -92,7 +96,7 @@ def project_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `project`; an empty tensor for one that nobody needs."""
     check_items(items, weight, lengths)
-    product, rows, lengths = KERNELS[backend].product, items.shape[1], plan_items(items, lengths).lengths
+    product, rows, lengths = KERNELS[backend].product, items.shape[1], plan_lengths(items, lengths)
     flat, of_items, of_weight = grad.flatten(0, 1), items.new_empty(0), weight.new_empty(0)
     if need_items:
         of_items = product(flat, weight.mT, lengths, rows).view(items.shape)
@@ -146,11 +150,11 @@ def raw_scores(
     U = Side("word", words, word_products, None if word_products is not None else beside(of_words), word_lengths)
     check_call(V, U, region_score, word_score, pairs)
     scores, vectors, backend = _unscored(V, U, pairs), Vectors(region_score, word_score), options[-1]
-    images, captions = V.block(), U.block()
+    images, captions, listed = _blocks(V, U)
     if pairs is not None and (len(regions) > images or len(words) > captions):
         # A gallery is not projected for a few pairs, nor kept for many: each block of the list brings its own items.
-        for start in range(0, len(pairs), min(images, captions)):
-            some = pairs[start : start + min(images, captions)]
+        for start in range(0, len(pairs), listed):
+            some = pairs[start : start + listed]
             own = torch.arange(len(some), device=pairs.device)[:, None].repeat(1, 2)
             _score(
                 scores[start : start + len(some)],
@@ -161,14 +165,34 @@ def raw_scores(
                 *options,
             )
         return scores
+    # Images pass by once for each block of captions. What is planned of them is planned once.
+    parts = [(i, V.part(i, images)) for i in range(0, len(regions), images)]
+    some_U = some_V = None
     for t in range(0, len(words), captions):
+        # Two blocks of one side have no room.
+        some_U = None
         some_U = U.part(t, captions).projected(backend)
-        for i in range(0, len(regions), images):
-            if i > 0 or t == 0 or images < len(regions):
-                some_V = V.part(i, images).projected(backend)
+        for i, part in parts:
+            if some_V is None or len(parts) > 1:
+                some_V = None
+                some_V = part.projected(backend)
             block = scores if pairs is not None else scores[i : i + images, t : t + captions]
             _score(block, some_V, some_U, vectors, pairs, *options)
     return scores
+
+
+def _blocks(V: "Side", U: "Side") -> tuple[int, int, int]:
+    """Images, captions, and pairs of a list, whose products are made at once.
+
+    Captions get more of the room: there are more of them, and images are projected once for each block of captions.
+    """
+    left = BLOCK_BYTES - sum(0 if x.weight is None else x.weight.numel() * x.weight.element_size() for x in (V, U))
+    items = []
+    for side, share in ((V, 2 / 5), (U, 3 / 5)):
+        whole = (U if side is V else V).weight is not None
+        fit = int(left * (share if whole else 1)) // max(1, side.item_bytes)
+        items.append(max(1, len(side.features) if side.weight is None else fit))
+    return *items, max(1, left // max(1, sum(x.copy_bytes for x in (V, U))))
 
 
 def pair_scores_backward(
@@ -223,7 +247,8 @@ def pair_maps(
     return scores, f, g, R, C.mT.contiguous()
 
 
-class Side(NamedTuple):
+@dataclass(frozen=True)
+class Side:
     """Regions or words on their way to being scored.
 
     Attributes:
@@ -239,13 +264,25 @@ class Side(NamedTuple):
     products: Tensor | None
     weight: Tensor | None
     lengths: Tensor | None
+    _plans: dict[bool, Items] = field(default_factory=dict, repr=False)
 
-    def block(self) -> int:
-        """Items whose products are made at once."""
-        if self.weight is None:
-            return max(1, len(self.features))
-        rows = max(1, self.features.shape[1])
-        return max(1, BLOCK_BYTES // (rows * self.weight.shape[1] * self.weight.element_size()))
+    def plan(self, halfway: bool = False) -> Items:
+        """`plan_items`, once for a side and what is projected of it."""
+        if halfway not in self._plans:
+            self._plans[halfway] = plan_items(self.features, self.lengths, halfway)
+        return self._plans[halfway]
+
+    @property
+    def item_bytes(self) -> int:
+        """What the products of an item take that are made here."""
+        columns = 0 if self.weight is None else self.weight.shape[1]
+        return self.features.shape[1] * columns * self.features.element_size()
+
+    @property
+    def copy_bytes(self) -> int:
+        """What an item takes that is chosen for a pair and projected."""
+        copied = sum(x.shape[2] for x in (self.features, self.products) if x is not None)
+        return self.features.shape[1] * copied * self.features.element_size() + self.item_bytes
 
     def part(self, start: int, count: int) -> "Side":
         return self._of(lambda x: x[start : start + count])
@@ -257,17 +294,21 @@ class Side(NamedTuple):
         side = self._of(lambda x: x.index_select(0, items))
         rows = self.features.shape[1]
         lengths = torch.full_like(items, rows) if side.lengths is None else side.lengths
-        return side._replace(lengths=torch.where(inside, lengths, 0))
+        return replace(side, lengths=torch.where(inside, lengths, 0))
 
     def projected(self, backend: str) -> "Side":
         if self.weight is None:
             return self
-        return self._replace(products=project(self.features, self.weight, self.lengths, backend), weight=None)
+        # Every plan has the lengths.
+        plan = next(iter(self._plans.values()), None) or self.plan()
+        rows, item_rows = self.features.flatten(0, 1), self.features.shape[1]
+        product = KERNELS[backend].product(rows, self.weight, plan.lengths, item_rows, forward=True)
+        return replace(self, products=product.view(*self.features.shape[:2], self.weight.shape[1]), weight=None)
 
     def _of(self, some) -> "Side":
-        tensors = (None if x is None else some(x) for x in (self.features, self.products))
-        features, products = tensors
-        return self._replace(features=features, products=products, lengths=None if self.lengths is None else some(self.lengths))
+        tensors = (None if x is None else some(x) for x in (self.features, self.products, self.lengths))
+        features, products, lengths = tensors
+        return Side(self.kind, features, products, self.weight, lengths)
 
 
 def beside(matrices: dict[str, Tensor | None]) -> Tensor:
@@ -308,8 +349,7 @@ def _score(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | N
     kernels, options = KERNELS[options[-1]], Options(*options[:-1])
     if kernels.score_tiles(scores, V, U, vectors, pairs, options):
         slots = Slots(kernels, V, U, SCORE_SCRATCH_BYTES, gradient=False)
-        for first in range(0, scores.numel(), slots.count):
-            slots.fill(first, scores.numel(), scores, vectors, pairs, None, False, options)
+        kernels.score_rest(slots, scores, vectors, pairs, options)
 
 
 class Slots:
@@ -327,29 +367,19 @@ class Slots:
 
     def __init__(self, kernels: Kernels, V: Side, U: Side, most_bytes: int, gradient: bool):
         self.kernels, self.V, self.U = kernels, V, U
-        self.regions, self.words = plan_items(V.features, V.lengths), plan_items(U.features, U.lengths)
+        self.regions, self.words = V.plan(), U.plan()
         self.rows = V.features.shape[1], U.features.shape[1]
         self.width = V.features.shape[2]
         self.numbers = kernels.slot_numbers(*self.rows, self.width, gradient)
         self.count = max(1, most_bytes // (4 * max(1, self.numbers)))
         self.scratch = V.features.new_empty(0, self.numbers, dtype=torch.float32)
 
-    def fill(
-        self,
-        first: int,
-        last: int,
-        scores: Tensor,
-        vectors: Vectors,
-        pairs: Tensor | None,
-        walk: Walk | None,
-        every: bool,
-        options: Options,
-    ) -> None:
-        """`Kernels.fill` with as many pairs from `first`, and before `last`, as there are slots."""
-        count = min(self.count, last - first)
+    def reserve(self, count: int) -> int:
+        """See that there is scratch memory for so many pairs, or for as many as there may be slots: how many."""
+        count = min(self.count, count)
         if len(self.scratch) < count:
             self.scratch = self.scratch.new_empty(count, self.numbers)
-        self.kernels.fill(self, first, count, scores, vectors, pairs, walk, every, options)
+        return count
 
 
 def _differentiate(
@@ -361,7 +391,8 @@ def _differentiate(
     walk = plan_walk(grad != 0, pairs, slots.regions, slots.words)
     for first in range(0, grad.numel(), slots.count):
         # How many pairs have a gradient only the device knows: later launches may find none left.
-        slots.fill(first, grad.numel(), grad, vectors, None, walk, True, options)
+        count = slots.reserve(grad.numel() - first)
+        kernels.fill(slots, first, count, grad, vectors, None, walk, options)
         kernels.sum_gradients(slots, walk, first, vectors, sums, options)
 
 
@@ -379,8 +410,8 @@ def _trace(
     unused = torch.empty(len(pairs), dtype=torch.float32, device=pairs.device)
     regions, words = (torch.arange(x, device=pairs.device) for x in slots.rows)
     for first in range(0, len(pairs), slots.count):
-        slots.fill(first, len(pairs), unused, vectors, pairs, None, True, options)
-        some = pairs[first : first + slots.count]
+        some = pairs[first : first + slots.reserve(len(pairs) - first)]
+        kernels.fill(slots, first, len(some), unused, vectors, pairs, None, options)
         real = exist(some, len(V.features), len(U.features))
         image, caption = torch.where(real[:, None], some, 0).unbind(1)
         v_exists = real[:, None] & (regions < slots.regions.lengths[image, None])

@@ -52,24 +52,30 @@ class Items(NamedTuple):
     starts: Tensor
 
 
+def plan_lengths(features: Tensor, lengths: Tensor | None) -> Tensor:
+    """Lengths of (B, L, D) features, (B,) int64; 0 for one out of range: `context_attention` says what becomes of its scores."""
+    count, rows = features.shape[:2]
+    if lengths is None:
+        return torch.full((count,), rows, device=features.device)
+    return torch.where((lengths >= 0) & (lengths <= rows), lengths, 0)
+
+
 def plan_items(features: Tensor, lengths: Tensor | None, halfway: bool = False) -> Items:
     """Sort the items of (B, L, D) features by size, one of `sizes_up_to`; without lengths all are of one."""
     count, rows = features.shape[:2]
     device = features.device
+    real = plan_lengths(features, lengths)
     if lengths is None:
         every = torch.arange(count, device=device)
-        lengths = torch.full_like(every, rows)
         starts = torch.arange(2, device=device) * (count if rows else 0)
-        return Items(lengths, sizes_up_to(rows, halfway)[-1:], torch.full_like(every, 0 if rows else 1), every, starts)
+        return Items(real, sizes_up_to(rows, halfway)[-1:], torch.full_like(every, 0 if rows else 1), every, starts)
     sizes = sizes_up_to(rows, halfway)
-    # A length out of range has no rows here; `context_attention` says what becomes of its scores.
-    lengths = torch.where((lengths >= 0) & (lengths <= rows), lengths, 0)
-    buckets = torch.where(lengths > 0, 0, len(sizes))
+    buckets = torch.where(real > 0, 0, len(sizes))
     for size in sizes[:-1]:
-        buckets = buckets + ((lengths > size) & (lengths > 0)).long()
+        buckets = buckets + ((real > size) & (real > 0)).long()
     ordered, order = torch.sort(buckets, stable=True)
     starts = torch.searchsorted(ordered, torch.arange(len(sizes) + 1, device=device))
-    return Items(lengths, sizes, buckets, order, starts)
+    return Items(real, sizes, buckets, order, starts)
 
 
 class Listed(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..gpu.launch import Options, Side, Slots, Vectors
-from ..gpu.plan import Walk, parts_of, plan_items, plan_list, size_of
+from ..gpu.plan import Walk, parts_of, plan_list, size_of
 from . import configurations
 from .configurations import Configuration
 from .gradients import (
@@ -25,7 +25,7 @@ from .tuning import fastest
 # Programs of one launch, which CUDA counts in 31 bits.
 MOST_PROGRAMS = 2**31 - 1
 
-__all__ = ["fill", "maps", "product", "score_tiles", "slot_numbers", "sum_gradients"]
+__all__ = ["fill", "maps", "product", "score_rest", "score_tiles", "slot_numbers", "sum_gradients"]
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -96,7 +96,7 @@ def _scaled(vectors: Vectors) -> Scaled:
 
 def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, options: Options) -> bool:
     dtype, (cosine, softmax, temperature, inter, intra) = V.features.dtype, options
-    regions, words = plan_items(V.features, V.lengths, halfway=True), plan_items(U.features, U.lengths)
+    regions, words = V.plan(halfway=True), U.plan()
     blocks = list(itertools.product(enumerate(regions.sizes), enumerate(words.sizes)))
     fused = [block for block in blocks if configurations.fused(dtype, block[0][1], block[1][1])]
     scaled = _scaled(vectors) if fused else None
@@ -159,7 +159,26 @@ def _grids(images: int, captions: int, config: Configuration, pairs: Tensor | No
     return [(first, -(-min(step, images - first) // group) * group * tiles) for first in range(0, images, step)]
 
 
+def score_rest(slots: Slots, scores: Tensor, vectors: Vectors, pairs: Tensor | None, options: Options) -> None:
+    for first in range(0, scores.numel(), slots.count):
+        count = slots.reserve(scores.numel() - first)
+        _run_pairs(slots, first, count, scores, vectors, pairs, None, False, options)
+
+
 def fill(
+    slots: Slots,
+    first: int,
+    count: int,
+    scores: Tensor,
+    vectors: Vectors,
+    pairs: Tensor | None,
+    walk: Walk | None,
+    options: Options,
+) -> None:
+    _run_pairs(slots, first, count, scores, vectors, pairs, walk, True, options)
+
+
+def _run_pairs(
     slots: Slots,
     first: int,
     count: int,
@@ -170,12 +189,15 @@ def fill(
     every: bool,
     options: Options,
 ) -> None:
+    """Run `pair_kernel` for `count` pairs from `first`: for every one, or for those that no tile takes."""
     cosine, softmax, temperature, inter, intra = options
     dtype, unused = slots.V.features.dtype, slots.regions.lengths
     every = every or not configurations.fused(dtype, 1, 1)
     pair_kernel[(count,)](
-        *slots.V[1:3],
-        *slots.U[1:3],
+        slots.V.features,
+        slots.V.products,
+        slots.U.features,
+        slots.U.products,
         *vectors,
         slots.regions.lengths,
         slots.words.lengths,

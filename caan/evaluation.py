@@ -379,7 +379,6 @@ def _identity(
     parts = {
         "models": [checkpoint.digest(model, vocabulary) for model, vocabulary in models],
         "split": split.digest(),
-        "region_counts": hashlib.sha256(split.region_counts.tobytes()).hexdigest(),
         "tile": [*tile, _BLOCK_BYTES],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,

@@ -93,7 +93,8 @@ class Trainer:
             raise ValueError(f"batch_size: expected a multiple of the {self.processes.count} processes, got {config.batch_size}")
         self.folder, self.validation, self.vocabulary, self.config = Path(folder), validation, vocabulary, config
         self.device, self.workers, self.save_seconds, self.say = torch.device(device), workers, save_seconds, say
-        self.data = {"train": train.digest(), "validation": validation.digest()}
+        # A whole training split is tens of gigabytes: some of its images have to stand for it each time a run continues.
+        self.data = {"train": train.digest(images=64), "validation": validation.digest(images=64)}
         self.folder.mkdir(parents=True, exist_ok=True)
 
         torch.manual_seed(config.seed)

@@ -61,12 +61,22 @@ class Split:
             image_of_caption=self.image_of_caption[:captions],
         )
 
-    def digest(self) -> str:
-        """A fingerprint of the captions, the shape of the features, and the features of eight images."""
-        parts = [f"{self.num_images} {self.regions.width} {self.regions.dtype}", *self.captions]
-        some = np.linspace(0, self.num_images - 1, 8, dtype=int)
-        data = b"".join(self.regions.raw(int(self.rows[image])) for image in some)
-        return hashlib.sha256("\n".join(parts).encode() + data).hexdigest()
+    def digest(self, images: int | None = None) -> str:
+        """A fingerprint of all that the split is: captions and whose they are, ids, region counts and features.
+
+        Args:
+            images: read the features of so many images only, evenly among all; None reads every one, as fast as the disk gives
+                them (1.2 GB/s from memory).
+        """
+        result = hashlib.sha256(json.dumps([self.regions.width, str(self.regions.dtype), self.ids, self.captions]).encode())
+        for numbers in (self.region_counts, self.image_of_caption):
+            result.update(numbers.astype("<i8").tobytes())
+        chosen = range(self.num_images)
+        if images is not None and images < self.num_images:
+            chosen = np.linspace(0, self.num_images - 1, images, dtype=int).tolist()
+        for image in chosen:
+            result.update(self.regions.raw(int(self.rows[image])))
+        return result.hexdigest()
 
     def read_regions(self, image: int) -> np.ndarray:
         """The real regions of one image, (region_counts[image], F), as `RegionFile.read` gives them."""

@@ -261,3 +261,30 @@ def test_karpathy_errors(karpathy_file, features):
         karpathy_file.write_text(broken)
         with pytest.raises(errors.FormatError, match=f"dataset_small.json: expected .*{message}"):
             read_karpathy(karpathy_file)
+
+
+def test_a_digest_is_of_all_there_is(scan_folder, features):
+    def digest(**given):
+        return load_scan_split(scan_folder, "dev", **given).digest()
+
+    found = {digest(), digest(limit=6)}
+    assert digest() in found
+    for row in range(7):
+        changed = features.copy()
+        changed[row, -1, -1] += 1
+        np.save(scan_folder / "dev_ims.npy", changed)
+        found.add(digest())
+    np.save(scan_folder / "dev_ims.npy", features)
+    for name in ("ids", "caps"):
+        path = scan_folder / f"dev_{name}.txt"
+        lines = path.read_text().splitlines()
+        path.write_text("\n".join([*lines[:-1], "another"]))
+        found.add(digest())
+        path.write_text("\n".join(lines))
+    np.save(scan_folder / "dev_num_boxes.npy", np.full(7, features.shape[1] - 1))
+    found.add(digest())
+    assert len(found) == 12
+    sampled = load_scan_split(scan_folder, "dev").digest(images=3)
+    features[3] += 1
+    np.save(scan_folder / "dev_ims.npy", features)
+    assert load_scan_split(scan_folder, "dev").digest(images=3) != sampled

@@ -35,5 +35,9 @@ class NonFiniteError(DataError):
     """Region features hold NaN or infinity."""
 
 
+class StaleSplitError(DataError):
+    """A split has changed since an index took it in, or is only partly in."""
+
+
 class StaleIndexError(DataError):
     """An index was made by another model than the one that is to score."""

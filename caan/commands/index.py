@@ -6,11 +6,14 @@ A second split is added to an index by naming the same --out. Stopped or killed,
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ..checkpoint import load_model
+from ..errors import FormatError
+from ..files import read_text
 from . import options
 
 _LENGTHS = (50, 100, 200, 500)
@@ -23,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", metavar="NAME", help="default: test")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index")
+    change = parser.add_mutually_exclusive_group()
+    change.add_argument(
+        "--replace", action="store_true", help="if the split has changed since it went in, take the old one out first"
+    )
+    change.add_argument("--drop", action="store_true", help="take the split out of the index, and nothing else")
     parser.add_argument(
         "--check",
         type=options.count,
@@ -35,16 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Build, and check."""
     # faiss need not be there for --help.
-    from ..gallery import Searcher, build_index, shortlist_recall
+    from ..gallery import Searcher, build_index, drop_split, shortlist_recall
 
+    if arguments.drop:
+        drop_split(arguments.out, arguments.data, arguments.split)
+        print(f"{arguments.out}: {arguments.split} of {arguments.data} is out")
+        return
     device = options.device(arguments)
     model, vocabulary, _ = load_model(arguments.checkpoint)
     split = options.load_split(arguments, arguments.split, arguments.limit)
-    backbone = None
-    record = arguments.data / f"{arguments.split}_extract.json"
-    if record.is_file():
-        settings = json.loads(record.read_text(encoding="utf-8"))["settings"]
-        backbone = {name: settings[name] for name in ("backbone", "size") if name in settings} or None
     build_index(
         arguments.out,
         model.to(device),
@@ -52,7 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.checkpoint,
         split,
         data=arguments.data,
-        backbone=backbone,
+        backbone=_backbone(arguments.data / f"{arguments.split}_extract.json"),
+        replace=arguments.replace,
         progress=True,
     )
     searcher = Searcher(arguments.out, arguments.checkpoint, device)
@@ -74,3 +82,14 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{name}, {len(queries)} queries: of the exact best 1, 5 and 10 among {len(asked):,}, in the shortlist")
         for length, by_top in recall.items():
             print(f"  shortlist of {length:4}" + "".join(f"{value:8.1f}%" for value in by_top.values()))
+
+
+def _backbone(record: Path) -> dict[str, Any] | None:
+    """What `caan extract` has noted of how it made the features, where it has."""
+    if not record.is_file():
+        return None
+    try:
+        settings = json.loads(read_text(record))["settings"]
+        return {name: settings[name] for name in ("backbone", "size") if name in settings} or None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise FormatError(f"{record}: expected what caan extract writes: {type(error).__name__}: {error}") from None

@@ -7,7 +7,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,23 @@ from ..files import read_text, replacing
 from ..vocabulary import tokenize
 from . import options
 
+_SHORTLIST = 200
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("index", type=Path, metavar="INDEX", help="folder that caan index has made")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("text", nargs="?", help="search images for this text")
-    what.add_argument("--image", metavar="ID", help="search captions for this image of the gallery, or for a photograph's file")
+    what.add_argument(
+        "--image", metavar="ID", help="search captions for this image of the gallery (ID, or SPLIT:ID), or for a photograph's file"
+    )
     what.add_argument("--queries", type=Path, metavar="FILE", help="search images for each line of a file; results in JSON lines")
     what.add_argument("--interactive", action="store_true", help="ask for texts until Ctrl-D")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many are shown (10)")
-    parser.add_argument("--shortlist", type=int, default=200, metavar="N", help="how many the operator puts in order (200)")
+    parser.add_argument(
+        "--shortlist", type=int, metavar="N", help="how many the operator puts in order (200, or --top where that is more)"
+    )
     parser.add_argument("--exact", action="store_true", help="score everything")
     parser.add_argument("--run", dest="checkpoint", type=Path, metavar="RUN", help="where the index's model is now")
     parser.add_argument(
@@ -47,6 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.top < 1:
         raise ValueError(f"--top: expected at least 1, got {arguments.top}")
+    if arguments.shortlist is None:
+        arguments.shortlist = max(_SHORTLIST, arguments.top)
     if not arguments.exact and arguments.shortlist < arguments.top:
         raise ValueError(f"--shortlist: expected at least the {arguments.top} of --top, got {arguments.shortlist}")
     for name in ("json", "html"):
@@ -60,6 +70,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("text: expected words, got none")
     searcher = Searcher(arguments.index, arguments.checkpoint, options.device(arguments))
     gallery = searcher.gallery
+    for source in gallery.unfinished:
+        found = f"{source.finished:,} of its {source.images:,} images"
+        print(f"{source.name}: left out, the index has {found}; the same caan index command brings the rest", file=sys.stderr)
     if not arguments.json and not arguments.queries:
         print(f"{len(gallery.image_vectors):,} images, {len(gallery.caption_vectors):,} captions in {arguments.index}")
     if arguments.interactive:
@@ -69,22 +82,27 @@ def run(arguments: argparse.Namespace) -> None:
             except ValueError as error:
                 print(error)
         return
-    if arguments.queries:
-        texts = tqdm(texts, unit=" queries", dynamic_ncols=True)
-    results = [_answer(searcher, arguments, text) for text in texts]
-    if arguments.queries:
-        text = "".join(f"{json.dumps(result, ensure_ascii=False)}\n" for result in results)
-    else:
-        text = json.dumps(results[0], indent=1, ensure_ascii=False) + "\n"
-    if arguments.json and str(arguments.json) != "-":
-        with replacing(arguments.json) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
-    elif arguments.json or arguments.queries:
-        print(text, end="")
+    results = []
+    with _output(arguments) as write:
+        for text in tqdm(texts, unit=" queries", dynamic_ncols=True) if arguments.queries else texts:
+            results.append(_answer(searcher, arguments, text))
+            write(json.dumps(results[-1], indent=None if arguments.queries else 1, ensure_ascii=False) + "\n")
     if not arguments.queries and str(arguments.json) != "-":
         print(_table(results[0]))
     if arguments.html:
         _write_page(searcher, arguments, results)
+
+
+@contextmanager
+def _output(arguments: argparse.Namespace) -> Iterator[Callable[[str], Any]]:
+    """Takes the results as text, each when it is found."""
+    if arguments.json and str(arguments.json) != "-":
+        with replacing(arguments.json) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+            yield file.write
+    elif arguments.json or arguments.queries:
+        yield partial(print, end="", flush=True)
+    else:
+        yield lambda text: None
 
 
 def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
@@ -92,20 +110,18 @@ def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str,
     from ..pages import Answer, Hit, write_retrieval_page
     from ..photographs import PhotoFolder
 
-    gallery = searcher.gallery
     folder = PhotoFolder(arguments.photos) if arguments.photos else None
-    number = {name: index for index, name in reversed(list(enumerate(gallery.ids)))}
     answers = []
     for result in results:
         words = [()] * len(result["hits"])
         if "text" in result:
             query = searcher.text(result["text"])
-            images = np.array([number[hit["image"]] for hit in result["hits"]])
+            images = np.array([hit["number"] for hit in result["hits"]])
             marked = ["<start>", *tokenize(result["text"]), "<end>"]
             words = [list(zip(marked, row.tolist(), strict=True)) for row in searcher.word_attention(query, images)]
         hits = [
             Hit(
-                hit.get("caption", hit["image"]),
+                hit.get("caption", hit["name"]),
                 hit["score"],
                 photograph=folder.find(hit["image"]) if folder and "text" in result else None,
                 words=own,
@@ -114,8 +130,10 @@ def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str,
         ]
         asked = result.get("image", "")
         photograph = None
-        if asked:
-            photograph = Path(asked) if Path(asked).is_file() else folder and folder.find(asked)
+        if "number" in result:
+            photograph = folder and folder.find(searcher.gallery.ids[result["number"]])
+        elif asked:
+            photograph = Path(asked)
         note = f"{result['scored']:,} of {result['gallery']:,} scored"
         answers.append(Answer(result.get("text", asked), hits, photograph, note))
     write_retrieval_page(arguments.html, f"Search in {arguments.index.name}", answers)
@@ -123,37 +141,62 @@ def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str,
 
 def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[str, Any]:
     """One query with what it found, in types that JSON has."""
-    begin = time.perf_counter()
     gallery = searcher.gallery
-    query = searcher.text(text) if text is not None else _image_query(searcher, arguments.image)
+    asked: dict[str, Any] = {"text": text} if text is not None else {"image": arguments.image}
+    if text is None:
+        number = _find_image(gallery, arguments.image)
+        if number is not None:
+            asked |= {"number": number, **_origin(gallery, number)}
+    begin = time.perf_counter()
+    if text is not None:
+        query = searcher.text(text)
+    else:
+        query = _photograph_query(searcher, arguments.image) if number is None else searcher.image(number)
     encoded = time.perf_counter() - begin
     if query.unknown:
-        print(f"words that the model does not know: {', '.join(query.unknown)}", file=sys.stderr)
+        asked["unknown"] = query.unknown
+        every = "; it knows none of this text" if len(query.unknown) == len(tokenize(text)) else ""
+        print(f"words that the model does not know: {', '.join(query.unknown)}{every}", file=sys.stderr)
     hits = searcher.search(query, arguments.top, None if arguments.exact else arguments.shortlist)
     found = []
     for place, (item, score) in enumerate(zip(hits.items.tolist(), hits.scores.tolist(), strict=True), 1):
-        hit = {"place": place, "score": score}
-        if query.wants_images:
-            hit |= {"image": gallery.ids[item]}
-        else:
-            hit |= {"caption": gallery.captions[item], "image": gallery.ids[gallery.image_of_caption[item]]}
+        number = item if query.wants_images else int(gallery.image_of_caption[item])
+        hit = {"place": place, "score": score, "image": gallery.ids[number], "number": number, **_origin(gallery, number)}
+        hit["name"] = hit["image"] if len(gallery.sources) == 1 else f"{hit['split']}:{hit['image']}"
+        if not query.wants_images:
+            hit["caption"] = gallery.captions[item]
         found.append(hit)
-    asked = {"text": text} if text is not None else {"image": arguments.image}
     of = len(gallery.image_vectors if query.wants_images else gallery.caption_vectors)
     scored = of if arguments.exact else min(arguments.shortlist, of)
     seconds = {"encode": encoded, **hits.seconds}
     return {**asked, "gallery": of, "scored": scored, "seconds": seconds, "hits": found}
 
 
-def _image_query(searcher, name: str):
-    """An image of the gallery by its id, else a photograph by its file."""
-    gallery = searcher.gallery
-    if name in gallery.ids:
-        return searcher.image(gallery.ids.index(name))
-    if not Path(name).is_file():
+def _origin(gallery, number: int) -> dict[str, str]:
+    """Where an image of the gallery is from."""
+    source = gallery.source_of(number)
+    return {"split": source.split, "data": source.data}
+
+
+def _find_image(gallery, name: str) -> int | None:
+    """An image of the gallery by its id, with its split before it where two splits have the id; None for a photograph's file."""
+    found = [number for number, own in enumerate(gallery.ids) if own == name]
+    if not found and ":" in name:
+        split, own_name = name.split(":", 1)
+        found = [i for i, own in enumerate(gallery.ids) if own == own_name and gallery.source_of(i).split == split]
+    if len(found) > 1:
+        places = ", ".join(f"{gallery.source_of(number).split}:{gallery.ids[number]}" for number in found)
+        raise ValueError(f"--image: expected an id that one image has, got {name!r} of {len(found)}: {places}")
+    if not found and not Path(name).is_file():
         some = ", ".join(gallery.ids[:3])
         raise ValueError(f"--image: expected an id of the gallery, such as {some}, or a photograph's file, got {name!r}")
-    known = [source.backbone for source in gallery.contents.sources]
+    return found[0] if found else None
+
+
+def _photograph_query(searcher, name: str):
+    """A photograph by its file."""
+    gallery = searcher.gallery
+    known = [source.backbone for source in gallery.sources]
     backbone = next((backbone for backbone in known if backbone and "backbone" in backbone), None)
     if backbone is None:
         raise FormatError(
@@ -169,7 +212,7 @@ def _image_query(searcher, name: str):
 def _table(result: dict[str, Any]) -> str:
     lines = []
     for hit in result["hits"]:
-        text = f"{hit['image']}  {hit['caption']}" if "caption" in hit else hit["image"]
+        text = f"{hit['name']}  {hit['caption']}" if "caption" in hit else hit["name"]
         lines.append(f"{hit['place']:4}{hit['score']:9.4f}  {text}")
     seconds = result["seconds"]
     stages = ", ".join(f"{name} {1000 * value:,.0f}" for name, value in seconds.items())
@@ -178,8 +221,8 @@ def _table(result: dict[str, Any]) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    lines = [line for line in lines if line]
+    # Not splitlines, which also ends a line at characters that are part of a text.
+    lines = [line for line in map(str.strip, read_text(path).split("\n")) if line]
     if not lines:
         raise FormatError(f"{path}: expected a query a line, found none")
     return lines

@@ -1,7 +1,9 @@
 """Making an index, and adding to one: segment by segment, so that a kill loses one segment at most."""
 
+import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from tqdm import tqdm
 
 from .. import checkpoint
 from ..data import Captions, Images, LengthBatches, Split
-from ..errors import CaptionMismatchError
+from ..errors import StaleSplitError
 from ..files import locked
 from ..model import CAAN
 from ..vocabulary import Vocabulary
@@ -35,6 +37,7 @@ def build_index(
     *,
     data: str | Path = "",
     backbone: dict[str, Any] | None = None,
+    replace: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = tqdm.write,
 ) -> None:
@@ -48,7 +51,8 @@ def build_index(
         vocabulary: its words.
         checkpoint_path: where the model is from, which a search will look at.
         split: what is added; an image's captions follow each other.
-        data: the folder that the split is from, for messages.
+        data: the folder that the split is from; with its name, what the split is known by.
+        replace: take out what the index has of the split if that has changed since.
         backbone: what made its features, for photographs that are searched with.
         progress: show a bar of images.
         say: takes what is to be told beside it.
@@ -56,7 +60,7 @@ def build_index(
     Raises:
         StaleIndexError: another model has made what is there.
         MissingFileError, FormatError, NonFiniteError, WidthError: the index or the features cannot be used.
-        CaptionMismatchError: another part of this split is on its way into the index.
+        StaleSplitError: the split has changed since the index took it in, or another one is on its way in.
         OSError: a file cannot be written, or another process is at this index.
     """
     folder = Path(folder)
@@ -69,7 +73,11 @@ def build_index(
             contents.check_model(digest, folder, checkpoint_path)
         else:
             contents = Contents(digest, str(Path(checkpoint_path).absolute()), [])
-        source = _source_of(contents, split, data, backbone)
+        place = str(Path(data).absolute())
+        digest = split.digest()
+        if replace and any(x.is_split(place, split.name) and x.digest != digest for x in contents.sources):
+            _take_out(contents, folder, place, split.name)
+        source = _source_of(contents, folder, Source(place, split.name, digest, split.num_images, backbone))
         if source.finished == split.num_images:
             say(f"{split.name}: all of its {split.num_images:,} images are in {folder} already; nothing to do")
             return
@@ -77,7 +85,9 @@ def build_index(
             say(f"{split.name}: continues after {source.finished:,} of {split.num_images:,} images, which are in {folder}")
         images, captions = Images(split), Captions(split, vocabulary)
         model.eval()
-        used = sum(len(other.segments) for other in contents.sources)
+        # A folder's second part is its own alone: one from another index is none of this one's.
+        numbers = [int(segment["folder"].split("-")[1]) for other in contents.sources for segment in other.segments]
+        used = max(numbers, default=-1) + 1
         with tqdm(
             total=split.num_images,
             initial=source.finished,
@@ -92,26 +102,65 @@ def build_index(
                 arrays = _image_arrays(model, images, chosen, bar) | _caption_arrays(model, captions, own)
                 arrays["image_of_caption"] = split.image_of_caption[own].astype(np.int64) - first
                 texts = {"ids": [split.ids[i] for i in chosen], "captions": [split.captions[t] for t in own]}
-                name = f"segment-{used:05d}"
+                name = f"segment-{used:05d}-{secrets.token_hex(4)}"
                 sizes = _write_segment(folder / name, arrays, texts)
                 source.segments.append({"folder": name, "images": len(chosen), "captions": len(own), "bytes": sizes})
                 contents.write(folder)
                 used += 1
 
 
-def _source_of(contents: Contents, split: Split, data: str | Path, backbone: dict[str, Any] | None) -> Source:
+def drop_split(folder: str | Path, data: str | Path, name: str) -> None:
+    """Take a split out of an index, finished or not.
+
+    Args:
+        folder: of the index.
+        data: the folder that the split was from.
+        name: the split's.
+
+    Raises:
+        MissingFileError, FormatError: there is no index, or it is damaged.
+        ValueError: it has no such split.
+        OSError: a file cannot be written, or another process is at this index.
+    """
+    folder, place = Path(folder), str(Path(data).absolute())
+    # Before a lock is put where there is no index.
+    Contents.read(folder)
+    with locked(folder, "an index"):
+        contents = Contents.read(folder)
+        if not any(source.is_split(place, name) for source in contents.sources):
+            there = ", ".join(source.name for source in contents.sources) or "none"
+            raise ValueError(f"split: expected one that is in {folder} ({there}), got {name} in {place}")
+        _take_out(contents, folder, place, name)
+
+
+def _take_out(contents: Contents, folder: Path, data: str, name: str) -> None:
+    out = [source for source in contents.sources if source.is_split(data, name)]
+    contents.sources = [source for source in contents.sources if source not in out]
+    # Once nothing names them any more.
+    contents.write(folder)
+    for source in out:
+        for segment in source.segments:
+            shutil.rmtree(folder / segment["folder"], ignore_errors=True)
+
+
+def _source_of(contents: Contents, folder: Path, wanted: Source) -> Source:
     """The split's entry, a new one where it has none."""
-    digest = split.digest()
     for source in contents.sources:
-        if source.digest == digest:
+        if source.digest == wanted.digest:
             return source
-        if source.finished != source.images:
-            raise CaptionMismatchError(
-                f"{split.name}: expected first the rest of {source.split} in {source.data}, of which {source.finished:,} of "
-                f"{source.images:,} images are in the index"
+    for source in contents.sources:
+        if source.is_split(wanted.data, wanted.split):
+            raise StaleSplitError(
+                f"{folder}: expected {wanted.split} of {wanted.data} as it was when it went in, found other features, captions or "
+                "ids, or another number of images; --replace takes the old ones out"
             )
-    contents.sources.append(Source(str(Path(data).absolute()), split.name, digest, split.num_images, backbone))
-    return contents.sources[-1]
+        if source.finished != source.images:
+            raise StaleSplitError(
+                f"{folder}: expected all of {source.name}, found {source.finished:,} of its {source.images:,} images; the same "
+                "caan index command brings the rest, or takes them out with --drop"
+            )
+    contents.sources.append(wanted)
+    return wanted
 
 
 def _image_arrays(model: CAAN, images: Images, chosen: np.ndarray, bar: tqdm) -> dict[str, np.ndarray]:
@@ -171,14 +220,19 @@ def _padded(items: Tensor, length: int) -> Tensor:
 
 def _write_segment(folder: Path, arrays: dict[str, np.ndarray], texts: dict[str, list[str]]) -> dict[str, int]:
     """The sizes of its files, which are on the disk."""
-    # A folder of that name is one that a kill left.
-    shutil.rmtree(folder, ignore_errors=True)
+    for left in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*"):
+        # By a kill.
+        shutil.rmtree(left)
     folder.mkdir()
-    for name, array in arrays.items():
-        with _written(folder / f"{name}.npy") as file:
-            np.save(file, array, allow_pickle=False)
-    with _written(folder / "texts.json") as file:
-        file.write(json.dumps(texts, ensure_ascii=False).encode())
+    try:
+        for name, array in arrays.items():
+            with _written(folder / f"{name}.npy") as file:
+                np.save(file, array, allow_pickle=False)
+        with _written(folder / "texts.json") as file:
+            file.write(json.dumps(texts, ensure_ascii=False).encode())
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
 
 
@@ -190,8 +244,8 @@ def _written(path: Path) -> Iterator[BinaryIO]:
             yield file
             _to_disk(file)
     except OSError as error:
-        # NumPy's tells neither the file nor what is wrong with it.
-        raise OSError(f"{path}: expected to be able to write it: {error}") from None
+        # NumPy's tells neither the file nor, when it has no number, more than that less was written than asked for: a full disk.
+        raise OSError(error.errno or errno.ENOSPC, error.strerror or os.strerror(errno.ENOSPC), str(path)) from None
 
 
 def _to_disk(file: BinaryIO) -> None:

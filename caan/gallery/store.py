@@ -1,7 +1,7 @@
 """An index on the disk: a folder of segments, each written whole, and a file that says which of them count.
 
     index.json            which model, which sources, how many of their images are in, and the segments with their files' sizes
-    segment-00000/        up to 1,024 images and their captions
+    segment-00000-1f2e3d4c/   up to 1,024 images and their captions; the second part of the name is no other segment's
       regions.npy           (n, R, D) unit vectors, float32
       region_products.npy   (n, R, 2H), [V region_intra | V word_inter]
       region_lengths.npy    (n,) int64
@@ -65,6 +65,15 @@ class Source:
         """How many images are in."""
         return sum(segment["images"] for segment in self.segments)
 
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return f"{self.split} in {self.data}"
+
+    def is_split(self, data: str, split: str) -> bool:
+        """Whether it is this split of this folder, changed since or not."""
+        return (self.data, self.split) == (data, split)
+
 
 @dataclass
 class Contents:
@@ -92,12 +101,17 @@ class Contents:
             raise MissingFileError(f"{path}: expected an index that caan index has made, found no such file")
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))
-            found = facts.pop("format")
+            found = facts["format"]
             if found != FORMAT:
                 raise FormatError(
                     f"{path}: expected an index of format {FORMAT}, found {found}; caan index makes it anew elsewhere"
                 )
-            return cls(facts["model"], facts["checkpoint"], [Source(**source) for source in facts["sources"]])
+            sources = [Source(**source) for source in facts["sources"]]
+            for segment in (segment for source in sources for segment in source.segments):
+                kinds = {name: type(segment[name]) for name in ("folder", "images", "captions", "bytes")}
+                if list(kinds.values()) != [str, int, int, dict]:
+                    raise TypeError(f"a segment of {kinds}")
+            return cls(facts["model"], facts["checkpoint"], sources)
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{path}: expected what caan index writes: {type(error).__name__}: {error}") from None
 
@@ -134,16 +148,24 @@ class _Segment:
         for name in ARRAYS:
             try:
                 setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
-            except ValueError as error:
+            except (ValueError, EOFError, OSError) as error:
                 raise FormatError(f"{folder / name}.npy: expected an array of an index: {error}") from None
 
     @cached_property
     def texts(self) -> dict[str, list[str]]:
-        return json.loads((self.folder / "texts.json").read_text(encoding="utf-8"))
+        path = self.folder / "texts.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            counts = len(found["ids"]), len(found["captions"])
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise FormatError(f"{path}: expected the texts of an index: {type(error).__name__}: {error}") from None
+        if counts != (len(self.regions), len(self.word_ends)):
+            raise FormatError(f"{path}: expected {len(self.regions)} ids and {len(self.word_ends)} captions, found {counts}")
+        return found
 
 
 class Gallery:
-    """A finished index, open for reading. Images and captions are numbered in the order in which they were added.
+    """An index, open for reading. Images and captions are numbered in the order in which they were added.
 
     Args:
         folder: of the index.
@@ -151,6 +173,8 @@ class Gallery:
         checkpoint: where that model is, for messages.
 
     Attributes:
+        sources: the splits that are all in, and searched.
+        unfinished: those that are only partly in, and left out.
         image_vectors: (I, D) float32, in memory.
         caption_vectors: (T, D) float32, in memory.
         image_of_caption: (T,) int64.
@@ -166,13 +190,14 @@ class Gallery:
         self.folder = Path(folder)
         self.contents = Contents.read(self.folder)
         self.contents.check_model(digest, self.folder, checkpoint)
-        for source in self.contents.sources:
-            if source.finished != source.images:
-                raise TruncatedFileError(
-                    f"{self.folder}: expected a finished index, found {source.finished:,} of the {source.images:,} images of "
-                    f"{source.split} in {source.data}; the same caan index command continues"
-                )
-        listed = [segment for source in self.contents.sources for segment in source.segments]
+        self.sources = [source for source in self.contents.sources if source.finished == source.images]
+        self.unfinished = [source for source in self.contents.sources if source.finished != source.images]
+        if not self.sources:
+            found = [f"{x.finished:,} of the {x.images:,} images of {x.name}" for x in self.unfinished] or ["no split at all"]
+            raise TruncatedFileError(
+                f"{self.folder}: expected a finished index, found {', '.join(found)}; the same caan index command continues"
+            )
+        listed = [segment for source in self.sources for segment in source.segments]
         self._segments = [_Segment(self.folder / segment["folder"], segment["bytes"]) for segment in listed]
         self._first_image = np.cumsum([0, *(len(segment.regions) for segment in self._segments)])
         self._first_caption = np.cumsum([0, *(len(segment.word_ends) for segment in self._segments)])
@@ -188,6 +213,11 @@ class Gallery:
     @cached_property
     def captions(self) -> list[str]:
         return [text for segment in self._segments for text in segment.texts["captions"]]
+
+    def source_of(self, image: int) -> Source:
+        """The split that an image is of."""
+        ends = np.cumsum([source.images for source in self.sources])
+        return self.sources[int(np.searchsorted(ends, image, side="right"))]
 
     def images(self, numbers: np.ndarray) -> ck.ProjectedRegions:
         """Images by their numbers, (P,) int64: regions of P images, in that order."""

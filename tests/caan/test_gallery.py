@@ -1,5 +1,6 @@
 """Index and search: the scores and order of the whole matrix; kills lose nothing; what cannot be used is refused."""
 
+import errno
 import io
 import json
 import re
@@ -89,7 +90,9 @@ def test_recall_of_shortlists(index):
 
 
 def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.glob("segment-*/*"))}
+    """What is in the segments; the last part of their names is drawn anew each time."""
+    found = sorted(folder.glob("segment-*/*"))
+    return {(path.parent.name.rpartition("-")[0], path.name): path.read_bytes() for path in found}
 
 
 BUILD = """
@@ -159,21 +162,108 @@ def test_what_is_refused(split, index, run_folder, tmp_path):  # noqa: F811
     model, vocabulary, _ = checkpoint.load_model(other)
     with pytest.raises(errors.StaleIndexError):
         build_index(index, model, vocabulary, other, split)
-    path = index / "segment-00001" / "regions.npy"
+    [path] = index.glob("segment-00001-*/regions.npy")
     data = path.read_bytes()
     path.write_bytes(data[:-10])
     with pytest.raises(errors.TruncatedFileError, match=rf"regions.npy: expected {len(data):,} bytes, found {len(data) - 10:,}"):
         Searcher(index)
     path.write_bytes(data)
     facts = json.loads((index / "index.json").read_text())
-    for change, message in (({"format": "caan-index-9"}, "format caan-index-1, found caan-index-9"), ({"model": None}, "KeyError")):
+    without_bytes = json.loads(json.dumps(facts["sources"][0]))
+    del without_bytes["segments"][1]["bytes"]
+    for change, message in (
+        ({"format": "caan-index-9"}, "format caan-index-1, found caan-index-9"),
+        ({"model": None}, "KeyError"),
+        ({"sources": [without_bytes]}, "KeyError: 'bytes'"),
+    ):
         changed = {**facts, **change}
         changed = {name: value for name, value in changed.items() if value is not None}
         (index / "index.json").write_text(json.dumps(changed))
         with pytest.raises(errors.FormatError, match=message):
             Searcher(index)
+    (index / "index.json").write_text("")
+    with pytest.raises(errors.FormatError, match="index.json: expected what caan index writes"):
+        Searcher(index)
+    (index / "index.json").write_text(json.dumps(facts))
+    path.write_bytes(bytes(len(data)))
+    with pytest.raises(errors.FormatError, match="regions.npy: expected an array of an index"):
+        Searcher(index)
+    path.write_bytes(data)
+    texts = path.with_name("texts.json")
+    texts.write_bytes(b"[" + texts.read_bytes()[1:])
+    with pytest.raises(errors.FormatError, match="texts.json: expected the texts of an index"):
+        Searcher(index).gallery.ids  # noqa: B018
     with pytest.raises(errors.MissingFileError, match="expected an index that caan index has made"):
         Contents.read(tmp_path)
+
+
+def changed(split, tmp_path, write_split):  # noqa: F811
+    """The split with another number in a row that no sample would show."""
+    features = np.stack([split.regions.read(row) for row in range(24)])
+    features[13, 2, 1] += 0.25
+    write_split(tmp_path, "test", features, split.captions, split.ids)
+    return load_scan_split(tmp_path, "test")
+
+
+def test_a_split_that_has_changed_does_not_stand_beside_itself(split, index, run_folder, tmp_path, write_split):  # noqa: F811
+    model, vocabulary, _ = checkpoint.load_model(run_folder)
+    again = changed(split, tmp_path, write_split)
+    before = files(index)
+    with pytest.raises(errors.StaleSplitError, match="expected test of .* as it was when it went in, found other features"):
+        build_index(index, model, vocabulary, run_folder, again)
+    assert files(index) == before
+    build_index(index, model, vocabulary, run_folder, again, replace=True)
+    alone = tmp_path / "alone"
+    build_index(alone, model, vocabulary, run_folder, again)
+    assert files(index) == files(alone) != before and len(Searcher(index).gallery.ids) == 24
+
+
+def test_a_split_that_is_half_in_is_left_out_and_can_be_dropped(index, run_folder, tmp_path, write_split, capsys):
+    more = np.random.default_rng(1).standard_normal((9, 3, 6)).astype(np.float32)
+    write_split(tmp_path, "more", more, [f"word{number % 12} word3" for number in range(45)], ["7", *"abcdefgh"])
+    options = ["--data", str(tmp_path), "--out", str(index)]
+    assert main(["index", str(run_folder), *options, "--split", "more"]) == 0
+    found = [main(["search", str(index), "--image", name, "--top", "2"]) for name in ("7", "more:7", "a", "none:7")]
+    out, err = capsys.readouterr()
+    assert found == [1, 0, 0, 1] and "--image: expected an id that one image has, got '7' of 2: test:7, more:7" in err
+    assert len(re.findall(r" (?:test|more):\w+  word", out)) == 4
+    assert main(["search", str(index), "word3", "--exact", "--top", "33", "--json", "-"]) == 0
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert sorted(hit["number"] for hit in hits) == list(range(33))
+    assert all((hit["split"] == "more") == (hit["number"] >= 24) and hit["data"] for hit in hits)
+
+    facts = json.loads((index / "index.json").read_text())
+    facts["sources"][1]["segments"].pop()
+    (index / "index.json").write_text(json.dumps(facts))
+    assert main(["search", str(index), "word3", "--exact", "--top", "33", "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)["hits"]) == 24 and "left out, the index has 7 of its 9 images" in err and err.count("\n") == 1
+    write_split(tmp_path, "third", more, [f"word{number}" for number in range(45)], None)
+    assert main(["index", str(run_folder), *options, "--split", "third"]) == 1
+    assert "expected all of more in" in capsys.readouterr().err
+    assert main(["index", str(run_folder), *options, "--split", "more", "--drop"]) == 0
+    assert [source.split for source in Contents.read(index).sources] == ["test"]
+    assert main(["index", str(run_folder), *options, "--split", "more", "--drop"]) == 1
+    assert "split: expected one that is in" in capsys.readouterr().err
+    assert main(["index", str(run_folder), *options, "--split", "third"]) == 0
+    # Four of test's, two of third's, in the place of what was left of the other.
+    assert sorted(path.name[:13] for path in index.glob("segment-*")) == [f"segment-0000{number}" for number in range(6)]
+
+
+def test_a_full_disk_leaves_no_half_segment(split, run_folder, tmp_path, monkeypatch):  # noqa: F811
+    model, vocabulary, _ = checkpoint.load_model(run_folder)
+    to_disk, written = build._to_disk, []
+
+    def full(file):
+        written.append(file.name)
+        if len(written) == 14:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        to_disk(file)
+
+    monkeypatch.setattr(build, "_to_disk", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*segment-00001-\w+/\w+.npy'"):
+        build_index(tmp_path / "index", model, vocabulary, run_folder, split)
+    assert len(list((tmp_path / "index").glob("segment-*"))) == 1
 
 
 def test_the_command(split, index, run_folder, tmp_path, capsys, monkeypatch):  # noqa: F811
@@ -199,6 +289,11 @@ def test_the_command(split, index, run_folder, tmp_path, capsys, monkeypatch):  
     queries.write_text("word1\n\nword2 word3\n")
     code, out, err = search("--queries", queries)
     assert [json.loads(line)["text"] for line in out.splitlines()] == ["word1", "word2 word3"] and "2/2" in err
+    queries.write_text("word1\u2028word2\nzebra\n", encoding="utf-8")
+    code, out, err = search("--queries", queries, "--top", 500)
+    found = [json.loads(line) for line in out.strip().split("\n")]
+    assert [query.get("unknown") for query in found] == [None, ["zebra"]] and found[0]["scored"] == 24
+    assert "zebra; it knows none of this text" in err
     monkeypatch.setattr(sys, "stdin", io.StringIO("word1\n  \nword2\n"))
     code, out, _ = search("--interactive", "--top", 1)
     assert code == 0 and out.count("scored in") == 2

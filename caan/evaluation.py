@@ -4,9 +4,11 @@ The work is cut into units, a block of images with a batch of captions each. A s
 unit adds to the ranks is a sum, so units can be dealt to any number of processes, and to the next try after a kill.
 """
 
+import fcntl
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,6 +40,8 @@ _FUSED = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
 # Projected regions of that many bytes stay in memory while the captions pass by; captions are encoded once for each
 # such block of images.
 _BLOCK_BYTES = 1 << 30
+# In the folder of what is kept: which file holds the scores, all of them.
+_WHOLE = "scores"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Evaluation:
     Attributes:
         figures: every image competes with all captions; None where only folds were asked for.
         fold_figures: mean over the folds; None without folds.
-        pairs: how many pairs were scored.
+        pairs: how many pairs the figures are of.
+        scored: how many of them were scored in this try, by all processes.
         seconds: reading, encoding, scoring and counting together, of this try.
         kept: the folder that finished work was kept in, to be removed once the figures are safe.
     """
@@ -55,6 +60,7 @@ class Evaluation:
     figures: Figures | None
     fold_figures: Figures | None
     pairs: int
+    scored: int
     seconds: float
     kept: Path | None = None
 
@@ -97,7 +103,7 @@ def evaluate(
     Raises:
         ValueError: fold_size does not divide the images, or an argument contradicts another.
         DataError: the features cannot be used, or have another width than a model's.
-        OSError: a file cannot be written.
+        OSError: a file cannot be written, or another evaluation is writing the same one.
         LostProcessError: another process has ended before this was done.
         KeyboardInterrupt: asked to stop; the message says what is kept.
     """
@@ -115,6 +121,7 @@ def evaluate(
     total = sum(unit.pairs for unit in units)
     start = time.monotonic()
     folder = matrix = None
+    scored = 0
     if keep is not None or save_scores is not None:
         settings = {
             "fold_size": fold_size,
@@ -128,9 +135,11 @@ def evaluate(
 
     def sums_of(name: str, sums: dict[str, Tensor], work: Callable[[_Loaded], None]) -> dict[str, Tensor]:
         """Have this process's share of the units add to the sums, and give those over all units."""
+        nonlocal scored
         kept = KeptSums(folder, name, sums, processes, matrix.flush if matrix else None)
+        before = sum(units[number].pairs for number in kept.done)
+        scored = total - before
         if kept.done and processes.first:
-            before = sum(units[number].pairs for number in kept.done)
             say(f"continuing ({name}): {before:,} of {total:,} pairs were done, and kept in {folder}")
         mine = _share([unit for unit in units if unit.number not in kept.done], processes)
         bar = tqdm(
@@ -187,7 +196,7 @@ def evaluate(
     for name, counter in new_counters().items():
         counter.add_counts(*(counts[f"{name}.{part}"] for part in range(2)))
         figures[name] = counter.figures()
-    return Evaluation(figures["full"], figures["folds"], total, time.monotonic() - start, folder)
+    return Evaluation(figures["full"], figures["folds"], total, scored, time.monotonic() - start, folder)
 
 
 class _Unit(NamedTuple):
@@ -312,18 +321,33 @@ class _Matrix:
         path: where it is to be when it is whole.
         identity: of the evaluation.
         shape: (I, T).
-        kept: the folder with the evaluation's finished work; without the unfinished file, or the other way round, it is begun anew.
+        kept: the folder with the evaluation's finished work. That continues with the unfinished file, or, where the last try was
+            stopped after its scores were whole, with the finished one; anything else is begun anew.
         processes: those that fill it.
 
     Raises:
-        OSError: there is no room for it.
+        OSError: there is no room for it, or another evaluation is at it.
         ValueError: this process does not see the file that the first one made.
     """
 
     def __init__(self, path: Path, identity: str, shape: tuple[int, int], kept: Path | None, processes: Processes):
         self.path, self.unfinished, self.processes = path, path.with_name(f"{path.name}.{identity}.unfinished"), processes
-        anew = not (kept and kept.is_dir() and self.unfinished.is_file())
-        if processes.gather_values(anew)[0]:
+        self._kept, self._lock = kept, None
+        continued = kept is not None and kept.is_dir() and self.unfinished.is_file()
+        record = kept and kept / _WHOLE
+        whole = not continued and bool(record and record.is_file()) and record.read_text() == self._stamp(path)
+        if processes.first and not whole:
+            # Held as long as this is: two evaluations would write over each other's scores.
+            self._lock = self.unfinished.open("ab")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                mine = os.fstat(self._lock.fileno()).st_ino == self.unfinished.stat().st_ino
+            except (BlockingIOError, FileNotFoundError):
+                mine = False
+            if not mine:
+                raise BlockingIOError(f"save_scores: expected a file that no other evaluation is writing, found {path} in use")
+        anew, whole = processes.gather_values([not continued and not whole, whole])[0]
+        if anew:
             forget(kept)
         if processes.first and anew:
             with self.unfinished.open("wb") as file:
@@ -331,11 +355,12 @@ class _Matrix:
                 header = file.tell()
             allocate(self.unfinished, header + 4 * shape[0] * shape[1])
         processes.wait()
-        if not self.unfinished.is_file():
+        current = path if whole else self.unfinished
+        if not current.is_file():
             raise ValueError(
-                f"save_scores: expected a folder that all processes see, found no {self.unfinished} in process {processes.number}"
+                f"save_scores: expected a folder that all processes see, found no {current} in process {processes.number}"
             )
-        self._rows = np.lib.format.open_memmap(self.unfinished, "r+")
+        self._rows = np.lib.format.open_memmap(current, "r+")
 
     def write(self, images: slice, captions: Tensor, scores: Tensor) -> None:
         """Write a tile."""
@@ -349,12 +374,24 @@ class _Matrix:
         """Give the file its name; all processes call this when they have written their tiles."""
         self.flush()
         self.processes.wait()
-        if self.processes.first:
+        if self.processes.first and self._lock:
+            if self._kept:
+                self._kept.mkdir(parents=True, exist_ok=True)
+                (self._kept / _WHOLE).write_text(self._stamp(self.unfinished))
             self.unfinished.replace(self.path)
+            self._lock.close()
 
     def remove(self) -> None:
         """Remove what is unfinished."""
         self.unfinished.unlink(missing_ok=True)
+
+    @staticmethod
+    def _stamp(path: Path) -> str | None:
+        """What tells a file from another, whatever its name."""
+        if not path.is_file():
+            return None
+        status = path.stat()
+        return f"{status.st_ino} {status.st_size} {status.st_mtime_ns}"
 
 
 def forget(kept: Path | None) -> None:
@@ -372,6 +409,12 @@ def _share(units: list[_Unit], processes: Processes) -> list[_Unit]:
     return [unit for unit, number in zip(units, owner, strict=True) if number == processes.number]
 
 
+def _library_digest() -> str | None:
+    """Of the compiled kernels, which no Python version need have been built with."""
+    path = Path(ck.__file__).with_name("_ops.so")
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
 def _identity(
     models: Sequence[tuple[CAAN, Vocabulary]], split: Split, device: torch.device, tile: tuple[int, int], settings: dict[str, Any]
 ) -> str:
@@ -382,7 +425,7 @@ def _identity(
         "tile": [*tile, _BLOCK_BYTES],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": torch.__version__,
-        "build": ck.build_info(),
+        "kernels": [_library_digest(), ck.available_backends()],
         **settings,
     }
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

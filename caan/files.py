@@ -14,9 +14,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; when the block ends without an error, that file takes the place of `path`.
 
     A reader, or a run that continues after a power cut, sees the old file or the new one. After an error the old one
-    stays and the new one is removed.
+    stays and the new one is removed. A link stays, and its file is replaced; what is no file, a pipe or /dev/stdout, is written to.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve()
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
         yield unfinished
@@ -26,6 +30,21 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def check_writable(name: str, path: Path) -> None:
+    """See, before long work, that its result can be written.
+
+    Raises:
+        ValueError: the argument `name` is no path that can be written to.
+    """
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ValueError(f"{name}: expected a file in a folder that is there, got {path}")
+    if path.is_dir():
+        raise ValueError(f"{name}: expected a file, got the folder {path}")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ValueError(f"{name}: expected a file that can be written to, got {path}")
 
 
 @contextmanager

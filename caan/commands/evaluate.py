@@ -17,7 +17,7 @@ import torch
 from ..checkpoint import load_model
 from ..data import Split
 from ..evaluation import Evaluation, evaluate, forget
-from ..files import replacing
+from ..files import check_writable, replacing
 from ..processes import joined
 from ..published import PROTOCOLS, SOURCE, published_rows
 from ..recall import chance
@@ -56,9 +56,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print."""
     device = options.device(arguments)
     for name in ("json", "save_scores"):
-        path = getattr(arguments, name)
-        if path and not path.absolute().parent.is_dir():
-            raise ValueError(f"--{name.replace('_', '-')}: expected a file in a folder that is there, got {path}")
+        if getattr(arguments, name):
+            check_writable(f"--{name.replace('_', '-')}", getattr(arguments, name))
     loaded = [load_model(path) for path in arguments.runs]
     split = options.load_split(arguments, arguments.split, arguments.limit)
     if arguments.protocol != "full" and split.num_images % _FOLD_SIZE:
@@ -81,6 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
         )
         if processes.first:
             _tell(evaluation, split, arguments)
+        # If the first process could not write the figures, the others must not have forgotten them.
+        processes.wait()
         forget(evaluation.kept)
 
 
@@ -143,8 +144,10 @@ def report(evaluation: Evaluation, split: Split, baseline: str | None = None) ->
         if figures and any(side.tied_queries for side in figures.sides):
             tied = " and ".join(f"{side.tied_queries:g}" for side in figures.sides)
             lines.append(f"Ties, which count as lost places, cost {tied} queries (image → text and text → image) a place: {name}")
-    rate = evaluation.pairs / evaluation.seconds
-    lines.append(f"{evaluation.pairs:,} pairs in {evaluation.seconds:,.1f} s, reading and encoding included: {rate:,.0f} pairs/s")
+    rate = evaluation.scored / evaluation.seconds
+    of_this_try = f", {evaluation.scored:,} of them" if evaluation.scored < evaluation.pairs else ""
+    time = f"{evaluation.seconds:,.1f} s, reading and encoding included"
+    lines.append(f"{evaluation.pairs:,} pairs{of_this_try} in {time}: {rate:,.0f} pairs/s")
     return "\n".join(lines)
 
 

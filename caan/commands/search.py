@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import FormatError
-from ..files import read_text, replacing
+from ..files import check_writable, read_text, replacing
 from ..vocabulary import tokenize
 from . import options
 
@@ -63,8 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
         path = getattr(arguments, name)
         if arguments.interactive and path:
             raise ValueError(f"--{name}: expected without --interactive, got both")
-        if path and not path.absolute().parent.is_dir():
-            raise ValueError(f"--{name}: expected a file in a folder that is there, got {path}")
+        if path and str(path) != "-":
+            check_writable(f"--{name}", path)
     texts = _lines(arguments.queries) if arguments.queries else [arguments.text]
     if arguments.text is not None and not arguments.text.strip():
         raise ValueError("text: expected words, got none")

@@ -1,6 +1,5 @@
 """Making an index, and adding to one: segment by segment, so that a kill loses one segment at most."""
 
-import errno
 import json
 import os
 import secrets
@@ -244,8 +243,9 @@ def _written(path: Path) -> Iterator[BinaryIO]:
             yield file
             _to_disk(file)
     except OSError as error:
-        # NumPy's tells neither the file nor, when it has no number, more than that less was written than asked for: a full disk.
-        raise OSError(error.errno or errno.ENOSPC, error.strerror or os.strerror(errno.ENOSPC), str(path)) from None
+        # NumPy's tells neither the file nor, on a full disk, more than that less was written than asked for.
+        reason = error.strerror or f"{error}; the disk may be full"
+        raise OSError(f"{path}: expected to be able to write it: {reason}") from None
 
 
 def _to_disk(file: BinaryIO) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes out, and nothing else is taken for one."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -82,3 +83,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         unfinished.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_stays_and_a_pipe_is_written_to(tmp_path):
+    (tmp_path / "far").mkdir()
+    real, link, pipe = tmp_path / "far" / "real.json", tmp_path / "link.json", tmp_path / "pipe"
+    real.write_text("old")
+    link.symlink_to(real)
+    with replacing(link) as unfinished:
+        unfinished.write_text("new")
+    assert link.is_symlink() and real.read_text() == "new" and list(real.parent.iterdir()) == [real]
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with replacing(pipe) as unfinished:
+        unfinished.write_text("through")
+    assert os.read(reader, 100) == b"through" and pipe.is_fifo()
+    os.close(reader)

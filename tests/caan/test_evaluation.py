@@ -1,5 +1,6 @@
 """Evaluation: figures of the whole matrix, from tiles, however they are cut."""
 
+import errno
 import json
 import weakref
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 import caan_kernels as ck
-from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, evaluation
+from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, evaluation, kept
 from caan.commands import main
 from caan.data import Captions, Images, load_karpathy_split, load_scan_split
 from caan.evaluation import evaluate
@@ -167,6 +168,39 @@ def test_a_run_that_fails_leaves_no_scores(split, tmp_path, monkeypatch):
     assert not list(tmp_path.glob("scores*"))
 
 
+def test_two_evaluations_do_not_write_one_file(split, tmp_path, monkeypatch):
+    model, refused = make_model(split, 0), []
+    add = evaluation.RankCounter.add
+
+    def and_another(*arguments):
+        monkeypatch.setattr(evaluation.RankCounter, "add", add)
+        with pytest.raises(BlockingIOError, match="save_scores: expected a file that no other evaluation is writing, found"):
+            evaluate([model], split, save_scores=tmp_path / "scores.npy", keep=tmp_path)
+        refused.append(True)
+        add(*arguments)
+
+    monkeypatch.setattr(evaluation.RankCounter, "add", and_another)
+    found = evaluate([model], split, save_scores=tmp_path / "scores.npy", keep=tmp_path)
+    assert refused and found.scored == found.pairs
+    torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "scores.npy")), whole_matrix([model], split), atol=2e-6, rtol=0)
+
+
+def test_whole_scores_outlive_figures_that_nobody_got(split, tmp_path, monkeypatch):
+    """Between the last score and the safe figures a try may be stopped, too."""
+    monkeypatch.setattr(kept, "_SAVE_SECONDS", 0)
+    model, path = make_model(split, 0), tmp_path / "scores.npy"
+    first = evaluate([model], split, save_scores=path, keep=tmp_path)
+    before = path.stat()
+    again = evaluate([model], split, save_scores=path, keep=tmp_path)
+    assert (again.scored, again.pairs, again.figures) == (0, first.pairs, first.figures)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    # Another file in its place is not those scores.
+    np.save(path, np.zeros((24, 120), np.float32))
+    anew = evaluate([model], split, save_scores=path, keep=tmp_path)
+    assert anew.scored == anew.pairs and np.load(path).any()
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
 @pytest.fixture
 def run_folder(split, tmp_path):
     folder = tmp_path / "run"
@@ -199,6 +233,23 @@ def test_command(split, run_folder, tmp_path, capsys, monkeypatch):
     assert (found["split"], found["protocol"], found["data"]) == ("test", "both", str(tmp_path))
 
 
+def test_figures_that_cannot_be_written_cost_no_scores(run_folder, tmp_path, capsys, monkeypatch):
+    from caan.commands import evaluate as command
+
+    monkeypatch.setattr(kept, "_SAVE_SECONDS", 0)
+    evaluate_it = ["evaluate", str(run_folder), "--data", str(tmp_path), "--json", str(tmp_path / "figures.json")]
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device", "figures.json")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "replacing", full)
+        assert main(evaluate_it) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(evaluate_it) == 0
+    assert "2,880 pairs, 0 of them in" in capsys.readouterr().out and not list(run_folder.glob("evaluation-*"))
+
+
 def test_command_names_what_is_wrong(run_folder, tmp_path, capsys):
     def error(*arguments):
         assert main(["evaluate", *map(str, arguments)]) == 1
@@ -217,6 +268,7 @@ def test_command_names_what_is_wrong(run_folder, tmp_path, capsys):
     assert "--json: expected a file in a folder that is there" in error(
         run_folder, "--data", tmp_path, "--json", tmp_path / "a" / "b"
     )
+    assert "--json: expected a file, got the folder" in error(run_folder, "--data", tmp_path, "--json", tmp_path)
     assert "--save-scores: expected a file in a" in error(run_folder, "--data", tmp_path, "--save-scores", tmp_path / "a" / "b")
     (tmp_path / "test_caps.txt").write_text("one\n" * 7)
     assert "test_caps.txt: expected 120 captions" in error(run_folder, "--data", tmp_path)

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,12 @@ from .heat import heat_image
 
 _COLOURS = "inferno"
 _BAR = "#d9480f"
+# Columns of metrics.csv that a validation fills.
+VALIDATION = ("seconds", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
 _PANELS_IN_ROW = 7
+# A figure of more would be metres high.
+_MOST_PANELS = 70
+_MOST_LABELS = 100
 
 
 def pair_figure(pair: PairAttention, photograph: Image.Image | None = None) -> Figure:
@@ -27,8 +33,9 @@ def pair_figure(pair: PairAttention, photograph: Image.Image | None = None) -> F
 
     - The photograph under f, the attention that its regions are pooled with, and a bar for each region.
     - The words' bars, g.
-    - For each word the photograph under its row of Cᵀ: where the word looks, normalised over regions. R, a region's weights over
-      words, is its counterpart, and would have to be read across panels.
+    - For each word, 70 at most, the photograph under its row of Cᵀ: where the word looks, normalised over regions. Each has colours
+      of its own, up to the largest weight, which stands beside the word. R, a region's weights over words, is its counterpart, and
+      would have to be read across panels.
     - The second-order matrices Hᵛ = R Rᵀ of the regions and Hᵘ = Cᵀ C of the words.
 
     Args:
@@ -39,11 +46,17 @@ def pair_figure(pair: PairAttention, photograph: Image.Image | None = None) -> F
         A figure, to be saved.
     """
     words = len(pair.words)
-    rows = math.ceil(words / _PANELS_IN_ROW)
+    shown = min(words, _MOST_PANELS)
+    rows = math.ceil(shown / _PANELS_IN_ROW)
     heights = [3.6, *[2.05] * rows, 4.4]
     figure = Figure(figsize=(15, sum(heights) + 1), layout="constrained")
     mark = {True: "   ✓ its own caption", False: "   not its caption", None: ""}[pair.right]
-    figure.suptitle(f"{pair.image_id}:  “{_short(pair.caption, 110)}”\nscore {pair.score:.3f}{mark}", fontsize=13)
+    rest = f"   the first {shown} of {words} words" if shown < words else ""
+    title = f"{pair.image_id}:  “{_short(pair.caption, 110)}”\nscore {pair.score:.3f}{mark}{rest}"
+    figure.suptitle(_plain(title), fontsize=13)
+    # Some of many words, so that they can be read.
+    labelled = np.arange(0, words, math.ceil(words / _MOST_LABELS))
+    labels = [_plain(_short(pair.words[word], 20)) for word in labelled]
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
 
     top = GridSpecFromSubplotSpec(1, 3, grid[0], width_ratios=(1, 1.7, 1.7))
@@ -55,42 +68,42 @@ def pair_figure(pair: PairAttention, photograph: Image.Image | None = None) -> F
     axes.set(title="region attention f", xlabel="region", ylabel="weight")
     axes = figure.add_subplot(top[2])
     axes.bar(np.arange(words), pair.word_attention, color=_BAR)
-    axes.set_xticks(np.arange(words), pair.words, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_xticks(labelled, labels, rotation=60, ha="right", rotation_mode="anchor")
     axes.set(title="word attention g", ylabel="weight")
 
-    most = float(pair.word_to_region.max(initial=0)) or 1.0
     for row in range(rows):
         line = GridSpecFromSubplotSpec(1, _PANELS_IN_ROW, grid[1 + row])
         for column in range(_PANELS_IN_ROW):
             word = row * _PANELS_IN_ROW + column
-            if word < words:
+            if word < shown:
                 axes = figure.add_subplot(line[column])
-                _heat(axes, pair.boxes, pair.word_to_region[word], photograph, most)
-                axes.set_title(pair.words[word], fontsize=11)
+                weights = pair.word_to_region[word]
+                _heat(axes, pair.boxes, weights, photograph)
+                axes.set_title(f"{_plain(_short(pair.words[word], 20))}  ≤ {weights.max(initial=0):.2f}", fontsize=11)
 
     bottom = GridSpecFromSubplotSpec(1, 2, grid[-1])
-    for place, matrix, title, labels in (
-        (bottom[0], pair.region_affinity, "regions with regions, Hᵛ = R Rᵀ", None),
-        (bottom[1], pair.word_affinity, "words with words, Hᵘ = Cᵀ C", pair.words),
+    for place, matrix, title, of_words in (
+        (bottom[0], pair.region_affinity, "regions with regions, Hᵛ = R Rᵀ", False),
+        (bottom[1], pair.word_affinity, "words with words, Hᵘ = Cᵀ C", True),
     ):
         axes = figure.add_subplot(place)
         image = axes.imshow(matrix, cmap=_COLOURS, vmin=0)
         axes.set_title(title)
-        if labels:
-            axes.set_xticks(np.arange(words), labels, rotation=60, ha="right", rotation_mode="anchor")
-            axes.set_yticks(np.arange(words), labels)
+        if of_words:
+            axes.set_xticks(labelled, labels, rotation=60, ha="right", rotation_mode="anchor")
+            axes.set_yticks(labelled, labels)
         figure.colorbar(image, ax=axes, shrink=0.85)
     return figure
 
 
-def _heat(axes: Axes, boxes: np.ndarray, values: np.ndarray, photograph: Image.Image | None, most: float | None = None) -> None:
-    """Heat over a photograph; `most` is the value of the strongest colour, by default the largest one."""
+def _heat(axes: Axes, boxes: np.ndarray, values: np.ndarray, photograph: Image.Image | None) -> None:
+    """Heat over a photograph, the largest value in the strongest colour."""
     width, height = photograph.size if photograph else (4, 3)
     extent = (0, width, height, 0)
     if photograph:
         axes.imshow(np.asarray(photograph.convert("L")), cmap="gray", extent=extent)
     heat = heat_image(boxes, values)
-    top = most or float(values.max(initial=0)) or 1.0
+    top = float(values.max(initial=0)) or 1.0
     # Where nothing is attended to, the photograph stays as it is.
     alpha = 0.75 * np.nan_to_num(heat / top).clip(0, 1) if photograph else 1.0
     axes.imshow(heat, cmap=_COLOURS, alpha=alpha, vmin=0, vmax=top, extent=extent, aspect="auto")
@@ -137,18 +150,36 @@ def read_metrics(run: str | Path) -> list[dict[str, float]]:
         rows = [
             {name: float(value) for name, value in row.items() if value} for row in csv.DictReader(io.StringIO(read_text(path)))
         ]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, csv.Error) as error:
         raise FormatError(f"{path}: expected numbers in every row: {error}") from None
+    for number, row in enumerate(rows, 2):
+        needed = ("epoch", "learning_rate") if "loss" in row else ("epoch",)
+        missing = [name for name in (*needed, *(VALIDATION if "rsum" in row else ())) if name not in row]
+        if missing:
+            raise FormatError(f"{path}: expected {', '.join(missing)} in line {number}, found a row without")
     if not any("loss" in row and "epoch" in row for row in rows):
         raise FormatError(f"{path}: expected the losses of a training, found none")
     return rows
 
 
 def to_png(figure: Figure) -> bytes:
-    """A figure as a PNG file, 110 dots an inch."""
+    """A figure as a PNG file, 110 dots an inch; a warning tells of texts that no font here can draw."""
     data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=110)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(data, format="png", dpi=110)
+    absent = {str(warning.message) for warning in caught if "missing from font" in str(warning.message)}
+    for warning in caught:
+        if str(warning.message) not in absent:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if absent:
+        warnings.warn(f"no font of matplotlib's has {len(absent)} of the characters, which are drawn as boxes", stacklevel=2)
     return data.getvalue()
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib takes as it is: between two dollars it would look for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def _short(text: str, length: int) -> str:

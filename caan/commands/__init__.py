@@ -1,6 +1,8 @@
 """The `caan` command: one module a subcommand, each with `add_arguments(parser)` and `run(arguments)`."""
 
 import argparse
+import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -40,9 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module.add_arguments(command)
         command.set_defaults(run=module.run, name=name)
     parsed = parser.parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A table is worth more than its arrows, where an encoding has none.
+            stream.reconfigure(errors="replace")
     before = signal.signal(signal.SIGTERM, _terminated)
     try:
         parsed.run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read has enough. Python flushes at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"caan {parsed.name}: error: {error}", file=sys.stderr)
         return 1

@@ -131,10 +131,10 @@ def _pair(arguments: argparse.Namespace) -> None:
 
 def _training(arguments: argparse.Namespace) -> None:
     from ..pages import Table
-    from ..pictures import read_metrics, training_figure
+    from ..pictures import VALIDATION, read_metrics, training_figure
 
     rows = read_metrics(arguments.checkpoint)
-    names = ("epoch", "seconds", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+    names = ("epoch", *VALIDATION)
     validated = [row for row in rows if "rsum" in row]
     table = Table("Validation", names, [tuple(row[name] for name in names) for row in validated])
     lead = f"{rows[-1]['epoch']:g} epochs, {len(validated)} validations."

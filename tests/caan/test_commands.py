@@ -1,5 +1,6 @@
 """The command line: help, errors, and a run from training to the table."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -51,6 +52,27 @@ def test_a_command_line_that_is_not_understood(capsys, arguments, message):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2 and message in capsys.readouterr().err
+
+
+PRINT = """
+import sys
+from caan import commands
+commands.import_module = lambda *names: type("Module", (), {"__doc__": "x", "add_arguments": lambda p: None, "run": run})
+def run(arguments):
+    for _ in range(10000):
+        print("image → text \\udcff")
+sys.exit(commands.main(["search"]))
+"""
+
+
+def test_a_table_outlives_an_encoding_and_a_reader():
+    command = [sys.executable, "-c", PRINT]
+    latin = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "latin-1"})
+    assert (latin.returncode, latin.stderr) == (0, b"") and latin.stdout.startswith(b"image ? text ?\n")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1
 
 
 def test_every_setting_is_an_option(capsys):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -113,6 +114,25 @@ def test_a_lost_process_ends_the_job_and_the_next_try_goes_on(split, tmp_path, m
     assert positives.startswith("continuing (positives): 2,880 of 2,880 pairs were done")
     assert re.match(r"continuing \(ranks\): [\d,]+ of 2,880 pairs were done, and kept in .*evaluation-", ranks)
     assert found.kept.parent == keep
+
+
+def cannot_tell(processes, run, data):
+    """In a process of a job: `caan evaluate`, whose figures the first process cannot write."""
+    from caan.commands import evaluate as command
+    from caan.commands import main
+
+    def full(*arguments):
+        raise OSError("full")
+
+    kept._SAVE_SECONDS = 0
+    command.joined = lambda device: nullcontext(processes)
+    command._tell = full
+    raise SystemExit(main(["evaluate", str(run), "--data", str(data)]))
+
+
+def test_nobody_forgets_before_the_figures_are_safe(split, tmp_path, model_file):  # noqa: F811
+    assert run_job(cannot_tell, model_file, tmp_path) == [1, 1]
+    assert list(tmp_path.glob("evaluation-*/ranks-*"))
 
 
 def test_shares_are_alike(split):  # noqa: F811

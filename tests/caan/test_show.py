@@ -133,12 +133,26 @@ def test_a_figure_shows_the_numbers(split, boxes):  # noqa: F811
         ("words with words, Hᵘ = Cᵀ C", pair.word_affinity),
     ):
         np.testing.assert_array_equal(axes[title].images[0].get_array(), matrix)
-    word = next(number for number, text in enumerate(pair.words) if pair.words.count(text) == 1 and text in axes)
-    photograph, heat = axes[pair.words[word]].images
+    word = next(number for number, text in enumerate(pair.words) if pair.words.count(text) == 1)
+    photograph, heat = axes[f"{pair.words[word]}  ≤ {pair.word_to_region[word].max():.2f}"].images
+    assert heat.get_clim() == (0, pytest.approx(pair.word_to_region[word].max()))
     expected = heat_image(pair.boxes, pair.word_to_region[word])
     np.testing.assert_allclose(np.ma.filled(heat.get_array(), np.nan), expected)
     assert list(photograph.get_extent()) == list(heat.get_extent()) == [0, 60, 40, 0]
     assert Image.open(io.BytesIO(pictures.to_png(figure))).size[0] == 1650
+
+
+def test_any_text_can_be_drawn(split, boxes):  # noqa: F811
+    model, vocabulary = make_model(split, 0)
+    texts = ["$5 or $10_{", "狗 在 雪", " ".join(["word1"] * 400)]
+    money, snow, long = (pictures.pair_figure(pair) for pair in explain(model, vocabulary, split, [(3, text) for text in texts]))
+    assert len(pictures.to_png(money)) > 1000
+    labels = [label.get_text() for label in money.axes[2].get_xticklabels()]
+    assert labels[1:3] == [r"<unk:\$>", "<unk:5>"]
+    with pytest.warns(UserWarning, match="no font of matplotlib's has 3 of the characters"):
+        pictures.to_png(snow)
+    assert long.get_size_inches()[1] < 32 and "the first 70 of 402 words" in long.get_suptitle()
+    assert len(long.axes[2].get_xticklabels()) < 101
 
 
 def test_a_retrieval_page(tmp_path):
@@ -226,6 +240,10 @@ def test_what_is_wrong_is_one_line(split, boxes, photos, model_file, tmp_path, c
     assert "metrics.csv: expected the metrics of a run" in error("training", tmp_path, "--out", tmp_path / "a.png")
     (tmp_path / "metrics.csv").write_text("step,epoch\n1,x\n")
     assert "metrics.csv: expected numbers in every row" in error("training", tmp_path, "--out", tmp_path / "a.png")
+    (tmp_path / "metrics.csv").write_text("step,epoch,loss,learning_rate,seconds,rsum\n1,1,2,1,,\n2,1,,,3,4\n")
+    assert "metrics.csv: expected i2t_r1, i2t_r5" in error("training", tmp_path, "--out", tmp_path / "a.png")
+    (tmp_path / "metrics.csv").write_text("step,epoch,loss,learning_rate\n1,1,2\n")
+    assert "metrics.csv: expected learning_rate in line 2" in error("training", tmp_path, "--out", tmp_path / "a.png")
     retrieval = ["retrieval", model_file, "--data", tmp_path, "--out"]
     assert "--out: expected a file that ends in .html" in error(*retrieval, "a.png")
     assert "--queries: expected at least 1, got 0" in error(*retrieval, tmp_path / "a.html", "--queries", 0)

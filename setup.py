@@ -131,9 +131,9 @@ class NinjaFile:
         dependencies = ("deps = gcc", "depfile = $out.d")
         self.lines = ["ninja_required_version = 1.5", f"builddir = {folder}", f"cxx = {self.command(cxx)}"]
         self.rule("cxx", "$cxx -MD -MF $out.d $flags -c $in -o $out", "description = compiling $in", *dependencies)
-        self.rule("link", "$linker -shared $in $flags -o $out", "description = linking $out")
+        self.rule("link", "$cxx -shared $in $flags -o $out", "description = linking $out")
         if nvcc:
-            self.lines.append(f"nvcc = {self.command([nvcc, '-ccbin', cxx[-1]])}")
+            self.lines.append(f"nvcc = {self.command([nvcc, *caan_build.host_compiler_flags(cxx)])}")
             self.rule("nvcc", "$nvcc -MD -MF $out.d $flags -c $in -o $out", "description = compiling $in", *dependencies)
 
     @staticmethod
@@ -147,10 +147,9 @@ class NinjaFile:
     def rule(self, name: str, command: str, *variables: str) -> None:
         self.lines += [f"rule {name}", f"  command = {command}", *(f"  {line}" for line in variables)]
 
-    def build(self, rule: str, output: Path, inputs: list[str | Path], flags: list[str], **variables: str) -> Path:
+    def build(self, rule: str, output: Path, inputs: list[str | Path], flags: list[str]) -> Path:
         self.lines.append(f"build {self.path(output)}: {rule} {' '.join(map(self.path, inputs))}")
         self.lines.append(f"  flags = {self.command(flags)}")
-        self.lines += [f"  {name} = {value}" for name, value in variables.items()]
         return output
 
     def __str__(self) -> str:
@@ -219,15 +218,12 @@ class NinjaBuild(build_ext):
             objects.append(compiled("csrc/bindings/cuda_ops.cpp", [*common, *TORCH_FLAGS, *torch_include], "ops"))
             flags = [*caan_build.NVCC_FLAGS, "--threads=2", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode_flags(architectures)]
             objects += [ninja_file.build("nvcc", folder / f"{source}.o", [source], flags) for source in sources]
-        libraries = [f"-L{torch.lib}", *TORCH_LIBRARIES]
-        # nvcc knows where its static CUDA runtime lies.
-        linker = "$nvcc" if nvcc else "$cxx"
-        linker_flags = [*link, *libraries, *(["-cudart=static"] if nvcc else [])]
-        outputs = {"_ops": ninja_file.build("link", folder / "_ops.so", objects, linker_flags, linker=linker)}
+        libraries = [f"-L{torch.lib}", *TORCH_LIBRARIES, *(caan_build.cuda_runtime_flags(nvcc) if nvcc else [])]
+        outputs = {"_ops": ninja_file.build("link", folder / "_ops.so", objects, [*link, *libraries])}
 
         python_includes = [f"-isystem{include}" for include in (caan_build.pybind11_include(), python_include())]
         host = [compiled(source, [*common, *python_includes, f"-I{folder}"], "host") for source in HOST_SOURCES]
-        outputs["_host"] = ninja_file.build("link", folder / "_host.so", host, link, linker="$cxx")
+        outputs["_host"] = ninja_file.build("link", folder / "_host.so", host, link)
 
         write_if_changed(ROOT / folder / "build.ninja", str(ninja_file))
         command = [caan_build.find_ninja(), "-f", str(folder / "build.ninja"), "-j", str(job_count())]

@@ -143,6 +143,22 @@ def find_nvcc() -> str | None:
     return nvcc
 
 
+def cuda_runtime_flags(nvcc: str) -> list[str]:
+    """What links the static CUDA runtime, where nvcc says that it lies."""
+    command = [nvcc, "--dryrun", "-shared", "x.o", "-o", "x.so"]
+    shown = subprocess.run(command, capture_output=True, text=True).stderr
+    libraries = re.search(r"^#\$ LIBRARIES=(.*)$", shown, re.MULTILINE)
+    folders = shlex.split(libraries[1]) if libraries else []
+    return [*(x for x in folders if not x.endswith("/stubs")), "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
+
+
+def host_compiler_flags(cxx: list[str]) -> list[str]:
+    """A C++ compiler's command, `find_cxx`, as nvcc takes it."""
+    # Before the compiler there may be a program that calls it, as ccache does; what is after it are options.
+    last = max(place for place, part in enumerate(cxx) if not part.startswith("-"))
+    return ["-ccbin", cxx[last], *(f"-Xcompiler={option}" for option in cxx[last + 1 :])]
+
+
 def find_ninja() -> str:
     """The path of ninja: the Python package's, else the first on the path."""
     if importlib.util.find_spec("ninja"):

@@ -1,5 +1,7 @@
 """Which backend runs, and the reasons given when one cannot."""
 
+from types import SimpleNamespace
+
 import cases
 import pytest
 import torch
@@ -109,6 +111,7 @@ def test_old_gpus(monkeypatch):
     monkeypatch.setattr(triton, "INTERPRETED", False)
     monkeypatch.setattr(cuda, "EMULATED", "")
     monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(cuda, "_no_code", lambda device: "")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
     for capability, usable in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
@@ -188,3 +191,29 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
 def test_unknown_backend():
     with pytest.raises(ValueError, match=r"backend: expected 'auto', 'reference', .*, got 'fpga'"):
         cases.problem("odd").call(backend="fpga")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (0, ""),
+        (209, "caan_kernels was built without code for Example GPU, compute capability 12.1: build it with CAAN_CUDA_ARCHS=121"),
+        (35, "the GPU's driver is older than the CUDA that the kernels were compiled with"),
+        (999, "CUDA error 999 when the kernels are looked up on Example GPU"),
+    ],
+)
+def test_a_gpu_that_the_library_has_no_code_for(error, reason, monkeypatch):
+    monkeypatch.setattr(cuda, "EMULATED", "")
+    monkeypatch.setattr(cuda, "_ops", SimpleNamespace(cuda_device_error=lambda device: error))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Example GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (12, 1))
+    cuda._no_code.cache_clear()
+    found = cuda.cannot_run(torch.device("cuda", 0))
+    cuda._no_code.cache_clear()
+    assert found.startswith(reason) and bool(found) == bool(reason)
+
+
+def test_kernels_are_looked_up_without_a_gpu():
+    if torch.cuda.is_available() or not ck.build_info()["cuda_architectures"]:
+        pytest.skip("it is for a library with CUDA kernels on a machine without a GPU")
+    assert torch.ops.caan_kernels.cuda_device_error(0) != 0

@@ -1,5 +1,6 @@
 """The CUDA C++ backend: the kernels of csrc/cuda, launched as gpu/launch.py asks (docs/cuda.md)."""
 
+import functools
 import os
 import sys
 
@@ -22,6 +23,10 @@ MOST_TILED_ROWS = 2**32 - 1
 # A library in which the kernels run on the CPU, on CPU tensors and for tests.
 EMULATED = os.environ.get("CAAN_CUDA_EMULATED", "")
 
+# cudaErrorInsufficientDriver and UnsupportedPtxVersion; InvalidDeviceFunction, InvalidKernelImage and NoKernelImageForDevice.
+_TOO_OLD_DRIVER = (35, 222)
+_NO_KERNEL = (98, 200, 209)
+
 _SIDES = (
     "Tensor regions, Tensor region_products, Tensor words, Tensor word_products, Tensor region_score, Tensor word_score, "
     "Tensor region_lengths, Tensor word_lengths"
@@ -30,6 +35,7 @@ _OPTIONS = "bool cosine, bool softmax, float temperature, bool inter, bool intra
 # Launches, not operators: they write into what they are given and are called by the operators' implementation only.
 _LIBRARY = torch.library.Library("caan_kernels", "FRAGMENT")
 for _schema in (
+    "cuda_device_error(int device) -> int",
     "cuda_multiply(Tensor left, Tensor right, Tensor(a!) product, Tensor lengths, int item_rows, bool along_depth, "
     "int stream) -> ()",
     f"cuda_score_pairs({_SIDES}, Tensor(a!) scores, Tensor(b!) scratch, Tensor? pairs, Tensor? keys, Tensor? order, "
@@ -196,7 +202,24 @@ def cannot_run(device: torch.device) -> str:
     """Why tensors of a device are not for this backend, or an empty string."""
     if EMULATED:
         return "" if device.type == "cpu" else f"CAAN_CUDA_EMULATED runs it on CPU tensors, these are on {device}"
-    return gpu.cannot_run(device)
+    return gpu.cannot_run(device) or _no_code(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _no_code(device: int) -> str:
+    """Why the library's kernels cannot be started on a device, or an empty string."""
+    error = _ops.cuda_device_error(device)
+    if error == 0:
+        return ""
+    name, major, minor = torch.cuda.get_device_name(device), *torch.cuda.get_device_capability(device)
+    if error in _TOO_OLD_DRIVER:
+        return "the GPU's driver is older than the CUDA that the kernels were compiled with; update it, or build with its nvcc"
+    if error in _NO_KERNEL:
+        return (
+            f"caan_kernels was built without code for {name}, compute capability {major}.{minor}: build it with "
+            f"CAAN_CUDA_ARCHS={major}{minor}"
+        )
+    return f"CUDA error {error} when the kernels are looked up on {name}"
 
 
 def too_large(regions: int, words: int) -> str:

@@ -154,7 +154,11 @@ void sum_gradients_(const Tensor& regions, const Tensor& region_products, const 
   });
 }
 
+int64_t device_error_(int64_t device) { return device_error(int(device)); }
+
 } // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(caan_kernels, CompositeExplicitAutograd, m) { m.impl("cuda_device_error", TORCH_BOX(&device_error_)); }
 
 STABLE_TORCH_LIBRARY_IMPL(caan_kernels, CAAN_DEVICE_KEY, m) {
   m.impl("cuda_multiply", TORCH_BOX(&multiply_));

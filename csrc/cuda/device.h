@@ -46,6 +46,21 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t s
   check(cudaGetLastError());
 }
 
+// The cudaError_t that a kernel would meet on a device; 0 is none. A library without code for the device, or a driver that is too
+// old for it, shows here as well as at a launch.
+template <typename... Parameters>
+int error_on(int device, void (*kernel)(Parameters...)) {
+  int before = 0;
+  if (cudaGetDevice(&before) != cudaSuccess) return int(cudaGetLastError());
+  cudaFuncAttributes attributes;
+  cudaError_t error = cudaSetDevice(device);
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
+  cudaSetDevice(before);
+  // What has been told is not to be told again by the next launch.
+  cudaGetLastError();
+  return int(error);
+}
+
 CAAN_DEVICE void block_barrier() { __syncthreads(); }
 CAAN_DEVICE void warp_barrier() { __syncwarp(); }
 

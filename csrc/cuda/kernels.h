@@ -42,6 +42,9 @@ struct Sides {
   CAAN_DEVICE const T* UQ(int64_t caption) const { return word_products + caption * N * (D + 2 * H); }
 };
 
+// The cudaError_t that these kernels would meet on a device; 0 is none.
+int device_error(int device);
+
 // left (rows, depth) times right (depth, columns); any strides. Row r of `left`, or with along_depth column r, is row
 // r % item_rows of item r / item_rows, and counts as 0 at and beyond lengths[item].
 template <typename T>

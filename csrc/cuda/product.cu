@@ -183,6 +183,8 @@ void multiply(const Product<T>& p, Stream stream) {
   launch(product_kernel<T>, tiles, BLOCK, 2 * DEPTH * TILE_ROW * sizeof(float), stream, p);
 }
 
+int device_error(int device) { return error_on(device, product_kernel<float>); }
+
 template void multiply(const Product<float>&, Stream);
 template void multiply(const Product<bfloat16>&, Stream);
 template void multiply(const Product<float16>&, Stream);

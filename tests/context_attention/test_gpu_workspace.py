@@ -1,0 +1,92 @@
+"""What the GPU backends hold beside inputs and results, found without a GPU: tensors are PyTorch's, kernels are left out."""
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from caan_kernels.context_attention import cuda
+from caan_kernels.context_attention.gpu import launch as operators
+
+
+class Held(TorchDispatchMode):
+    """Most bytes that the tensors which PyTorch makes hold at once."""
+
+    def __init__(self, *given):
+        super().__init__()
+        self.now, self.peak = 0, 0
+        self.known = weakref.WeakSet(x.untyped_storage() for x in given if isinstance(x, torch.Tensor))
+
+    def __torch_dispatch__(self, function, types, arguments=(), given=None):
+        result = function(*arguments, **(given or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor) and x.untyped_storage() not in self.known:
+                storage = x.untyped_storage()
+                self.known.add(storage)
+                weakref.finalize(storage, self.free, storage.nbytes())
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+        return result
+
+    def free(self, size):
+        self.now -= size
+
+
+class Unlaunched:
+    """Stands where a kernel stands, or a module of them."""
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **options: None
+
+    __getattr__ = __getitem__
+
+
+def operands(images, captions, width, hidden, dtype, backend, *, pairs=0, projected=True):
+    """Arguments of `operators.pair_scores`, or of `operators.raw_scores`; their numbers are not read."""
+    V, U = torch.empty(images, 36, width, dtype=dtype), torch.empty(captions, 16, width, dtype=dtype)
+    lengths = torch.randint(1, 37, (images,)), torch.randint(1, 17, (captions,))
+    listed = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1) if pairs else None
+    rest = *torch.ones(2, hidden, dtype=dtype).unbind(), *lengths, listed, True, False, 9.0, True, True, backend
+    if projected:
+        return V, V.new_empty(images, 36, 2 * hidden), U, U.new_empty(captions, 16, width + 2 * hidden), *rest
+    return V, None, U, None, *(torch.empty(width, x, dtype=dtype) for x in (width, *[hidden] * 4)), *rest
+
+
+# Operator, and images, captions, width and hidden width: what would grow if it were held for all at once is above the bound.
+WORKSPACES = {
+    "pairs": (operators.pair_scores, (9000, 9000, 2, 2), {}),
+    "pair_list": (operators.pair_scores, (2000, 2000, 8, 8), {"pairs": 1_000_000}),
+    "paper": (operators.raw_scores, (400, 400, 1024, 1024), {"projected": False}),
+    "paper_list": (operators.raw_scores, (900, 1500, 1024, 1024), {"projected": False, "pairs": 300}),
+    "gradients": (operators.pair_scores_backward, (1000, 1000, 8, 8), {}),
+    "gradients_of_many_images": (operators.pair_scores_backward, (4000, 3, 64, 256), {}),
+    "gradients_of_a_list": (operators.pair_scores_backward, (1000, 1000, 8, 8), {"pairs": 500_000}),
+}
+
+
+@pytest.mark.parametrize("kernels", ["triton", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", WORKSPACES)
+def test_workspace(name, dtype, kernels, monkeypatch):
+    """At most 64 MiB beside inputs and scores, and 256 MiB beside gradients; the kernels need no memory and are left out."""
+    if kernels == "triton":
+        pytest.importorskip("triton")
+        from caan_kernels.context_attention.triton import launch
+
+        for kernel in [x for x in vars(launch) if x.endswith("_kernel")]:
+            monkeypatch.setattr(launch, kernel, Unlaunched())
+    else:
+        monkeypatch.setattr(cuda, "_ops", Unlaunched())
+    operator, sizes, given = WORKSPACES[name]
+    arguments = operands(*sizes, dtype, kernels, **given)
+    backward = operator is operators.pair_scores_backward
+    if backward:
+        arguments = torch.ones(given.get("pairs", sizes[:2])), *arguments
+    with Held(*arguments) as held:
+        results = operator(*arguments)
+    given_back = sum(x.untyped_storage().nbytes() for x in tree_leaves(results))
+    # The sums behind half-precision gradients are float32.
+    beside = held.peak - given_back * (3 if backward and dtype != torch.float32 else 1)
+    assert beside / 2**20 <= (256 if backward else 64)

@@ -10,6 +10,24 @@ from .errors import FormatError, MissingFileError
 
 
 @contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Have a write that fails say of which file: the system's error does not, and NumPy's, on a full disk, says only how little was
+    written.
+
+    Raises:
+        OSError: a write in the block failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        short = "requested and" in str(error)
+        if error.filename is not None or type(error) is not OSError or not (error.errno or short):
+            raise
+        reason = error.strerror or f"{error}; the disk may be full"
+        raise OSError(f"{path}: expected to be able to write it: {reason}") from None
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a path beside `path` to write to; when the block ends without an error, that file takes the place of `path`.
 
@@ -18,14 +36,16 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if path.exists() and not path.is_file():
-        yield path
+        with naming(path):
+            yield path
         return
     path = path.resolve()
     unfinished = path.with_name(f"{path.name}.unfinished")
     try:
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            os.fsync(file.fileno())
+        with naming(path):
+            yield unfinished
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)

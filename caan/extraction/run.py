@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..data.splits import CAPTIONS_PER_IMAGE
 from ..errors import CaptionMismatchError, DataError
-from ..files import replacing
+from ..files import naming, replacing
 from .sources import CaptionedImage
 
 # So many images are named on the screen; all of them are in {split}_extract.json.
@@ -266,20 +266,26 @@ class _Journal:
         line = []
         for name, outcome in batch:
             if isinstance(outcome, Regions):
-                self._features.write(np.ascontiguousarray(outcome.features, dtype=self._dtype).data)
-                self._boxes.write(np.ascontiguousarray(outcome.boxes, dtype=np.float32).data)
+                for file, rows, dtype in (
+                    (self._features, outcome.features, self._dtype),
+                    (self._boxes, outcome.boxes, np.float32),
+                ):
+                    with naming(file.name):
+                        file.write(np.ascontiguousarray(rows, dtype=dtype).data)
                 outcome = len(outcome.features)
             line.append([name, outcome])
         for file in (self._features, self._boxes):
-            file.flush()
-            os.fsync(file.fileno())
+            with naming(file.name):
+                file.flush()
+                os.fsync(file.fileno())
         self._write_line(line)
         self.images += line
 
     def _write_line(self, content: Any) -> None:
-        self._lines.write(json.dumps(content).encode() + b"\n")
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
+        with naming(self._lines.name):
+            self._lines.write(json.dumps(content).encode() + b"\n")
+            self._lines.flush()
+            os.fsync(self._lines.fileno())
 
     def finish(self, counts: np.ndarray) -> None:
         """Make the arrays of the split, (N,) regions an image, and remove the three files."""

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .. import checkpoint
 from ..data import Captions, Images, LengthBatches, Split
 from ..errors import StaleSplitError
-from ..files import locked
+from ..files import locked, naming
 from ..model import CAAN
 from ..vocabulary import Vocabulary
 from .store import Contents, Source
@@ -238,14 +238,9 @@ def _write_segment(folder: Path, arrays: dict[str, np.ndarray], texts: dict[str,
 @contextmanager
 def _written(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which is on the disk when the block ends."""
-    try:
-        with path.open("wb") as file:
-            yield file
-            _to_disk(file)
-    except OSError as error:
-        # NumPy's tells neither the file nor, on a full disk, more than that less was written than asked for.
-        reason = error.strerror or f"{error}; the disk may be full"
-        raise OSError(f"{path}: expected to be able to write it: {reason}") from None
+    with naming(path), path.open("wb") as file:
+        yield file
+        _to_disk(file)
 
 
 def _to_disk(file: BinaryIO) -> None:

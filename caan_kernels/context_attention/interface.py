@@ -336,9 +336,16 @@ def _indices(indices: Tensor | None, items: Tensor, backend: str) -> Tensor | No
     """Where and how the operators take lengths and pairs."""
     if indices is None:
         return None
-    # A copy from the CPU is staged before it returns: not waiting for the device is safe, and a wait would be for all its work.
     device = torch.device("cpu") if backend == "cpu" else items.device
+    if device.type == "cuda" and indices.device.type == "cpu" and _captures():
+        # A graph would copy, at each replay, from memory that may be gone by then.
+        raise RuntimeError("lengths and pairs: expected CUDA tensors while a CUDA graph is captured, got one on the CPU")
+    # A copy from the CPU is staged before it returns: not waiting for the device is safe, and a wait would be for all its work.
     return indices.to(device, torch.int64, non_blocking=indices.device.type == "cpu").contiguous()
+
+
+def _captures() -> bool:
+    return not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
 
 
 def _autocast_dtype(*items: Tensor | ProjectedRegions | ProjectedWords) -> torch.dtype | None:

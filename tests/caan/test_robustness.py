@@ -59,6 +59,16 @@ def test_index(data, run_folder, tmp_path):  # noqa: F811
     assert main([*map(str, index)]) == 0 and main(["search", str(tmp_path / "index"), "image 3"]) == 0
 
 
+def test_pages_and_results(data, run_folder, tmp_path):  # noqa: F811
+    assert main(["index", str(run_folder), "--data", str(data), "--out", str(tmp_path / "index")]) == 0
+    for option, name in (("--html", "page.html"), ("--json", "hits.json")):
+        line = limited(100, "search", tmp_path / "index", "image 3", option, tmp_path / name)
+        assert f"{name}: expected to be able to write it: File too large" in line
+        assert not list(tmp_path.glob(f"{name}*"))
+    line = limited(1000, "show", "training", run_folder, "--out", tmp_path / "training.png")
+    assert "training.png: expected to be able to write it: File too large" in line
+
+
 def test_extract(tmp_path):
     from caan.demo import scenes
 
@@ -66,6 +76,7 @@ def test_extract(tmp_path):
     captions = tmp_path / "photos" / scenes.CAPTIONS_FILE
     extract = ["extract", "--photos", tmp_path / "photos", "--captions", captions, "--out", tmp_path / "out", "--split", "test"]
     line = limited(300_000, *extract)
-    assert line.startswith("caan extract: error: ") and "File too large" in line
+    assert line.startswith("caan extract: error: ") and "expected to be able to write it: File too large" in line
+    assert str(tmp_path / "out" / "test_") in line
     assert (tmp_path / "out" / "test_extract.journal").stat().st_size > 0
     assert main([*map(str, extract)]) == 0

@@ -1,6 +1,7 @@
 """What a caller may rely on beside the numbers: layouts, empty calls, gradients wanted or not, autocast."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cases
 import pytest
@@ -232,3 +233,11 @@ def test_public_names():
         "project_words",
     ]
     assert all(getattr(ck, name).__doc__ for name in ck.__all__)
+
+
+def test_lengths_on_the_cpu_are_no_part_of_a_graph(monkeypatch):
+    on_gpu, lengths = SimpleNamespace(device=torch.device("cuda", 0)), torch.tensor([1, 2])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="expected CUDA tensors while a CUDA graph is captured, got one on the CPU"):
+        interface._indices(lengths, on_gpu, "cuda")
+    assert torch.equal(interface._indices(lengths, torch.empty(0), "cpu"), lengths)

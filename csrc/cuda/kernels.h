@@ -95,9 +95,9 @@ struct Slot {
   }
 };
 
-// Scores of listed or of all pairs, by as many blocks as there are slots. Of an all-pairs call: scores[image * score_row + caption];
-// of a list: scores[place]. With skip_tiles, pairs that `score_tiles` takes are left out. A block's slot keeps what its last pair left
-// there; with a slot for each pair, that of its place from `first`.
+// Scores of listed or of all pairs, by as many blocks as there are slots. Of an all-pairs call: scores[image * score_row +
+// caption]; of a list: scores[place]. With skip_tiles, pairs that `score_tiles` takes are left out. A block's slot keeps what its
+// last pair left there; with a slot for each pair, that of its place from `first`.
 template <typename T>
 void score_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row,
                  bool skip_tiles, float* scratch, int64_t slots, Stream stream);

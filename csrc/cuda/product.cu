@@ -165,7 +165,7 @@ bool multiply_tiles(const Product<T>& p, Stream stream) {
   if (!right_deep && p.right_column != 1) return false;
   if (!copyable(p.left, left_deep ? p.left_row : p.left_column, left_deep ? p.depth : p.rows) || p.columns % 8) return false;
   if (!copyable(p.right, right_deep ? p.right_column : p.right_row, right_deep ? p.depth : p.columns)) return false;
-  const auto kernel = !left_deep    ? product_tile_kernel<T, false, false>
+  const auto kernel = !left_deep   ? product_tile_kernel<T, false, false>
                       : right_deep ? product_tile_kernel<T, true, true>
                                    : product_tile_kernel<T, true, false>;
   const int64_t tiles = (p.rows + SIDE_ROWS - 1) / SIDE_ROWS * ((p.columns + SIDE_ROWS - 1) / SIDE_ROWS);

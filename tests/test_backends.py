@@ -213,6 +213,7 @@ def test_a_gpu_that_the_library_has_no_code_for(error, reason, monkeypatch):
     assert found.startswith(reason) and bool(found) == bool(reason)
 
 
+@compiled
 def test_kernels_are_looked_up_without_a_gpu():
     if torch.cuda.is_available() or not ck.build_info()["cuda_architectures"]:
         pytest.skip("it is for a library with CUDA kernels on a machine without a GPU")

@@ -1,10 +1,12 @@
-"""What the CUDA kernels become, without a GPU: registers, spills, tensor-core instructions, and an estimate of their time.
+"""What the CUDA kernels become, without a GPU: registers, spills, shared memory, tensor-core instructions, and an estimate of their
+time.
 
     python benchmarks/cuda_report.py           every architecture of a release; writes results/nvcc_compiled.json and the
                                                tables of docs/cuda.md; about five minutes on two cores
     python benchmarks/cuda_report.py --check   what the installed library was built for; writes nothing
 
-Exit status 0 if no kernel spills and those of half precision that should be on tensor cores are there, else 1.
+Exit status 0 if no kernel spills, each fits a multiprocessor and those of half precision that should be on tensor cores are there,
+else 1.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ KERNELS = (
     "caption_features_kernel",
     "caption_hidden_kernel",
 )
+# What a block may have on every GPU since compute capability 8.0, in bytes and in numbers.
+MOST_SHARED, MOST_REGISTERS = 99 * 1024, 65536
 # The tile that the field's sizes take: five 8s of regions, two captions a warp, all pairs, both terms.
 USUAL = ("tile_kernel", "5, 2, false, true", "bfloat16")
 
@@ -157,11 +161,27 @@ def estimate(code: str, regions: int, words: float) -> Clocks:
     )
 
 
-def measure(cubins: Sequence[Path]) -> dict[str, Any]:
+def launches(folder: Path) -> dict[tuple[str, str, str], dict[str, int]]:
+    """The threads of a block and the most shared memory that each kernel is launched with, by name, shape and dtype, for 36 or 64
+    regions and 32 words, from the host's code compiled without CUDA."""
+    program = folder / "launches"
+    sources = ["benchmarks/launches.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu")), "csrc/cuda/emulator.cpp"]
+    flags = ["-x", "c++", "-std=c++20", "-Icsrc", "-Wno-unknown-pragmas", "-pthread"]
+    subprocess.run([*caan_build.find_cxx(), *flags, *sources, "-o", program], check=True, cwd=ROOT)
+    found: dict[tuple[str, str, str], dict[str, int]] = {}
+    for launch in subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines():
+        name, threads, shared = launch.split("\t")
+        known = found.setdefault(described(name), {"threads": int(threads), "shared_bytes": 0})
+        known["shared_bytes"] = max(known["shared_bytes"], int(shared))
+    return found
+
+
+def measure(cubins: Sequence[Path], launched: dict[tuple[str, str, str], dict[str, int]]) -> dict[str, Any]:
     """The counts of every kernel, and the estimate for the usual tile on sm_90a where it is among them."""
     rows, estimates = [], {}
     for cubin in cubins:
         for row, code in kernels_of(cubin):
+            row |= launched[row["kernel"], row["shape"], row["dtype"]]
             rows.append(row)
             if (row["kernel"], row["shape"], row["dtype"]) == USUAL and row["architecture"].startswith("sm_90"):
                 estimates = estimate(code, regions=36, words=12.5)._asdict()
@@ -173,17 +193,25 @@ def line(row: dict[str, Any]) -> str:
     """A row of the report on a terminal."""
     return (
         f"{row['architecture']:8}{row['dtype']:9} {row['kernel']:24} {row['shape']:20} {row['registers']:4} registers, "
-        f"{row['spilled_bytes']} bytes spilled, {row['tensor_instructions']:3} tensor instructions"
+        f"{row['spilled_bytes']} bytes spilled, {row['threads']:3} threads, {row['shared_bytes']:6,} bytes shared, "
+        f"{row['tensor_instructions']:3} tensor instructions"
     )
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """Kernels that spill, and tiles without a tensor-core instruction."""
-    return [
-        line(row)
-        for row in report["kernels"]
-        if row["spilled_bytes"] or ("tile" in row["kernel"] and not row["tensor_instructions"])
-    ]
+    """Kernels that spill, that no multiprocessor has room for, and tiles without a tensor-core instruction."""
+
+    def wrong(row: dict[str, Any]) -> bool:
+        # A warp gets registers in steps of 8 a thread.
+        registers = -(-row["registers"] // 8) * 8 * row["threads"]
+        return (
+            row["spilled_bytes"] > 0
+            or registers > MOST_REGISTERS
+            or row["shared_bytes"] > MOST_SHARED
+            or ("tile" in row["kernel"] and not row["tensor_instructions"])
+        )
+
+    return [line(row) for row in report["kernels"] if wrong(row)]
 
 
 def estimate_of(report: dict[str, Any]) -> Clocks:
@@ -198,19 +226,29 @@ def tables(report: dict[str, Any]) -> str:
     lines += ["| --- | ---: | ---: |"]
     for name, value in clocks._asdict().items():
         lines.append(f"| {MEANING[name]} | {value:,.0f} | {nanoseconds(value):.1f} |")
-    lines += ["", "| kernel | dtype | shapes | architecture | registers | spilled bytes | tensor instructions |"]
-    lines += ["| --- | --- | ---: | --- | ---: | ---: | ---: |"]
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    architectures = list(dict.fromkeys(row["architecture"] for row in report["kernels"]))
+    columns = ["kernel", "dtype", "shapes", "threads", "shared KiB", "spilled bytes", "tensor instructions"]
+    columns += [f"registers, {architecture}" for architecture in architectures]
+    lines += ["", f"| {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * (len(columns) - 2)]
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in report["kernels"]:
-        groups.setdefault((row["kernel"], row["dtype"], row["architecture"]), []).append(row)
-    for (kernel, dtype, architecture), rows in groups.items():
-        registers, spilled = (max(row[x] for row in rows) for x in ("registers", "spilled_bytes"))
-        tensor = sorted({row["tensor_instructions"] for row in rows})
-        span = f"{tensor[0]}-{tensor[-1]}" if len(tensor) > 1 else str(tensor[0])
-        lines.append(f"| {kernel} | {dtype} | {len(rows)} | {architecture} | {registers} | {spilled} | {span} |")
-    lines += ["", f"Compiled with nvcc {report['nvcc']}, {report['date']}, by benchmarks/cuda_report.py. Registers are the most of"]
-    lines += ["any shape; each stands in benchmarks/results/nvcc_compiled.json."]
+        groups.setdefault((row["kernel"], row["dtype"]), []).append(row)
+    for key, rows in groups.items():
+        shapes = len(rows) // len(architectures)
+        threads, tensor = (span([row[x] for row in rows]) for x in ("threads", "tensor_instructions"))
+        shared, spilled = (max(row[x] for row in rows) for x in ("shared_bytes", "spilled_bytes"))
+        registers = [max(row["registers"] for row in rows if row["architecture"] == x) for x in architectures]
+        cells = [*key, shapes, threads, f"{shared / 1024:.0f}", spilled, tensor, *registers]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += ["", f"Compiled with nvcc {report['nvcc']}, {report['date']}, by benchmarks/cuda_report.py. Registers are the most"]
+    lines += ["of any shape, and so is shared memory, for 36 or 64 regions and 32 words; each is in"]
+    lines += ["benchmarks/results/nvcc_compiled.json."]
     return "\n".join(lines)
+
+
+def span(numbers: Sequence[int]) -> str:
+    """The least and the most, or the only one."""
+    return str(min(numbers)) if min(numbers) == max(numbers) else f"{min(numbers)}-{max(numbers)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -225,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cubins = cubins_of(LIBRARY, Path(folder))
         else:
             cubins = [cubin for architecture in ARCHITECTURES for cubin in compile_for(architecture, Path(folder))]
-        report = measure(cubins)
+        report = measure(cubins, launches(Path(folder)))
     for row in report["kernels"]:
         print(line(row))
     if not options.check:

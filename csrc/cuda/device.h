@@ -37,12 +37,12 @@ inline void check(cudaError_t error) {
 }
 
 // Starts a kernel on the current device; a launch that the driver refuses is an exception.
-template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared, Stream stream, Arguments... arguments) {
+template <auto KERNEL, typename... Arguments>
+void launch(int64_t blocks, int threads, size_t shared, Stream stream, Arguments... arguments) {
   if (blocks == 0) return;
   // The same for every call: another thread's launch may lie between this and ours.
-  if (shared > 48 * 1024) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, MOST_SHARED));
-  kernel<<<dim3(unsigned(blocks)), threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  if (shared > 48 * 1024) check(cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, MOST_SHARED));
+  KERNEL<<<dim3(unsigned(blocks)), threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
   check(cudaGetLastError());
 }
 

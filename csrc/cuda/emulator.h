@@ -29,9 +29,15 @@ struct float4 {
 // Runs a kernel's body for every thread of every block.
 void emulate(int64_t blocks, int threads, size_t shared, const std::function<void()>& body);
 
-template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared, Stream, Arguments... arguments) {
-  emulate(blocks, threads, shared, [&] { kernel(arguments...); });
+// Where it is set, it takes every launch, and no kernel runs; the name has the kernel's in it, template arguments and all.
+inline void (*on_launch)(const char* name, int threads, size_t shared) = nullptr;
+
+template <auto KERNEL, typename... Arguments>
+void launch(int64_t blocks, int threads, size_t shared, Stream, Arguments... arguments) {
+  if (on_launch)
+    on_launch(__PRETTY_FUNCTION__, threads, shared);
+  else
+    emulate(blocks, threads, shared, [&] { KERNEL(arguments...); });
 }
 
 template <typename... Parameters>

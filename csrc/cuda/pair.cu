@@ -355,14 +355,14 @@ template <typename T>
 void score_pairs(const Sides<T>& s, const Pairs& pairs, const Options& o, float* scores, int64_t score_row, bool skip_tiles,
                  float* scratch, int64_t slots, Stream stream) {
   const int64_t blocks = pairs.count < slots ? pairs.count : slots;
-  launch(score_kernel<T>, blocks, THREADS, THREADS + panel_bytes(s.M, s.N), stream, s, pairs, o, scores, score_row, skip_tiles,
-         scratch);
+  launch<score_kernel<T>>(blocks, THREADS, THREADS + panel_bytes(s.M, s.N), stream, s, pairs, o, scores, score_row, skip_tiles,
+                          scratch);
 }
 
 template <typename T>
 void differentiate_pairs(const Sides<T>& s, const Pairs& pairs, const Options& o, const float* score_gradients, float* scratch,
                          Stream stream) {
-  launch(gradient_kernel<T>, pairs.count, THREADS, panel_bytes(s.M, s.N), stream, s, pairs, o, score_gradients, scratch);
+  launch<gradient_kernel<T>>(pairs.count, THREADS, panel_bytes(s.M, s.N), stream, s, pairs, o, score_gradients, scratch);
 }
 
 template void score_pairs(const Sides<float>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, Stream);

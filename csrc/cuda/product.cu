@@ -165,11 +165,14 @@ bool multiply_tiles(const Product<T>& p, Stream stream) {
   if (!right_deep && p.right_column != 1) return false;
   if (!copyable(p.left, left_deep ? p.left_row : p.left_column, left_deep ? p.depth : p.rows) || p.columns % 8) return false;
   if (!copyable(p.right, right_deep ? p.right_column : p.right_row, right_deep ? p.depth : p.columns)) return false;
-  const auto kernel = !left_deep   ? product_tile_kernel<T, false, false>
-                      : right_deep ? product_tile_kernel<T, true, true>
-                                   : product_tile_kernel<T, true, false>;
   const int64_t tiles = (p.rows + SIDE_ROWS - 1) / SIDE_ROWS * ((p.columns + SIDE_ROWS - 1) / SIDE_ROWS);
-  launch(kernel, tiles, HALF_THREADS, 4 * SIDE_BYTES, stream, p);
+  constexpr size_t shared = 4 * SIDE_BYTES;
+  if (!left_deep)
+    launch<product_tile_kernel<T, false, false>>(tiles, HALF_THREADS, shared, stream, p);
+  else if (right_deep)
+    launch<product_tile_kernel<T, true, true>>(tiles, HALF_THREADS, shared, stream, p);
+  else
+    launch<product_tile_kernel<T, true, false>>(tiles, HALF_THREADS, shared, stream, p);
   return true;
 }
 
@@ -180,7 +183,7 @@ void multiply(const Product<T>& p, Stream stream) {
   if constexpr (sizeof(T) == 2)
     if (multiply_tiles(p, stream)) return;
   const int64_t tiles = (p.rows + TILE - 1) / TILE * ((p.columns + TILE - 1) / TILE);
-  launch(product_kernel<T>, tiles, BLOCK, 2 * DEPTH * TILE_ROW * sizeof(float), stream, p);
+  launch<product_kernel<T>>(tiles, BLOCK, 2 * DEPTH * TILE_ROW * sizeof(float), stream, p);
 }
 
 int device_error(int device) { return error_on(device, product_kernel<float>); }

@@ -234,12 +234,12 @@ template <typename T>
 void sum_gradients(const Sides<T>& s, const Sums& sums, const Options& o, Stream stream) {
   const int64_t of_width = (s.D + PANEL - 1) / PANEL, of_hidden = (s.H + PANEL - 1) / PANEL;
   const size_t row = PANEL_ROW * sizeof(float);
-  launch(image_features_kernel<T>, s.images * of_width, THREADS, s.N * row, stream, s, sums);
-  launch(caption_features_kernel<T>, s.captions * of_width, THREADS, s.M * row, stream, s, sums);
+  launch<image_features_kernel<T>>(s.images * of_width, THREADS, s.N * row, stream, s, sums);
+  launch<caption_features_kernel<T>>(s.captions * of_width, THREADS, s.M * row, stream, s, sums);
   if (!o.inter && !o.intra) return;
   const size_t panels = 2 * (s.M + s.N) * row + THREADS * sizeof(float);
-  launch(image_hidden_kernel<T>, s.images * of_hidden, THREADS, panels, stream, s, sums, o);
-  launch(caption_hidden_kernel<T>, s.captions * of_hidden, THREADS, panels, stream, s, sums, o);
+  launch<image_hidden_kernel<T>>(s.images * of_hidden, THREADS, panels, stream, s, sums, o);
+  launch<caption_hidden_kernel<T>>(s.captions * of_hidden, THREADS, panels, stream, s, sums, o);
 }
 
 template void sum_gradients(const Sides<float>&, const Sums&, const Options&, Stream);

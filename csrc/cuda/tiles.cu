@@ -580,7 +580,7 @@ template <typename S, typename T>
 void launch_tiles(Sides<T> s, const Tiles& tiles, const Options& o, float* scores, Stream stream) {
   const size_t shared = S::STAGES * S::STAGE_BYTES + sizeof(Items<S>);
   if (S::LISTED) {
-    launch(tile_kernel<S, T>, (tiles.listed + S::IMAGES - 1) / S::IMAGES, S::THREADS, shared, stream, s, tiles, o, scores);
+    launch<tile_kernel<S, T>>((tiles.listed + S::IMAGES - 1) / S::IMAGES, S::THREADS, shared, stream, s, tiles, o, scores);
     return;
   }
   const int64_t groups = (s.captions + S::CAPTIONS - 1) / S::CAPTIONS, in_band = (BAND + S::IMAGES - 1) / S::IMAGES;
@@ -590,7 +590,7 @@ void launch_tiles(Sides<T> s, const Tiles& tiles, const Options& o, float* score
   for (int64_t image = 0; image < images; image += step) {
     s.images = images - image < step ? images - image : step;
     const int64_t bands = (s.images + of_band - 1) / of_band;
-    launch(tile_kernel<S, T>, bands * in_band * groups, S::THREADS, shared, stream, s, tiles, o, scores);
+    launch<tile_kernel<S, T>>(bands * in_band * groups, S::THREADS, shared, stream, s, tiles, o, scores);
     s.regions += step * s.M * s.D;
     s.region_products += step * s.M * (2 * s.H);
     s.region_lengths += step;

@@ -13,7 +13,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     pytest.importorskip("triton", reason="its cuobjdump reads the machine code")
-    return cuda_report.measure(cuda_report.cubins_of(cuda_report.LIBRARY, tmp_path_factory.mktemp("cubins")))
+    folder = tmp_path_factory.mktemp("cubins")
+    return cuda_report.measure(cuda_report.cubins_of(cuda_report.LIBRARY, folder), cuda_report.launches(folder))
 
 
 def test_no_kernel_spills(report):
@@ -42,7 +43,7 @@ def test_sums_are_fused_alike_in_all_company(report):
 
 def test_faults_are_found(report):
     tile = next(row for row in report["kernels"] if row["kernel"] == "tile_kernel")
-    for wrong in ({"spilled_bytes": 8}, {"tensor_instructions": 0}):
+    for wrong in ({"spilled_bytes": 8}, {"tensor_instructions": 0}, {"shared_bytes": 100 * 1024}, {"threads": 1024}):
         assert cuda_report.faults({"kernels": [tile | wrong]}) == [cuda_report.line(tile | wrong)]
 
 

@@ -1,0 +1,46 @@
+// What each kernel is launched with, for cuda_report.py: a line a launch, with a name that holds the kernel's, the threads of a
+// block and its bytes of shared memory. No kernel runs.
+#include <cstdio>
+#include <initializer_list>
+
+#include "cuda/device.h"
+
+namespace {
+
+using namespace caan::cuda;
+
+template <typename T>
+void launch_all(int regions) {
+  const int64_t one = 1;
+  const Options paper{true, false, true, true, 9.0f}, ablated{true, false, true, false, 9.0f};
+  const int D = 1024, H = 1024, words = 32;
+  const Sides<T> sides{nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, &one, &one, 1, 1, regions, words, D, H};
+  Pairs pairs{};
+  pairs.count = 1;
+  score_pairs(sides, pairs, paper, nullptr, 1, false, nullptr, 1, nullptr);
+  differentiate_pairs(sides, pairs, paper, nullptr, nullptr, nullptr);
+  sum_gradients(sides, Sums{}, paper, nullptr);
+  // Forward, and the gradients of the weight and of the items; widths that are no multiple of 8 go by no tile.
+  for (int64_t d : {D, D + 1}) {
+    multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, regions, H, d, regions, d, 1, H, 1, false}, nullptr);
+    multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, d, H, regions, regions, 1, d, H, 1, true}, nullptr);
+    multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, regions, d, H, regions, H, 1, 1, H, false}, nullptr);
+  }
+  if constexpr (sizeof(T) == 2)
+    for (const Options& options : {paper, ablated})
+      for (int together : {1, 2})
+        for (const int64_t* listed : {static_cast<const int64_t*>(nullptr), &one})
+          score_tiles(sides, Tiles{nullptr, nullptr, listed, nullptr, nullptr, nullptr, 1, 1, 0, 1, 1, together}, options, nullptr,
+                      nullptr);
+}
+
+} // namespace
+
+int main() {
+  on_launch = [](const char* name, int threads, size_t shared) { std::printf("%s\t%d\t%zu\n", name, threads, shared); };
+  for (int regions : {36, 64}) {
+    launch_all<float>(regions);
+    launch_all<bfloat16>(regions);
+    launch_all<float16>(regions);
+  }
+}

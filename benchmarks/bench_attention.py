@@ -107,6 +107,7 @@ def keep(report: Report, contest: Contest, path: Path | None) -> None:
     """Write what has been measured so far, if anywhere."""
     report.floor = {
         "flops_per_second": contest.probe.best.flops,
+        "matrix_product": contest.probe.matrix_name,
         "tanh_per_second": contest.probe.best.tanh,
         "tanh": contest.probe.tanh_name,
     }

@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     floor = probe.best.seconds(work)
     taken = median(seconds)
     runs = f"median of {len(seconds)}, spread {spread(seconds) or 0:.0%}"
-    rates = f"{probe.best.flops / 1e9:.0f} GFLOP/s and {probe.best.tanh / 1e9:.2f} G tanh/s ({probe.tanh_name})"
+    rates = (
+        f"{probe.best.flops / 1e9:.0f} GFLOP/s ({probe.matrix_name}) and {probe.best.tanh / 1e9:.2f} G tanh/s ({probe.tanh_name})"
+    )
     others = f"other processes took {neighbours.share() or 0:.0%} of the cores"
     print(f"{found.pairs:,} pairs at D = {config.width}: {taken:.1f} s ({runs}), {found.pairs / taken:,.0f} pairs/s")
     print(f"floor {floor:.1f} s at {rates}: {taken / floor:.2f}x the floor; {others}")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+import caan_kernels as ck
 
 
 class Work(NamedTuple):
@@ -93,10 +96,41 @@ def training_work(forward: Work, projection: Work, with_gradient: Work) -> Work:
 # Of a GPU whose clock torch does not tell: an H100's.
 ASSUMED_CLOCK_KHZ = 1_980_000
 MATRIX_SHAPES = ((512, 512, 512), (1024, 1024, 1024), (2304, 1024, 1024), (1024, 1024, 2048), (2048, 2048, 1024))
+# Images of 36 regions whose projections are the products of our own kernels.
+OWN_SIZES = (16, 64)
+
+
+class MatrixProduct(NamedTuple):
+    """A matrix product, by torch or by this package."""
+
+    name: str
+    flops: float
+    call: Callable[[], object]
+
+
+def own_products() -> list[MatrixProduct]:
+    """Those inside this package's CPU kernels, where they can run; a library does not know every processor's best instructions."""
+    if not ck.available_backends()["cpu"][0]:
+        return []
+    width = 1024
+    square, vector = torch.randn(width, width) / width**0.5, torch.randn(width)
+    weights = ck.ContextAttentionWeights(*[square] * 5, vector, vector)
+    items = [torch.randn(size, 36, width) for size in OWN_SIZES]
+    return [
+        MatrixProduct("caan_kernels.project_regions", 4.0 * 36 * len(regions) * width**2, partial(project, regions, weights))
+        for regions in items
+    ]
+
+
+@torch.no_grad()
+def project(regions: Tensor, weights: ck.ContextAttentionWeights) -> ck.ProjectedRegions:
+    return ck.project_regions(regions, weights)
 
 
 class Probe:
     """Measures matrix-product and tanh rates of a device, again and again, beside the kernels that it judges.
+
+    Each is the fastest at hand, torch's or the one inside this package's kernels.
 
     On the CPU both are taken in float32 for half-precision inputs, whose arithmetic is float32 there. On CUDA the tanh
     rate is not measured but computed: 16 a clock and multiprocessor, in parallel with the matrix units.
@@ -107,16 +141,14 @@ class Probe:
         if device.type == "cpu" and dtype != torch.float64:
             dtype = torch.float32
         self.dtype = dtype
-        scale = 1 if device.type == "cpu" else 8
-        self.operands = [
-            (torch.randn(m * scale, k, device=device).to(dtype), torch.randn(k, n * scale, device=device).to(dtype))
-            for m, n, k in MATRIX_SHAPES
-        ]
-        self.results = [torch.mm(a, b) for a, b in self.operands]
         self.best = Rates(0.0, 0.0, overlap=device.type == "cuda")
-        speeds = [max(self.matrix_rate(index) for _ in range(3)) for index in range(len(self.operands))]
-        # Later samples keep to the two fastest shapes, so that one costs little beside what it is compared with.
-        self.shapes = sorted(range(len(speeds)), key=speeds.__getitem__)[-2:]
+        products = [self.library_product(*shape) for shape in MATRIX_SHAPES]
+        if dtype == torch.float32 and device.type == "cpu":
+            products += own_products()
+        speeds = [max(self.matrix_rate(product) for _ in range(3)) for product in products]
+        # Later samples keep to the two fastest, so that one costs little beside what it is compared with.
+        self.products = [products[index] for index in sorted(range(len(speeds)), key=speeds.__getitem__)[-2:]]
+        self.matrix_name = self.products[-1].name
         self.tanh_name, self.tanh = self.fastest_tanh()
         self.sample()
 
@@ -125,17 +157,22 @@ class Probe:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def matrix_rate(self, index: int) -> float:
-        a, b = self.operands[index]
+    def library_product(self, m: int, n: int, k: int) -> MatrixProduct:
+        scale = 1 if self.device.type == "cpu" else 8
+        a, b = (torch.randn(*shape, device=self.device).to(self.dtype) for shape in ((m * scale, k), (k, n * scale)))
+        result = torch.mm(a, b)
+        return MatrixProduct("torch.mm", 2.0 * result.numel() * k, lambda: torch.mm(a, b, out=result))
+
+    def matrix_rate(self, product: MatrixProduct) -> float:
         # One product of a GPU is not much longer than its launch.
         repeats = 4 if self.device.type == "cuda" else 1
         start = self.clock()
         for _ in range(repeats):
-            torch.mm(a, b, out=self.results[index])
-        return repeats * 2.0 * a.shape[0] * a.shape[1] * b.shape[1] / (self.clock() - start)
+            product.call()
+        return repeats * product.flops / (self.clock() - start)
 
     def fastest_tanh(self) -> tuple[str, Callable[[], float]]:
-        """The fastest float32/float64 tanh at hand: torch's, or the one inside this package's kernels."""
+        """The fastest float32/float64 tanh at hand."""
         if self.device.type == "cuda":
             properties = torch.cuda.get_device_properties(self.device)
             known = getattr(properties, "clock_rate", None)
@@ -166,7 +203,7 @@ class Probe:
 
     def sample(self) -> Rates:
         """The rates of this moment; `best` keeps the highest seen."""
-        flops = max(self.matrix_rate(index) for index in self.shapes for _ in range(2))
+        flops = max(self.matrix_rate(product) for product in self.products for _ in range(2))
         rates = Rates(flops, self.tanh(), self.best.overlap)
         self.best = self.best.faster(rates)
         return rates

@@ -182,7 +182,7 @@ def header_text(header: dict[str, Any]) -> str:
 
 def floor_text(floor: dict[str, Any]) -> str:
     return (
-        f"Floor, the fastest of this run: {floor['flops_per_second'] / 1e9:,.0f} GFLOP/s in torch.mm, "
+        f"Floor, the fastest of this run: {floor['flops_per_second'] / 1e9:,.0f} GFLOP/s ({floor['matrix_product']}), "
         f"{floor['tanh_per_second'] / 1e9:.2f} G tanh/s ({floor['tanh']})"
     )
 

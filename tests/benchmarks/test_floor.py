@@ -3,9 +3,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from floor import (
+    OWN_SIZES,
     Probe,
     Rates,
     Work,
+    own_products,
     pair_work,
     pairs_work,
     projection_work,
@@ -58,7 +60,13 @@ def test_the_probe_finds_rates_and_keeps_the_best():
     sample = probe.sample()
     assert 0 < sample.flops <= probe.best.flops
     assert 0 < sample.tanh <= probe.best.tanh
+    assert probe.matrix_name in ("torch.mm", "caan_kernels.project_regions")
     assert not sample.overlap
+
+
+def test_the_flops_of_our_products_are_counted():
+    # Two projections of 36 regions from 1,024 to 1,024: two flops to a multiply-add.
+    assert [product.flops for product in own_products()] == [2 * 2 * 36 * size * 1024 * 1024 for size in OWN_SIZES]
 
 
 @pytest.mark.parametrize(("told", "name"), [({"clock_rate": 1_500_000}, "at 1500 MHz"), ({}, "at 1980 MHz, assumed")])

@@ -102,7 +102,7 @@ def test_neighbours_take_between_nothing_and_everything():
 def full_report():
     header = {"device": "a CPU", "threads": "2 of 2 cores", "torch": "2", "instruction_set": "avx2", "dtype": "float32"}
     header |= {"features": "random", "commit": "abc", "date": "2026-01-02"}
-    floor = {"flops_per_second": 1e11, "tanh_per_second": 1e9, "tanh": "torch.tanh"}
+    floor = {"flops_per_second": 1e11, "matrix_product": "torch.mm", "tanh_per_second": 1e9, "tanh": "torch.tanh"}
     return Report(header, floor, [row("cpu")], ["a note"])
 
 

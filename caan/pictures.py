@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +134,24 @@ def training_figure(rows: Sequence[dict[str, float]]) -> Figure:
         best = max(validated, key=lambda row: row["rsum"])
         recall.set_title(f"validation; best rsum {best['rsum']:.1f} after epoch {best['epoch']:g}")
         recall.legend(fontsize=8, ncols=2)
+    return figure
+
+
+def comparison_figure(runs: Mapping[str, Sequence[dict[str, float]]]) -> Figure:
+    """Loss and validation rsum of several runs over their epochs.
+
+    Args:
+        runs: by name, from `read_metrics`.
+    """
+    figure = Figure(figsize=(10, 3.8), layout="constrained")
+    loss, recall = figure.subplots(1, 2)
+    for name, rows in runs.items():
+        for axes, column, style in ((loss, "loss", {"linewidth": 0.7}), (recall, "rsum", {"marker": "o", "markersize": 3})):
+            points = [(row["epoch"], row[column]) for row in rows if column in row]
+            axes.plot([epoch for epoch, _ in points], [value for _, value in points], label=_plain(name), **style)
+    loss.set(title="loss of a batch", xlabel="epoch", ylim=(0, None))
+    recall.set(title="validation", xlabel="epoch", ylabel="rsum")
+    recall.legend(fontsize=8)
     return figure
 
 

@@ -26,8 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     caption.add_argument("--text", help="a caption of your own")
     _add_out(pair, "PNG or HTML")
 
-    training = kinds.add_parser("training", help="loss, learning rate and validation of a run", allow_abbrev=False)
-    training.add_argument("checkpoint", type=Path, metavar="RUN", help="folder of a run")
+    training = kinds.add_parser(
+        "training", help="loss and validation of a run, or of several beside each other", allow_abbrev=False
+    )
+    training.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     _add_out(training, "PNG or HTML")
 
     retrieval = kinds.add_parser("retrieval", help="a page of queries with what is found for them", allow_abbrev=False)
@@ -131,14 +133,20 @@ def _pair(arguments: argparse.Namespace) -> None:
 
 def _training(arguments: argparse.Namespace) -> None:
     from ..pages import Table
-    from ..pictures import VALIDATION, read_metrics, training_figure
+    from ..pictures import VALIDATION, comparison_figure, read_metrics, training_figure
 
-    rows = read_metrics(arguments.checkpoint)
+    if len(set(arguments.runs)) < len(arguments.runs):
+        raise ValueError(f"RUN: expected each run once, got {' '.join(map(str, arguments.runs))}")
     names = ("epoch", *VALIDATION)
-    validated = [row for row in rows if "rsum" in row]
-    table = Table("Validation", names, [tuple(row[name] for name in names) for row in validated])
-    lead = f"{rows[-1]['epoch']:g} epochs, {len(validated)} validations."
-    _write(arguments.out, f"Training of {arguments.checkpoint.name}", lead, training_figure(rows), [table])
+    runs = {str(run): read_metrics(run) for run in arguments.runs}
+    leads, tables = [], []
+    for run, rows in runs.items():
+        validated = [row for row in rows if "rsum" in row]
+        leads.append(f"{run}: {rows[-1]['epoch']:g} epochs, {len(validated)} validations.")
+        table = [tuple(row[name] for name in names) for row in validated]
+        tables.append(Table(f"Validation of {run}", names, table, open=len(runs) == 1))
+    figure = training_figure(*runs.values()) if len(runs) == 1 else comparison_figure(runs)
+    _write(arguments.out, f"Training of {', '.join(run.name for run in arguments.runs)}", " ".join(leads), figure, tables)
 
 
 def _write(out: Path, title: str, lead: str, figure: Any, tables: list[Any]) -> None:

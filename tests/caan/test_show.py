@@ -219,6 +219,26 @@ def test_pair_and_training(split, boxes, photos, model_file, world, tmp_path, ca
     assert curve.get_ydata().tolist() == [row["loss"] for row in rows if "loss" in row] and len(curve.get_ydata()) == 2
 
 
+def test_runs_beside_each_other(tmp_path, capsys):
+    header = ",".join(("epoch", "loss", "learning_rate", *pictures.VALIDATION))
+    for name, losses in (("one", (2, 1)), ("two$", (3, 2.5, 2))):
+        (tmp_path / name).mkdir()
+        rows = [f"{epoch},{loss},1e-3{8 * ','}" for epoch, loss in enumerate(losses)]
+        rows += [f"{epoch},,{''.join(f',{7 * epoch + k}' for k in range(8))}" for epoch in range(len(losses))]
+        (tmp_path / name / "metrics.csv").write_text("\n".join((header, *rows)))
+    runs = [tmp_path / "one", tmp_path / "two$"]
+    assert show("training", *runs, "--out", tmp_path / "both.html") == 0
+    page = Page(tmp_path / "both.html")
+    assert len(page.images) == 1 and all(f"Validation of {run}" in page.text for run in runs)
+    figure = pictures.comparison_figure({run.name: pictures.read_metrics(run) for run in runs})
+    loss, recall = ([line.get_ydata().tolist() for line in axes.lines] for axes in figure.axes)
+    assert loss == [[2, 1], [3, 2.5, 2]] and [len(values) for values in recall] == [2, 3]
+    assert recall[0][1] - recall[0][0] == 7
+    capsys.readouterr()
+    assert show("training", runs[0], runs[0], "--out", tmp_path / "a.png") == 1
+    assert "RUN: expected each run once" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_one_line(split, boxes, photos, model_file, tmp_path, capsys):  # noqa: F811
     def error(*arguments):
         assert show(*arguments) == 1

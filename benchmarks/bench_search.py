@@ -12,6 +12,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from caan.gallery import Contents, Searcher, build_index
 _TEXTS = 40
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("--data", type=Path, required=True)
@@ -32,7 +33,7 @@ def main() -> int:
     parser.add_argument("--scratch", type=Path, required=True, help="a new folder, removed at the end")
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--shortlist", type=int, default=200)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     if arguments.scratch.exists():
         parser.error(f"--scratch: expected a folder that is not there yet, got {arguments.scratch}")
     try:

@@ -11,8 +11,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "build_backend"))
 import caan_build  # noqa: E402
 
+# Products and sums are fused where the source says so and nowhere else, as by nvcc.
 FLAGS = """
-    -x c++ -std=c++20 -O2 -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-clobbered -U_FORTIFY_SOURCE -Icsrc -DCAAN_EMULATED
+    -x c++ -std=c++20 -O2 -march=native -ffp-contract=off -ftls-model=initial-exec -fPIC -Wall -Wextra -Werror -Wno-unknown-pragmas
+    -Wno-clobbered -U_FORTIFY_SOURCE -Icsrc -DCAAN_EMULATED
 """.split()
 
 
@@ -25,7 +27,9 @@ def build() -> Path:
     cxx, torch = caan_build.find_cxx(), caan_build.find_torch()
     sources = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/emulator.cpp", ROOT / "csrc/bindings/cuda_ops.cpp"]
     flags = [*FLAGS, "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*caan_build.TORCH), f"-isystem{torch.include}"]
-    seen = hashlib.sha256(repr((cxx, flags, torch.version)).encode())
+    # With them, what this machine's processor can do.
+    macros = subprocess.check_output([*cxx, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"], text=True)
+    seen = hashlib.sha256(repr((cxx, flags, torch.version, macros)).encode())
     for file in sorted(ROOT.glob("csrc/cuda/*")) + sources[-1:]:
         seen.update(file.read_bytes())
     folder = ROOT / "build" / "emulated"

@@ -252,22 +252,30 @@ uint16_t float_to_bfloat(float x) {
 }
 
 struct Fragments {
-  uint32_t left[4], right[2];
+  float left[8], right[4];
 };
+
+template <typename T>
+void unpack(float* numbers, uint32_t both) {
+  numbers[0] = to_float(T{uint16_t(both)});
+  numbers[1] = to_float(T{uint16_t(both >> 16)});
+}
 
 // Which lane holds which number is PTX's: mma.m16n8k16 with 16-bit factors.
 template <typename T>
 void multiply_add_of(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
-  const Fragments mine{{left[0], left[1], left[2], left[3]}, {right0, right1}};
+  Fragments mine;
+  for (int i = 0; i < 4; ++i) unpack<T>(mine.left + 2 * i, left[i]);
+  unpack<T>(mine.right, right0);
+  unpack<T>(mine.right + 2, right1);
   const auto* all = static_cast<const Fragments*>(exchange(&mine, sizeof(mine)));
   const int lane = int(threadIdx.x) % WARP;
-  const auto number = [](uint32_t both, int i) { return to_float(T{uint16_t(both >> (16 * i))}); };
   for (int i = 0; i < 4; ++i) {
     const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
     float sum = 0;
     for (int k = 0; k < 16; ++k) {
       const Fragments &of_left = all[4 * (row % 8) + k % 8 / 2], &of_right = all[4 * column + k % 8 / 2];
-      sum += number(of_left.left[row / 8 + 2 * (k / 8)], k % 2) * number(of_right.right[k / 8], k % 2);
+      sum += of_left.left[2 * (row / 8 + 2 * (k / 8)) + k % 2] * of_right.right[2 * (k / 8) + k % 2];
     }
     sums[i] += sum;
   }

@@ -1,4 +1,6 @@
-"""Which of the shared tests a backend takes."""
+"""Which of the shared tests a backend takes, and what Triton's interpreter needs to be quick and repeatable."""
+
+import inspect
 
 import cases
 import numpy as np
@@ -36,6 +38,29 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+@pytest.fixture(autouse=True, scope="session")
+def language_prepared_once():
+    """The interpreter goes through all of Triton's language at each call of a function within a kernel, a third of a test's time,
+    although the kernel's own start has done so."""
+    if not cases.INTERPRETED:
+        yield
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    prepare = interpreter._patch_lang
+
+    def prepared(function):
+        used = [x for x in function.__globals__.values() if inspect.ismodule(x) and x in (language, language.core)]
+        if used and not any(language.core.is_builtin(x.load) for x in used):
+            return interpreter._LangPatchScope()
+        return prepare(function)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", prepared)
+        yield
 
 
 @pytest.fixture

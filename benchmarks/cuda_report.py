@@ -18,7 +18,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -92,19 +93,27 @@ def described(name: str) -> tuple[str, str, str]:
     return kernel, text, dtype[1] if dtype else "float32"
 
 
-def kernels_of(cubin: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def by_function(text: str, start: str) -> dict[str, str]:
+    """What follows each line that matches `start`, by its group."""
+    _, *parts = re.split(rf"^[ \t]*{start}\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def kernels_of(cubin: Path) -> list[tuple[dict[str, Any], str]]:
     """Each kernel's counts and machine code."""
     architecture = re.search(r"sm_(\d+[af]?)", cubin.name)[0]
     texts = [
         subprocess.run([tool("cuobjdump"), flag, cubin], capture_output=True, text=True, check=True).stdout
         for flag in ("-sass", "--dump-resource-usage")
     ]
-    codes = dict(re.findall(r"Function : (\S+)\n(.*?)(?=\n\s*Function : |\Z)", texts[0], re.DOTALL))
-    usages = dict(re.findall(r"Function (\S+):\n(.*?)(?=\n\s*Function |\Z)", texts[1], re.DOTALL))
+    codes, usages = (by_function(text, start) for text, start in zip(texts, (r"Function : (\S+)", r"Function (\S+):"), strict=True))
+    kernels = []
     for mangled, name in zip(codes, demangled(list(codes)), strict=True):
         kernel, shape, dtype = described(name)
         code, usage = codes[mangled], usages[mangled]
         registers, stack, local = (int(re.search(rf"\b{x}:(\d+)", usage)[1]) for x in ("REG", "STACK", "LOCAL"))
+        # A predicate may stand before the operation, its variants after.
+        operations = Counter(re.match(r"(?:@\S+\s+)?(\w+)", text)[1] for _, text in instructions(code))
         counts = {
             "kernel": kernel,
             "shape": shape,
@@ -112,12 +121,13 @@ def kernels_of(cubin: Path) -> Iterator[tuple[dict[str, Any], str]]:
             "architecture": architecture,
             "registers": registers,
             "spilled_bytes": stack + local,
-            "tensor_instructions": len(re.findall(rf"\b(?:{'|'.join(TENSOR)})\b", code)),
-            "special_instructions": len(re.findall(r"\bMUFU\b", code)),
-            "fused_multiply_adds": len(re.findall(r"\bFFMA\b", code)),
-            "instructions": len(list(instructions(code))),
+            "tensor_instructions": sum(operations[x] for x in TENSOR),
+            "special_instructions": operations["MUFU"],
+            "fused_multiply_adds": operations["FFMA"],
+            "instructions": operations.total(),
         }
-        yield counts, code
+        kernels.append((counts, code))
+    return kernels
 
 
 def estimate(code: str, regions: int, words: float) -> Clocks:
@@ -179,12 +189,13 @@ def launches(folder: Path) -> dict[tuple[str, str, str], dict[str, int]]:
 def measure(cubins: Sequence[Path], launched: dict[tuple[str, str, str], dict[str, int]]) -> dict[str, Any]:
     """The counts of every kernel, and the estimate for the usual tile on sm_90a where it is among them."""
     rows, estimates = [], {}
-    for cubin in cubins:
-        for row, code in kernels_of(cubin):
-            row |= launched[row["kernel"], row["shape"], row["dtype"]]
-            rows.append(row)
-            if (row["kernel"], row["shape"], row["dtype"]) == USUAL and row["architecture"].startswith("sm_90"):
-                estimates = estimate(code, regions=36, words=12.5)._asdict()
+    with ThreadPoolExecutor(2) as pool:
+        found = [kernel for kernels in pool.map(kernels_of, cubins) for kernel in kernels]
+    for row, code in found:
+        row |= launched[row["kernel"], row["shape"], row["dtype"]]
+        rows.append(row)
+        if (row["kernel"], row["shape"], row["dtype"]) == USUAL and row["architecture"].startswith("sm_90"):
+            estimates = estimate(code, regions=36, words=12.5)._asdict()
     rows.sort(key=lambda row: [row[x] for x in ("kernel", "dtype", "shape")])
     return {"kernels": rows, "estimated_clocks_of_a_pair": estimates}
 

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -159,16 +160,20 @@ def compile_for(recorded: Launch, architecture: int) -> tuple[Compiled, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    code, usage = disassembled(kernel.asm["cubin"])
-    registers, stack, local = (int(re.search(rf"\b{x}:(\d+)", usage)[1]) for x in ("REG", "STACK", "LOCAL"))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        code, usage = disassembled(Path(file.name))
+    registers, spilled = registers_and_spills(usage)
+    operations = operations_of(code)
     counts = Compiled(
         architecture=f"sm_{architecture}",
         registers=registers,
-        spilled_bytes=stack + local,
+        spilled_bytes=spilled,
         shared_bytes=kernel.metadata.shared,
-        tensor_instructions=len(re.findall(rf"\b(?:{'|'.join(TENSOR)})\b", code)),
-        special_instructions=len(re.findall(r"\bMUFU\b", code)),
-        instructions=len(list(instructions(code))),
+        tensor_instructions=sum(operations[x] for x in TENSOR),
+        special_instructions=operations["MUFU"],
+        instructions=operations.total(),
     )
     return counts, code
 
@@ -178,22 +183,31 @@ def tool(name: str) -> Path:
     return Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
 
 
-def disassembled(cubin: bytes) -> tuple[str, str]:
-    """Machine code and resource usage."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        outputs = [
-            subprocess.run([tool("cuobjdump"), flag, file.name], capture_output=True, text=True, check=True).stdout
-            for flag in ("-sass", "--dump-resource-usage")
-        ]
+def disassembled(cubin: Path) -> tuple[str, str]:
+    """Machine code and resource usage, of every function in a file."""
+    outputs = [
+        subprocess.run([tool("cuobjdump"), flag, cubin], capture_output=True, text=True, check=True).stdout
+        for flag in ("-sass", "--dump-resource-usage")
+    ]
     return outputs[0], outputs[1]
+
+
+def registers_and_spills(usage: str) -> tuple[int, int]:
+    """Registers of a thread, and the bytes that it keeps elsewhere, from a function's resource usage."""
+    registers, stack, local = (int(re.search(rf"\b{x}:(\d+)", usage)[1]) for x in ("REG", "STACK", "LOCAL"))
+    return registers, stack + local
 
 
 def instructions(code: str) -> Iterator[tuple[int, str]]:
     """Address and text of each."""
     for address, text in re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+([^;]+);", code, re.MULTILINE):
         yield int(address, 16), text
+
+
+def operations_of(code: str) -> Counter[str]:
+    """How many instructions there are of each kind."""
+    # A predicate may stand before the operation, its variants after.
+    return Counter(re.match(r"(?:@\S+\s+)?(\w+)", text)[1] for _, text in instructions(code))
 
 
 class Clocks(NamedTuple):

@@ -18,13 +18,22 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from compile_report import MEANING, TENSOR, Clocks, instructions, nanoseconds, tool
+from compile_report import (
+    MEANING,
+    TENSOR,
+    Clocks,
+    disassembled,
+    instructions,
+    nanoseconds,
+    operations_of,
+    registers_and_spills,
+    tool,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "build_backend"))
@@ -102,31 +111,26 @@ def by_function(text: str, start: str) -> dict[str, str]:
 def kernels_of(cubin: Path) -> list[tuple[dict[str, Any], str]]:
     """Each kernel's counts and machine code."""
     architecture = re.search(r"sm_(\d+[af]?)", cubin.name)[0]
-    texts = [
-        subprocess.run([tool("cuobjdump"), flag, cubin], capture_output=True, text=True, check=True).stdout
-        for flag in ("-sass", "--dump-resource-usage")
-    ]
-    codes, usages = (by_function(text, start) for text, start in zip(texts, (r"Function : (\S+)", r"Function (\S+):"), strict=True))
+    code, usage = disassembled(cubin)
+    codes, usages = by_function(code, r"Function : (\S+)"), by_function(usage, r"Function (\S+):")
     kernels = []
     for mangled, name in zip(codes, demangled(list(codes)), strict=True):
         kernel, shape, dtype = described(name)
-        code, usage = codes[mangled], usages[mangled]
-        registers, stack, local = (int(re.search(rf"\b{x}:(\d+)", usage)[1]) for x in ("REG", "STACK", "LOCAL"))
-        # A predicate may stand before the operation, its variants after.
-        operations = Counter(re.match(r"(?:@\S+\s+)?(\w+)", text)[1] for _, text in instructions(code))
+        registers, spilled = registers_and_spills(usages[mangled])
+        operations = operations_of(codes[mangled])
         counts = {
             "kernel": kernel,
             "shape": shape,
             "dtype": dtype,
             "architecture": architecture,
             "registers": registers,
-            "spilled_bytes": stack + local,
+            "spilled_bytes": spilled,
             "tensor_instructions": sum(operations[x] for x in TENSOR),
             "special_instructions": operations["MUFU"],
             "fused_multiply_adds": operations["FFMA"],
             "instructions": operations.total(),
         }
-        kernels.append((counts, code))
+        kernels.append((counts, codes[mangled]))
     return kernels
 
 
@@ -188,15 +192,14 @@ def launches(folder: Path) -> dict[tuple[str, str, str], dict[str, int]]:
 
 def measure(cubins: Sequence[Path], launched: dict[tuple[str, str, str], dict[str, int]]) -> dict[str, Any]:
     """The counts of every kernel, and the estimate for the usual tile on sm_90a where it is among them."""
-    rows, estimates = [], {}
+    estimates = {}
     with ThreadPoolExecutor(2) as pool:
         found = [kernel for kernels in pool.map(kernels_of, cubins) for kernel in kernels]
     for row, code in found:
         row |= launched[row["kernel"], row["shape"], row["dtype"]]
-        rows.append(row)
         if (row["kernel"], row["shape"], row["dtype"]) == USUAL and row["architecture"].startswith("sm_90"):
             estimates = estimate(code, regions=36, words=12.5)._asdict()
-    rows.sort(key=lambda row: [row[x] for x in ("kernel", "dtype", "shape")])
+    rows = sorted((row for row, _ in found), key=lambda row: [row[x] for x in ("kernel", "dtype", "shape")])
     return {"kernels": rows, "estimated_clocks_of_a_pair": estimates}
 
 

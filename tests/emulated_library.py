@@ -28,7 +28,7 @@ def build() -> Path:
     sources = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/emulator.cpp", ROOT / "csrc/bindings/cuda_ops.cpp"]
     flags = [*FLAGS, "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*caan_build.TORCH), f"-isystem{torch.include}"]
     # With them, what this machine's processor can do.
-    macros = subprocess.check_output([*cxx, "-march=native", "-dM", "-E", "-x", "c++", "/dev/null"], text=True)
+    macros = subprocess.check_output([*cxx, *FLAGS, "-dM", "-E", "/dev/null"], text=True)
     seen = hashlib.sha256(repr((cxx, flags, torch.version, macros)).encode())
     for file in sorted(ROOT.glob("csrc/cuda/*")) + sources[-1:]:
         seen.update(file.read_bytes())

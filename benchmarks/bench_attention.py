@@ -5,7 +5,7 @@
     python benchmarks/bench_attention.py --workload train-128 --json results.json
     python benchmarks/bench_attention.py --features DIR     real features: DIR/{split}_ims.npy and DIR/{split}_caps.txt
 
-Entrants take turns, so that a noisy machine is unkind to all of them. Each is held against float64, and no ratio is
+Implementations take turns, so that a noisy machine is unkind to all of them. Each is held against float64, and no ratio is
 printed for one that disagrees. A slow one scores a part of the workload; rates are per pair, the table says which part.
 """
 
@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contest import Clock, Contest, first_line
 from machine import commit, cpu_name, gpu_facts
 from measure import Neighbours
+from measuring import Benchmark, Clock, first_line
 from peers import REFERENCE
 from report import Report, plot
 from scaling import measure_scaling
-from workloads import CAPTION_LENGTHS, GPU_SPECS, SPECS, RandomSource, ScanSource
+from workloads import CAPTION_LENGTHS, GPU_SPECS, HIDDEN, SPECS, RandomSource, ScanSource
 
 import caan_kernels as ck
 
@@ -103,14 +103,9 @@ def header(device: torch.device, dtype: str, features: str) -> dict[str, Any]:
     }
 
 
-def keep(report: Report, contest: Contest, path: Path | None) -> None:
-    """Write what has been measured so far, if anywhere."""
-    report.floor = {
-        "flops_per_second": contest.probe.best.flops,
-        "matrix_product": contest.probe.matrix_name,
-        "tanh_per_second": contest.probe.best.tanh,
-        "tanh": contest.probe.tanh_name,
-    }
+def keep(report: Report, benchmark: Benchmark, path: Path | None) -> None:
+    """Judge what has been measured so far by the rates seen so far, and write it, if anywhere."""
+    report.see_rates(benchmark.probe)
     if path:
         report.save(path)
 
@@ -127,13 +122,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if scan and on_gpu:
         specs = [scan.within(spec) if spec.kind == "all pairs" else spec for spec in specs]
     if scan:
-        # The two slices differ in their caption lengths only, which now are those of DIR.
-        specs = list({s.kind + str(s.captions): s for s in reversed(specs)}.values())[::-1]
-        specs = [s._replace(name=s.kind.replace(" ", "-")) if s.kind == "all pairs" else s for s in specs]
+        # The two slices of H = 1024 differ in their caption lengths only, which now are those of DIR.
+        specs = list({(s.kind, s.captions, s.hidden): s for s in reversed(specs)}.values())[::-1]
+        named = {HIDDEN: "all-pairs"}
+        specs = [s._replace(name=named.get(s.hidden, f"all-pairs-h{s.hidden}")) if s.kind == "all pairs" else s for s in specs]
     stretch = min(options.seconds / sum(spec.seconds for spec in specs), STRETCH)
     status = 0
     clock, neighbours = Clock(), Neighbours()
-    contest = Contest(report, clock, options.device, dtype, backends)
+    benchmark = Benchmark(report, clock, options.device, dtype, backends)
     start = clock.now()
     try:
         for place, spec in enumerate(specs):
@@ -143,10 +139,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if share < LEAST_SHARE * spec.seconds:
                 report.notes.append(f"{spec.name}: left out, earlier workloads took its time")
                 continue
-            contest.measure(spec, sources[spec.lengths], share)
-            keep(report, contest, options.json)
+            benchmark.measure(spec, sources[spec.lengths], share)
+            keep(report, benchmark, options.json)
         if options.plot:
-            measure_scaling(contest, sources["f30k"])
+            measure_scaling(benchmark, sources["f30k"])
     except KeyboardInterrupt:
         report.notes.append("interrupted: what was finished until then")
         status = 130
@@ -155,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.header["others"] = "unknown" if others is None else f"{others:.0%} of all cores' time went to other processes"
         if others is not None and others > BUSY:
             report.notes.insert(0, f"not to be relied on: {report.header['others']} during this run")
-    keep(report, contest, options.json)
+    keep(report, benchmark, options.json)
     print(report.text())
     if options.plot and report.scaling:
         plot(report, options.plot)

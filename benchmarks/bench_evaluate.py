@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from floor import Probe, pair_work, projection_work
+from floor import Probe, pairs_work, projection_work
 from measure import Neighbours, median, spread
 
 from caan import CAAN, ModelConfig, Vocabulary
@@ -45,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config, words = model.config, Captions(split, vocabulary).lengths.tolist()
     hidden = config.hidden_width or config.width
     regions = split.region_counts.tolist()
-    # The work of a pair is linear in m and in n: all pairs need what pairs of mean lengths would.
-    work = pair_work(sum(regions) / len(regions), sum(words) / len(words), config.width, hidden).times(len(regions) * len(words))
+    work = pairs_work(regions, words, None, config.width, hidden)
     work = work.plus(projection_work(sum(regions), sum(words), config.width, hidden))
 
     probe = Probe(torch.device("cpu"), torch.float32)

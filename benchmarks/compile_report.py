@@ -89,8 +89,6 @@ class Recorder:
                 # A GPU's allocator aligns what it gives; so is the start of every item of the usual widths.
                 if aligned:
                     attributes[place,] = [["tt.divisibility", 16]]
-            elif isinstance(value, float):
-                signature[parameter.name] = "fp32"
             elif value == 1 and not parameter.do_not_specialize:
                 signature[parameter.name], constants[parameter.name] = "constexpr", 1
             else:
@@ -124,12 +122,12 @@ def launches_of(
     options: Sequence = (),
 ) -> list[Launch]:
     """Every kernel that two images and two captions of one size take, each once."""
-    cosine, softmax, temperature, inter, intra = options or (True, False, 9.0, True, True)
+    cosine, inter, intra = options or (False, True, True)
     V, U = torch.zeros(2, regions, WIDTH, dtype=dtype), torch.zeros(2, words, WIDTH, dtype=dtype)
     VQ, UQ = torch.zeros(2, regions, 2 * HIDDEN, dtype=dtype), torch.zeros(2, words, WIDTH + 2 * HIDDEN, dtype=dtype)
     w = torch.zeros(HIDDEN, dtype=dtype)
     pairs = torch.zeros(2, 2, dtype=torch.int64) if listed else None
-    call = V, VQ, U, UQ, w, w, None, None, pairs, cosine, softmax, temperature, inter, intra, "triton"
+    call = V, VQ, U, UQ, w, w, None, None, pairs, cosine, inter, intra, "triton"
     with recorded(architecture) as launches:
         operators.pair_scores(*call)
         if gradient:
@@ -263,13 +261,12 @@ def nanoseconds(clocks: float) -> float:
 # Region features and longest captions, in words, of the field; and the blocks that others need.
 USUAL = [(36, 12), (36, 25), (36, 50), (36, 82)]
 OTHERS = [(16, 16), (32, 32), (49, 64), (64, 128)]
-# cosine, softmax, temperature, inter, intra
+# cosine, inter, intra
 OPTIONS = [
-    (False, False, 9.0, True, True),
-    (True, True, 9.0, True, True),
-    (True, False, 9.0, True, False),
-    (True, False, 9.0, False, True),
-    (True, False, 9.0, False, False),
+    (True, True, True),
+    (False, True, False),
+    (False, False, True),
+    (False, False, False),
 ]
 
 

@@ -138,8 +138,8 @@ def estimate(code: str, regions: int, words: float) -> Clocks:
     """What an H100 would need for a pair in the usual tile, from its machine code; an estimate, nothing of it measured.
 
     Assumes of a multiprocessor what `compile_report.estimate` does. A loop with tensor-core instructions and none inside takes 16
-    columns; one with copies and nothing else brings a piece's rows, 6 a thread; what lies around those takes a piece of 64
-    columns. A block has 12 warps, 3 images and 8 captions.
+    columns; one with copies and nothing else brings a piece's rows, 7 a thread; what lies around those takes a piece of 64
+    columns. A block has 8 warps, 2 images and 8 captions.
     """
     text = list(instructions(code))
     loops = []
@@ -156,7 +156,7 @@ def estimate(code: str, regions: int, words: float) -> Clocks:
         elif any("HMMA" in x for x in body):
             trips[loop] = 4
         elif any("LDGSTS" in x for x in body):
-            trips[loop] = 6
+            trips[loop] = 7
     issued = flops = special = 0.0
     for address, instruction in text:
         times = 1
@@ -165,8 +165,8 @@ def estimate(code: str, regions: int, words: float) -> Clocks:
         issued += times
         special += times * 32 * ("MUFU" in instruction)
         flops += times * 2 * 16 * 8 * 16 * ("HMMA.16816" in instruction)
-    warps, pairs = 12, 24
-    rows = regions * 4 / 8 + words * 4 / 3
+    warps, pairs = 8, 16
+    rows = regions * 4 / 8 + words * 4 / 2
     return Clocks(
         issue=issued * warps / pairs / 4,
         tensor=flops * warps / pairs / 2048,

@@ -103,7 +103,7 @@ def judge_benchmark(report: dict[str, Any] | None) -> Judge:
 
     def judge(status: int | None, output: str) -> Outcome:
         ours = [row for row in (report or {}).get("rows", []) if row["ours"]]
-        wrong = [f"{row['entrant']} on {row['workload']}" for row in ours if not agrees(row)]
+        wrong = [f"{row['implementation']} on {row['workload']}" for row in ours if not agrees(row)]
         counts = {"rows": len(ours)}
         if wrong:
             return Outcome(FAILED, counts, f"disagrees with float64: {', '.join(dict.fromkeys(wrong))}")

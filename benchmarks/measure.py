@@ -21,16 +21,20 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_of(call: Callable[[], object], device: torch.device, at_least: float = 0.2) -> float:
-    """Mean seconds of a call, repeated until `at_least` seconds have gone by."""
-    synchronize(device)
-    start = time.perf_counter()
-    count = 0
+def seconds_of(
+    call: Callable[[], object], device: torch.device, at_least: float = 0.2, before: Callable[[], object] | None = None
+) -> float:
+    """Mean seconds of a call, repeated until calls took `at_least` seconds; `before` precedes each and is not timed."""
+    passed, count = 0.0, 0
     while True:
-        call()
-        count += 1
+        if before is not None:
+            before()
         synchronize(device)
-        passed = time.perf_counter() - start
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        passed += time.perf_counter() - start
+        count += 1
         if passed >= at_least:
             return passed / count
 
@@ -143,9 +147,15 @@ def available_bytes(device: torch.device) -> int | None:
 
 
 def max_error(result: Tensor, exact: Tensor) -> float:
-    """Largest absolute difference; NaN anywhere counts as infinite."""
-    difference = (result.detach().double() - exact.detach().double()).abs().max().item()
-    return float("inf") if difference != difference else difference
+    """Largest absolute difference, 0 of nothing; NaN anywhere counts as infinite."""
+    difference = (result.detach().double() - exact.detach().double()).abs().nan_to_num(nan=torch.inf)
+    return difference.max().item() if difference.numel() else 0.0
+
+
+def spread_errors(result: Tensor, exact: Tensor) -> tuple[float, float]:
+    """Root mean square and 99th percentile of the absolute differences; NaN anywhere counts as infinite."""
+    difference = (result.detach().double() - exact.detach().double()).abs().flatten().nan_to_num(nan=torch.inf)
+    return difference.square().mean().sqrt().item(), difference.quantile(0.99, interpolation="higher").item()
 
 
 def relative_error(result: Tensor, exact: Tensor) -> float:

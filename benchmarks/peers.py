@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from workloads import Workload, hardest_negative_loss
+from workloads import Workload, hardest_negative_loss, learned
 
 import caan_kernels as ck
 
@@ -76,16 +76,18 @@ def one_caption(regions: Tensor, aligned: Tensor, vq1: Tensor, vq4: Tensor, word
         words: (n, D), U, without padding.
         w: the learned tensors.
     """
-    positive = torch.tanh(aligned @ words.T).relu()
-    to_words = F.normalize(positive, dim=2, eps=1e-8)
-    to_regions = F.normalize(positive, dim=1, eps=1e-8).mT
-    region_context = (to_words @ to_words.mT) @ vq1 + to_words @ (words @ w.region_inter)
-    word_context = (to_regions @ to_regions.mT) @ (words @ w.word_intra) + to_regions @ vq4
+    # In float16 ε is 0.
+    wide = torch.promote_types(words.dtype, torch.float32)
+    positive = torch.tanh(aligned @ words.T).relu().to(wide)
+    attention = F.normalize(positive, dim=1, eps=1e-8), F.normalize(positive, dim=2, eps=1e-8).mT
+    C, Rt = (x.to(words.dtype) for x in attention)
+    C_unit, Rt_unit = (F.normalize(x, dim=2, eps=1e-8).to(words.dtype) for x in attention)
+    region_context = (C_unit @ C_unit.mT) @ vq1 + C @ (words @ w.region_inter)
+    word_context = (Rt_unit @ Rt_unit.mT) @ (words @ w.word_intra) + Rt @ vq4
     f = torch.softmax(torch.tanh(region_context) @ w.region_score, dim=1)
     g = torch.softmax(torch.tanh(word_context) @ w.word_score, dim=1)
     pooled_regions = (f[:, None] @ regions).squeeze(1)
-    scores = F.cosine_similarity(pooled_regions, g @ words, dim=1, eps=1e-8)
-    return scores if scores.dtype == torch.float64 else scores.float()
+    return (pooled_regions * (g @ words)).sum(1).to(wide)
 
 
 class CompileTimeout(Exception):
@@ -121,7 +123,7 @@ def compiled_reference() -> Scores:
     compiled = torch.compile(flat, dynamic=False, fullgraph=True)
 
     def scores(workload: Workload) -> Tensor:
-        return compiled(workload.regions, workload.words, workload.word_lengths, *workload.weights)
+        return compiled(workload.regions, workload.words, workload.word_lengths, *learned(workload.weights))
 
     return scores
 
@@ -143,6 +145,6 @@ def gradients(scores: Scores, workload: Workload, upstream: Tensor) -> list[Tens
 
 
 def scores_of_leaves(scores: Scores, workload: Workload) -> tuple[list[Tensor], Tensor]:
-    leaves = [x.detach().requires_grad_() for x in (workload.regions, workload.words, *workload.weights)]
+    leaves = [x.detach().requires_grad_() for x in (workload.regions, workload.words, *learned(workload.weights))]
     weights = ck.ContextAttentionWeights(*leaves[2:])
     return leaves, scores(replace(workload, regions=leaves[0], words=leaves[1], weights=weights))

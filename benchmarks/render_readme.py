@@ -71,7 +71,7 @@ def ending(stage: dict[str, Any]) -> str:
 def own_rates(report: Report) -> str:
     """A dtype in one line: our backends' time of a pair, where they agree with float64."""
     rows = [row for row in report.rows if row.ours and not row.shadow and row.agrees]
-    rates = ", ".join(f"{row.workload} {row.nanoseconds:,.1f} ns/pair ({row.entrant})" for row in rows)
+    rates = ", ".join(f"{row.workload} {row.nanoseconds:,.1f} ns/pair ({row.implementation})" for row in rows)
     return f"{report.header['dtype']}: {rates}" if rates else ""
 
 

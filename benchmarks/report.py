@@ -1,4 +1,4 @@
-"""The table, its machine-readable twin, and the plot."""
+"""The table, its machine-readable form, and the plot."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from floor import Probe, Work
 from measure import MIB
 from peers import COMPILED, LOOP, REFERENCE
 
 PEERS = (REFERENCE, LOOP, COMPILED)
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
 class Row:
-    """One entrant on one workload.
+    """One implementation on one workload.
 
     Attributes:
-        workload, entrant: names.
-        ours: whether the entrant is one of this package's compiled backends.
+        workload, implementation: names.
+        ours: whether it is one of this package's compiled backends.
         shape: what was scored, "images x captions" or "count pairs"; slow peers score a part of the workload.
         words: rows that each caption is padded to; the reference computes on all of them.
         pairs: number of scores in `shape`.
@@ -29,18 +30,19 @@ class Row:
         seconds: median of them.
         spread: (slowest - fastest) / median, None for a single run.
         extra_bytes: peak memory beyond the inputs, results included; None where it cannot be measured.
-        errors: {"scores": largest absolute, "gradients": largest relative L2 of a tensor} against float64.
+        errors: {"scores": largest absolute, "gradients": largest relative L2 of a tensor} against float64; of half precisions
+            "rms" and "p99" in place of "scores", root mean square and 99th percentile.
         tolerances: the same keys; what the errors may be.
-        floor_percent, strict_floor_percent: least time for the arithmetic over measured time, by the design's count and
-            by what association leaves.
+        left_out: the same keys; pairs that are not compared (comparison.py).
+        work: the fields of `floor.Work`.
         shadow: a backend of ours timed again on the part that a slow peer scored; not in the table.
         ratios: {peer: this rate / peer's rate}, None while either disagrees with float64.
         same_shape_ratios: the same, both on what the peer scored.
-        note: what a reader must know about this row.
+        floor_percent: least time for the work, at the run's fastest rates, over measured time.
     """
 
     workload: str
-    entrant: str
+    implementation: str
     ours: bool
     shape: str
     words: int
@@ -51,12 +53,12 @@ class Row:
     extra_bytes: int | None
     errors: dict[str, float]
     tolerances: dict[str, float]
-    floor_percent: float
-    strict_floor_percent: float
+    left_out: dict[str, int]
+    work: dict[str, float]
     shadow: bool = False
     ratios: dict[str, float | None] = field(default_factory=dict)
     same_shape_ratios: dict[str, float | None] = field(default_factory=dict)
-    note: str = ""
+    floor_percent: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -75,12 +77,12 @@ class Row:
 
 def fill_ratios(rows: Sequence[Row]) -> None:
     """Set the ratios of every row to the peers of its workload; a ratio is None while either side disagrees."""
-    by_shape = {(row.workload, row.entrant, row.shape): row for row in rows}
+    by_shape = {(row.workload, row.implementation, row.shape): row for row in rows}
     for row in rows:
-        peers = [peer for peer in rows if peer.workload == row.workload and peer.entrant in PEERS]
-        row.ratios = {peer.entrant: ratio(row, peer) for peer in peers}
-        twins = [(by_shape.get((row.workload, row.entrant, peer.shape)), peer) for peer in peers]
-        row.same_shape_ratios = {peer.entrant: ratio(twin, peer) for twin, peer in twins if twin is not None}
+        peers = [peer for peer in rows if peer.workload == row.workload and peer.implementation in PEERS]
+        row.ratios = {peer.implementation: ratio(row, peer) for peer in peers}
+        twins = [(by_shape.get((row.workload, row.implementation, peer.shape)), peer) for peer in peers]
+        row.same_shape_ratios = {peer.implementation: ratio(twin, peer) for twin, peer in twins if twin is not None}
 
 
 def ratio(row: Row, peer: Row) -> float | None:
@@ -96,7 +98,7 @@ HEADINGS = (
     "vs loop",
     "vs compiled",
     "extra MiB",
-    "max error",
+    "max error (left out)",
     "of floor",
     "spread",
     "runs",
@@ -105,11 +107,15 @@ HEADINGS = (
 GPU_HEADINGS = (*HEADINGS[:4], "ns/pair", *HEADINGS[4:])
 
 LEGEND = (
-    "Rates are per pair. Scored: images x captions, or pairs of a list; slow entrants score a part of the workload (padded "
-    "to: words of a caption in the tensor, real or not). Vs: rate over that entrant's rate. Extra: peak memory beyond the "
-    "inputs. Max error: against float64, of scores (absolute) or gradients (relative L2 of the worst tensor). Of floor: "
-    "least time for the arithmetic at this run's matrix-product and tanh rates, over the measured time."
+    "Rates are per pair. Scored: images x captions, or pairs of a list; slow baselines score a part of the workload (padded "
+    "to: words of a caption in the tensor, real or not). Vs: rate over that baseline's rate. Extra: peak memory beyond the "
+    "inputs. Max error: against float64, of scores (absolute) or gradients (relative L2 of the worst tensor), in half precision "
+    "the 99th percentile of scores; in brackets the pairs not compared, because they lie where the operator jumps. Of floor: "
+    "least time for the unavoidable work at the fastest rates seen in this run, over the measured time. Runs of a list begin "
+    "with empty caches."
 )
+# How the errors that are not of scores are marked in the table.
+ERROR_MARKS = {"gradients": " grad", "p99": " 99%", "rms": " rms"}
 
 
 def cells(row: Row, gpu: bool = False) -> list[str]:
@@ -121,18 +127,17 @@ def cells(row: Row, gpu: bool = False) -> list[str]:
         else:
             value = row.ratios[peer]
             ratios.append("disagrees" if value is None else f"{value:.1f}x")
-    error = max(row.errors.values(), default=float("nan"))
+    name = max(row.errors, key=row.errors.__getitem__)
     return [
         row.workload,
-        row.entrant,
+        row.implementation,
         f"{row.shape} ({row.words})",
         f"{row.rate:,.0f}" if row.rate >= 100 else f"{row.rate:.1f}",
         *([f"{row.nanoseconds:,.1f}"] if gpu else []),
         *ratios,
         "-" if row.extra_bytes is None else f"{row.extra_bytes / MIB:,.0f}",
-        f"{error:.1e}" + (" (grad)" if error == row.errors.get("gradients") else ""),
-        # More than the strict floor allows is no feat, but a machine that was slower when the floor was measured.
-        f"{row.floor_percent:.0f}%" if row.strict_floor_percent <= 105 else "noise",
+        f"{row.errors[name]:.1e}{ERROR_MARKS.get(name, '')} ({row.left_out[name]})",
+        f"{row.floor_percent:.0f}%",
         "-" if row.spread is None else f"{100 * row.spread:.0f}%",
         str(row.runs),
     ]
@@ -183,7 +188,8 @@ def header_text(header: dict[str, Any]) -> str:
 def floor_text(floor: dict[str, Any]) -> str:
     return (
         f"Floor, the fastest of this run: {floor['flops_per_second'] / 1e9:,.0f} GFLOP/s ({floor['matrix_product']}), "
-        f"{floor['tanh_per_second'] / 1e9:.2f} G tanh/s ({floor['tanh']})"
+        f"{floor['tanh_per_second'] / 1e9:.2f} G tanh/s ({floor['tanh']}), "
+        f"{floor['bytes_per_second'] / 1e9:,.0f} GB/s read ({floor['reading']})"
     )
 
 
@@ -194,10 +200,10 @@ class Report:
     Attributes:
         header: device, threads and instruction set or what `machine.gpu_facts` tells, versions, commit, dtype, features,
             date.
-        floor: the fastest matrix-product and tanh rates seen.
+        floor: the fastest rates seen, and by what.
         rows: measurements, also those that only serve a same-shape ratio.
         notes: what did not run and why, what was cut and why.
-        scaling: points of the plot, {"entrant", "kind", "pairs", "seconds", "bytes"}.
+        scaling: points of the plot, {"implementation", "kind", "pairs", "seconds", "bytes"}.
         eager_limit: where the reference's training step stops for lack of memory; empty if it was not looked for.
     """
 
@@ -211,6 +217,19 @@ class Report:
     @property
     def on_gpu(self) -> bool:
         return "multiprocessors" in self.header
+
+    def see_rates(self, probe: Probe) -> None:
+        """Take over the fastest rates so far, and judge every row by them."""
+        self.floor = {
+            "flops_per_second": probe.best.flops,
+            "matrix_product": probe.matrix_name,
+            "tanh_per_second": probe.best.tanh,
+            "tanh": probe.tanh_name,
+            "bytes_per_second": probe.best.bytes,
+            "reading": probe.read_name,
+        }
+        for row in self.rows:
+            row.floor_percent = 100 * probe.best.seconds(Work(**row.work)) / row.seconds
 
     def text(self) -> str:
         parts = [header_text(self.header), floor_text(self.floor) if self.floor else "", text_table(self.rows, self.on_gpu), LEGEND]
@@ -250,22 +269,22 @@ def plot(report: Report, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(11, 8), layout="constrained")
-    entrants = list(dict.fromkeys(point["entrant"] for point in report.scaling))
+    implementations = list(dict.fromkeys(point["implementation"] for point in report.scaling))
     panels = (("seconds", "seconds", 1.0), ("bytes", "peak extra memory, MiB", float(MIB)))
     for column, kind in enumerate(("training step", "forward")):
         for line, (key, label, unit) in enumerate(panels):
             axis = axes[line][column]
-            for number, entrant in enumerate(entrants):
-                points = [p for p in report.scaling if p["entrant"] == entrant and p["kind"] == kind and p[key]]
+            for number, name in enumerate(implementations):
+                points = [p for p in report.scaling if p["implementation"] == name and p["kind"] == kind and p[key]]
                 if points:
                     pairs = [p["pairs"] for p in points]
-                    axis.loglog(pairs, [p[key] / unit for p in points], "o-", label=entrant, color=f"C{number}")
+                    axis.loglog(pairs, [p[key] / unit for p in points], "o-", label=name, color=f"C{number}")
             axis.set(title=kind, xlabel="pairs", ylabel=label)
             axis.grid(True, which="major", alpha=0.3)
     limit = report.eager_limit
-    last = [p for p in report.scaling if p["entrant"] == REFERENCE and p["kind"] == "training step"][-1:]
+    last = [p for p in report.scaling if p["implementation"] == REFERENCE and p["kind"] == "training step"][-1:]
     if limit and last:
-        color = f"C{entrants.index(REFERENCE)}"
+        color = f"C{implementations.index(REFERENCE)}"
         for axis in axes[:, 0]:
             axis.axvline(limit["pairs"], color=color, linestyle=":")
         label = f"reference out of memory, estimated: {limit['bytes'] / 2**30:.0f} GiB at B={limit['batch']}"

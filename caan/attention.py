@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import caan_kernels as ck
+
 from .data import Captions, Images, Split
 from .errors import FormatError, MissingFileError
 from .extraction import grid_boxes
@@ -21,7 +23,7 @@ _SLACK = 0.01
 
 @dataclass(frozen=True)
 class PairAttention:
-    """One pair of an image with R real regions and a caption of N words; float32, names as in `caan_kernels.AttentionMaps`.
+    """One pair of an image with R real regions and a caption of N words; float32, maps as in `caan_kernels.AttentionMaps`.
 
     Attributes:
         image: which image of the split.
@@ -33,8 +35,9 @@ class PairAttention:
         boxes: (R, 4), x1 y1 x2 y2 as fractions of the photograph.
         region_attention: (R,), f.
         word_attention: (N,), g.
-        region_to_word: (R, N), R.
-        word_to_region: (N, R), Cᵀ.
+        alignment: (R, N), A.
+        word_to_region: (R, N), C: column j says where word j looks.
+        region_to_word: (N, R), Rᵀ: column r says which words region r looks at.
         region_affinity: (R, R), Hᵛ.
         word_affinity: (N, N), Hᵘ.
     """
@@ -48,8 +51,9 @@ class PairAttention:
     boxes: np.ndarray
     region_attention: np.ndarray
     word_attention: np.ndarray
-    region_to_word: np.ndarray
+    alignment: np.ndarray
     word_to_region: np.ndarray
+    region_to_word: np.ndarray
     region_affinity: np.ndarray
     word_affinity: np.ndarray
 
@@ -155,9 +159,9 @@ def _explained(
             regions = model.encode_images(images.collate([images[image] for image, _ in batch]).to(device))
             words = model.encode_captions(Captions.collate(list(enumerate(ids))).to(device))
             diagonal = torch.arange(len(batch)).repeat(2, 1).T.contiguous()
-            maps = [part.float().cpu().numpy() for part in model.attention.maps(regions, words, diagonal)]
+            maps = model.attention.maps(regions, words, diagonal)
+        maps = ck.AttentionMaps(*(part.float().cpu().numpy() for part in maps))
         for number, (image, caption) in enumerate(batch):
-            score, f, g, to_word, to_region, region_affinity, word_affinity = (part[number] for part in maps)
             r, n = int(split.region_counts[image]), len(ids[number])
             yield PairAttention(
                 image=image,
@@ -165,14 +169,15 @@ def _explained(
                 caption=texts[number],
                 words=_shown(texts[number], vocabulary),
                 right=_right(split, image, caption),
-                score=float(score),
+                score=float(maps.scores[number]),
                 boxes=boxes[image],
-                region_attention=f[:r],
-                word_attention=g[:n],
-                region_to_word=to_word[:r, :n],
-                word_to_region=to_region[:n, :r],
-                region_affinity=region_affinity[:r, :r],
-                word_affinity=word_affinity[:n, :n],
+                region_attention=maps.region_attention[number, :r],
+                word_attention=maps.word_attention[number, :n],
+                alignment=maps.alignment[number, :r, :n],
+                word_to_region=maps.word_to_region[number, :r, :n],
+                region_to_word=maps.region_to_word[number, :n, :r],
+                region_affinity=maps.region_affinity[number, :r, :r],
+                word_affinity=maps.word_affinity[number, :n, :n],
             )
 
 

@@ -16,7 +16,10 @@ from .files import replacing
 from .model import CAAN, ModelConfig
 from .vocabulary import MARKS, Vocabulary
 
-FORMAT = "caan-1"
+FORMAT = "caan-2"
+# Under these, the operator had other equations than the paper's.
+_OLD_OPERATOR = "caan-1"
+TRAIN_AGAIN = "from before the operator followed the paper's equations, to which its weights mean nothing: train the model again"
 
 
 class Contents(NamedTuple):
@@ -66,7 +69,8 @@ def read(path: str | Path) -> Contents:
     except (KeyError, ValueError, TypeError, AttributeError):
         raise FormatError(f"{path}: expected a checkpoint of caan, found safetensors that something else wrote") from None
     if found != FORMAT:
-        raise FormatError(f"{path}: expected a checkpoint of format {FORMAT}, found {found}")
+        why = f", {TRAIN_AGAIN}" if found == _OLD_OPERATOR else ""
+        raise FormatError(f"{path}: expected a checkpoint of format {FORMAT}, found {found}{why}")
     return Contents(tensors, facts)
 
 

@@ -27,19 +27,21 @@ from . import checkpoint
 from .data import Captions, Images, LengthBatches, Split, make_loader
 from .files import allocate
 from .kept import KeptSums
-from .model import CAAN
+from .model import CAAN, Encoded
 from .processes import Processes
 from .recall import Figures, RankCounter, folds
 from .vocabulary import Vocabulary
 
-# Images and captions of a tile. Where no fused backend runs, the reference has to score it, whose intermediates are thousands of
-# times as large as its result.
+# Images and captions of a tile. Where no fused backend runs, or the model is a dense one, the reference has to score it, whose
+# intermediates are thousands of times as large as its result.
 _TILE = (128, 256)
 _SMALL_TILE = (32, 64)
 _FUSED = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}
-# Projected regions of that many bytes stay in memory while the captions pass by; captions are encoded once for each
+# Prepared images of that many bytes stay in memory while the captions pass by; captions are encoded once for each
 # such block of images.
 _BLOCK_BYTES = 1 << 30
+# Tiles of the reference that the first pass has scored are kept for the second, as many as have room in so many bytes.
+_TILES_BYTES = 1 << 28
 # In the folder of what is kept: which file holds the scores, all of them.
 _WHOLE = "scores"
 
@@ -81,7 +83,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a split and count ranks.
 
-    Beside a block of projected images, one batch of captions and one tile of scores, only ranks are kept.
+    Beside a block of prepared images, one batch of captions and one tile of scores, only ranks are kept.
 
     Args:
         models: with their vocabularies; left on the device, in evaluation mode. The scores of several are averaged, as the
@@ -219,12 +221,12 @@ class _Unit(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    """A unit with its two sides projected, by each model: the images in chunks, the captions in one."""
+    """A unit with its two sides prepared, by each model: the images in chunks, the captions in one."""
 
     unit: _Unit
-    images: list[tuple[slice, list[ck.ProjectedRegions]]]
+    images: list[tuple[slice, list[ck.ProjectedRegions | Encoded]]]
     captions: Tensor
-    words: list[ck.ProjectedWords]
+    words: list[ck.ProjectedWords | Encoded]
 
 
 class _Scorer:
@@ -236,7 +238,11 @@ class _Scorer:
         self.models = [model.to(device).eval() for model, _ in models]
         self.split, self.device, self.workers = split, device, workers
         backends = ck.available_backends()
-        self.tile = _TILE if any(backends[name][0] for name in _FUSED.get(device.type, ())) else _SMALL_TILE
+        fused = any(backends[name][0] for name in _FUSED.get(device.type, ()))
+        self.by_reference = not fused or any(model.dense for model in self.models)
+        self.tile = _SMALL_TILE if self.by_reference else _TILE
+        self._scored: dict[tuple[int, int], Tensor] = {}
+        self._room = _TILES_BYTES
         self.images = Images(split)
         self.captions = [Captions(split, vocabulary) for _, vocabulary in models]
 
@@ -267,28 +273,28 @@ class _Scorer:
         return result
 
     def loaded(self, units: Iterable[_Unit]) -> Iterator[_Loaded]:
-        """Project both sides of units; those with the same images, one after the other, share them."""
+        """Prepare both sides of units; those with the same images, one after the other, share them."""
         for _, of_block in itertools.groupby(units, key=lambda unit: unit.images[0]):
             yield from self._loaded_block(list(of_block))
 
     def _loaded_block(self, units: list[_Unit]) -> Iterator[_Loaded]:
         """As `loaded`, of units with the same images; these are gone when the next block begins."""
-        block = list(self._projected_images(units[0].images))
+        block = list(self._prepared_images(units[0].images))
         for unit in units:
             loaded = [own.collate([own[caption] for caption in unit.captions]).to(self.device) for own in self.captions]
-            words = [model.project_captions(batch) for model, batch in zip(self.models, loaded, strict=True)]
+            words = [model.prepare_captions(batch) for model, batch in zip(self.models, loaded, strict=True)]
             yield _Loaded(unit, block, torch.from_numpy(unit.captions), words)
         # Whoever took the last unit still has the list.
         block.clear()
 
-    def _projected_images(self, images: np.ndarray) -> Iterator[tuple[slice, list[ck.ProjectedRegions]]]:
-        """Consecutive images in chunks, projected by each model."""
+    def _prepared_images(self, images: np.ndarray) -> Iterator[tuple[slice, list[ck.ProjectedRegions | Encoded]]]:
+        """Consecutive images in chunks, prepared by each model."""
         count, _ = self.tile
         chunks = [images[start : start + count].tolist() for start in range(0, len(images), count)]
         for batch in make_loader(self.images, chunks, self.workers, pin_memory=self.device.type == "cuda"):
             chunk = slice(int(batch.images[0]), int(batch.images[-1]) + 1)
             batch = batch.to(self.device)
-            yield chunk, [model.project_images(batch) for model in self.models]
+            yield chunk, [model.prepare_images(batch) for model in self.models]
 
     @torch.no_grad()
     def positives(self, loaded: _Loaded) -> Iterator[tuple[Tensor, Tensor]]:
@@ -299,17 +305,28 @@ class _Scorer:
         rows = torch.from_numpy(self.split.image_of_caption)[loaded.captions]
         for images, regions in loaded.images:
             [own] = torch.where((rows >= images.start) & (rows < images.stop))
-            if len(own):
-                pairs = torch.stack((rows[own] - images.start, own), dim=1)
+            if not len(own):
+                continue
+            pairs = torch.stack((rows[own] - images.start, own), dim=1)
+            if self.by_reference:
+                # It rounds a list of pairs otherwise than a tile, and a rounding can be a jump of the operator.
+                scores = self._scores(regions, loaded.words, None)
+                if self._room >= scores.nbytes:
+                    self._room -= scores.nbytes
+                    self._scored[loaded.unit.number, images.start] = scores
+                image, caption = pairs.to(self.device).unbind(1)
+                yield loaded.captions[own], scores[image, caption]
+            else:
                 yield loaded.captions[own], self._scores(regions, loaded.words, pairs)
 
     @torch.no_grad()
     def tiles(self, loaded: _Loaded) -> Iterator[tuple[slice, Tensor]]:
         """Of each chunk of a unit's images: which they are, and their scores with the unit's captions, on the device."""
         for images, regions in loaded.images:
-            yield images, self._scores(regions, loaded.words, None)
+            scores = self._scored.pop((loaded.unit.number, images.start), None)
+            yield images, self._scores(regions, loaded.words, None) if scores is None else scores
 
-    def _scores(self, regions: list[ck.ProjectedRegions], words: list[ck.ProjectedWords], pairs: Tensor | None) -> Tensor:
+    def _scores(self, regions: list, words: list, pairs: Tensor | None) -> Tensor:
         scores = [model.attention(*sides, pairs) for model, *sides in zip(self.models, regions, words, strict=True)]
         return scores[0] if len(scores) == 1 else torch.stack(scores).mean(dim=0)
 

@@ -31,8 +31,9 @@ class ModelConfig:
         hidden_width: H of the operator; 0 means D.
         word_width: width of the word embedding.
         affinity_scale: the affinity starts as this times the identity.
-        similarity, normalization, temperature, inter, intra: options of `context_attention`; inter and intra are the
-            paper's ablations.
+        similarity, inter, intra: options of `context_attention`; inter and intra are those of the paper's Table 4.
+        unit_length: scale regions and words to unit length before the operator. The paper does not say; it is our choice,
+            because alignments are then tanh of cosines whatever the scale of the features.
         standardize: give every channel of the region features mean 0 and variance 1, by the statistics of the training
             images (`RegionEncoder.set_statistics`). The paper does not; features that differ much in scale between
             channels need it.
@@ -51,11 +52,10 @@ class ModelConfig:
     hidden_width: int = 0
     word_width: int = 300
     affinity_scale: float = 1.0
-    similarity: str = "cosine"
-    normalization: str = "l2"
-    temperature: float = 9.0
+    similarity: str = "dot"
     inter: bool = True
-    intra: bool = True
+    intra: str | None = "semantics"
+    unit_length: bool = True
     standardize: bool = False
     dropout: float = 0.0
     region_drop: float = 0.0
@@ -71,19 +71,18 @@ class ModelConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        for name, known in (("similarity", ("cosine", "dot")), ("normalization", ("l2", "softmax"))):
+        for name, known in (("similarity", ("dot", "cosine")), ("intra", ("semantics", "features", None))):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name in ("affinity_scale", "temperature"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name}: expected a finite number, got {getattr(self, name)}")
+                raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}, got {getattr(self, name)!r}")
+        if not math.isfinite(self.affinity_scale):
+            raise ValueError(f"affinity_scale: expected a finite number, got {self.affinity_scale}")
         for name in ("dropout", "region_drop", "word_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 0 and less than 1, got {getattr(self, name)}")
 
 
 class Encoded(NamedTuple):
-    """Regions or words of unit length, ready for the operator.
+    """Regions or words as the operator takes them.
 
     Attributes:
         features: (B, L, D).
@@ -95,16 +94,17 @@ class Encoded(NamedTuple):
 
 
 class RegionEncoder(nn.Module):
-    """Region features to vectors of unit length: an affine map, then L2 normalisation.
+    """Region features to vectors: an affine map, then L2 normalisation.
 
     Args:
         region_width: F.
         width: D.
-        dropout: as in `ModelConfig`.
+        dropout, unit_length: as in `ModelConfig`.
     """
 
-    def __init__(self, region_width: int, width: int, dropout: float = 0.0):
+    def __init__(self, region_width: int, width: int, dropout: float = 0.0, unit_length: bool = True):
         super().__init__()
+        self.unit_length = unit_length
         self.projection = nn.Linear(region_width, width)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
@@ -123,21 +123,25 @@ class RegionEncoder(nn.Module):
     def forward(self, regions: Tensor) -> Tensor:
         """(B, R, F) in any floating dtype to (B, R, D)."""
         standardized = (regions.to(self.mean.dtype) - self.mean) / self.deviation
-        return normalize(self.projection(self.dropout(standardized)), dim=-1)
+        regions = self.projection(self.dropout(standardized))
+        return normalize(regions, dim=-1) if self.unit_length else regions
 
 
 class WordEncoder(nn.Module):
-    """Word ids to vectors of unit length in context: embedding, bidirectional GRU, mean of its directions, L2 norm.
+    """Word ids to vectors in context: embedding, bidirectional GRU, mean of its directions, L2 normalisation.
+
+    The sum and the mean of the directions are the same once they are scaled to unit length.
 
     Args:
         vocabulary_size: number of ids.
         word_width: width of the embedding, which starts uniform in ±0.1.
         width: D, width of each direction.
-        dropout: as in `ModelConfig`.
+        dropout, unit_length: as in `ModelConfig`.
     """
 
-    def __init__(self, vocabulary_size: int, word_width: int, width: int, dropout: float = 0.0):
+    def __init__(self, vocabulary_size: int, word_width: int, width: int, dropout: float = 0.0, unit_length: bool = True):
         super().__init__()
+        self.unit_length = unit_length
         self.dropout = nn.Dropout(dropout)
         self.embedding = nn.Embedding(vocabulary_size, word_width, padding_idx=PAD)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
@@ -148,25 +152,29 @@ class WordEncoder(nn.Module):
         packed = pack_padded_sequence(self.dropout(self.embedding(words)), word_lengths, batch_first=True, enforce_sorted=False)
         both, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=words.shape[1])
         forward, backward = both.chunk(2, dim=-1)
-        return normalize(self.dropout(forward + backward), dim=-1)
+        features = self.dropout((forward + backward) / 2)
+        return normalize(features, dim=-1) if self.unit_length else features
 
 
 class ContextAwareAttention(nn.Module):
     """The operator with its learned tensors.
 
-    How they start, for regions and words of unit length:
+    The paper does not say how they start. Here, for regions and words of unit length:
 
     - `affinity` is a multiple of the identity, so an alignment starts as tanh of the scaled cosine. The scale cancels in
-      the L2 normalisation as far as tanh is linear.
+      the L2 normalisations as far as tanh is linear.
     - the four context matrices are normal with variance 1/D, the two score vectors with variance 1/H. Contexts and
       logits of unit vectors are then small, and pooling starts near the plain mean. Matrices of variance 1, whose
       contexts are near ±1, start with a pooling that is random and sharp, and learn later.
+    - `region_bilinear` and `word_bilinear`, which are there with intra="features" only, are the identity: the affinity
+      of two regions starts as their cosine, as that of "semantics" is the cosine of their responses. Nothing normalises
+      (14) and (15), so a multiple would be one of the whole term.
 
     Args:
         width: D.
         hidden_width: H; 0 means D.
         affinity_scale: the multiple.
-        similarity, normalization, temperature, inter, intra: options of `caan_kernels.context_attention`.
+        similarity, inter, intra: options of `caan_kernels.context_attention`.
     """
 
     def __init__(
@@ -174,11 +182,9 @@ class ContextAwareAttention(nn.Module):
         width: int,
         hidden_width: int = 0,
         affinity_scale: float = 1.0,
-        similarity: str = "cosine",
-        normalization: str = "l2",
-        temperature: float = 9.0,
+        similarity: str = "dot",
         inter: bool = True,
-        intra: bool = True,
+        intra: str | None = "semantics",
     ):
         super().__init__()
         hidden = hidden_width or width
@@ -187,13 +193,9 @@ class ContextAwareAttention(nn.Module):
             setattr(self, name, nn.Parameter(torch.randn(width, hidden) / math.sqrt(width)))
         for name in ("region_score", "word_score"):
             setattr(self, name, nn.Parameter(torch.randn(hidden) / math.sqrt(hidden)))
-        self.options = {
-            "similarity": similarity,
-            "normalization": normalization,
-            "temperature": temperature,
-            "inter": inter,
-            "intra": intra,
-        }
+        for name in ("region_bilinear", "word_bilinear"):
+            self.register_parameter(name, nn.Parameter(torch.eye(width)) if intra == "features" else None)
+        self.options = {"similarity": similarity, "inter": inter, "intra": intra}
 
     @property
     def weights(self) -> ck.ContextAttentionWeights:
@@ -208,18 +210,21 @@ class ContextAwareAttention(nn.Module):
         backend: str = "auto",
     ) -> Tensor:
         """Scores of all pairs, (I, T), or of the (P, 2) pairs given, (P,); see `caan_kernels.context_attention`."""
-        return ck.context_attention(*self._arguments(regions, words), pairs=pairs, backend=backend, **self.options)
+        sides, lengths = self._sides(regions, words)
+        return ck.context_attention(*sides, self.weights, *lengths, pairs, backend=backend, **self.options)
 
     def maps(
         self, regions: Encoded | ck.ProjectedRegions, words: Encoded | ck.ProjectedWords, pairs: Tensor, backend: str = "auto"
     ) -> ck.AttentionMaps:
         """The attention of (P, 2) pairs; see `caan_kernels.attention_maps`."""
-        return ck.attention_maps(*self._arguments(regions, words), pairs=pairs, backend=backend, **self.options)
+        sides, lengths = self._sides(regions, words)
+        return ck.attention_maps(*sides, self.weights, pairs, *lengths, backend=backend, **self.options)
 
-    def _arguments(self, regions, words) -> tuple:
-        regions, region_lengths = (regions.features, regions.lengths) if isinstance(regions, Encoded) else (regions, None)
-        words, word_lengths = (words.features, words.lengths) if isinstance(words, Encoded) else (words, None)
-        return regions, words, self.weights, region_lengths, word_lengths
+    @staticmethod
+    def _sides(*sides) -> tuple[list, list]:
+        """Regions and words, and their lengths, as the operator takes them."""
+        lengths = [side.lengths if isinstance(side, Encoded) else None for side in sides]
+        return [side.features if isinstance(side, Encoded) else side for side in sides], lengths
 
 
 class CAAN(nn.Module):
@@ -228,28 +233,27 @@ class CAAN(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.region_encoder = RegionEncoder(config.region_width, config.width, config.dropout)
-        self.word_encoder = WordEncoder(config.vocabulary_size, config.word_width, config.width, config.dropout)
+        common = config.dropout, config.unit_length
+        self.region_encoder = RegionEncoder(config.region_width, config.width, *common)
+        self.word_encoder = WordEncoder(config.vocabulary_size, config.word_width, config.width, *common)
         self.attention = ContextAwareAttention(
-            config.width,
-            config.hidden_width,
-            config.affinity_scale,
-            config.similarity,
-            config.normalization,
-            config.temperature,
-            config.inter,
-            config.intra,
+            config.width, config.hidden_width, config.affinity_scale, config.similarity, config.inter, config.intra
         )
 
+    @property
+    def dense(self) -> bool:
+        """Whether only the reference scores this model, from features and with every intermediate in memory."""
+        return self.config.intra == "features"
+
     def encode_images(self, images: ImageBatch) -> Encoded:
-        """Unit vectors of a batch's regions, (B, R, D); in training of those that `region_drop` leaves."""
+        """Vectors of a batch's regions, (B, R, D); in training of those that `region_drop` leaves."""
         regions, lengths = images.regions, images.region_lengths
         if self.training and self.config.region_drop:
             regions, lengths = keep_some(regions, lengths, self.config.region_drop)
         return Encoded(self.region_encoder(regions), lengths)
 
     def encode_captions(self, captions: CaptionBatch) -> Encoded:
-        """Unit vectors of a batch's words, (B, N, D); in training of those that `word_drop` leaves."""
+        """Vectors of a batch's words, (B, N, D); in training of those that `word_drop` leaves."""
         words, lengths = captions.words, captions.word_lengths
         if self.training and self.config.word_drop:
             words, lengths = keep_some(words, lengths, self.config.word_drop, marks=1)
@@ -260,24 +264,24 @@ class CAAN(nn.Module):
         return self.attention(self.encode_images(batch.images), self.encode_captions(batch.captions))
 
     @torch.no_grad()
-    def project_images(self, images: ImageBatch) -> ck.ProjectedRegions:
-        """What a gallery keeps of images, so that `attention` scores them with any number of captions. No gradients.
+    def prepare_images(self, images: ImageBatch) -> ck.ProjectedRegions | Encoded:
+        """Images ready to be scored with any number of captions: projected, those of a dense model encoded. No gradients.
 
         The same batch gives the same bits on any number of threads.
         """
         with _one_thread():
-            features, lengths = self.encode_images(images)
-        return ck.project_regions(features, self.attention.weights, lengths)
+            encoded = self.encode_images(images)
+        return encoded if self.dense else ck.project_regions(encoded.features, self.attention.weights, encoded.lengths)
 
     @torch.no_grad()
-    def project_captions(self, captions: CaptionBatch) -> ck.ProjectedWords:
-        """What a gallery keeps of captions, so that `attention` scores them with any number of images. No gradients.
+    def prepare_captions(self, captions: CaptionBatch) -> ck.ProjectedWords | Encoded:
+        """Captions ready to be scored with any number of images: projected, those of a dense model encoded. No gradients.
 
         The same batch gives the same bits on any number of threads.
         """
         with _one_thread():
-            features, lengths = self.encode_captions(captions)
-        return ck.project_words(features, self.attention.weights, lengths)
+            encoded = self.encode_captions(captions)
+        return encoded if self.dense else ck.project_words(encoded.features, self.attention.weights, encoded.lengths)
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from .attention import PairAttention
 from .errors import FormatError, MissingFileError
 from .files import read_text
 from .heat import heat_image
+from .metrics import GRADIENTS, RECALLS
 
 _COLOURS = "inferno"
 _BAR = "#d9480f"
-# Columns of metrics.csv that a validation fills.
-VALIDATION = ("seconds", "i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+# Columns of metrics.csv that the end of an epoch fills.
+EPOCH = ("seconds", *RECALLS, *GRADIENTS)
 _PANELS_IN_ROW = 7
 # A figure of more would be metres high.
 _MOST_PANELS = 70
@@ -33,10 +34,10 @@ def pair_figure(pair: PairAttention, photograph: Image.Image | None = None) -> F
 
     - The photograph under f, the attention that its regions are pooled with, and a bar for each region.
     - The words' bars, g.
-    - For each word, 70 at most, the photograph under its row of Cᵀ: where the word looks, normalised over regions. Each has colours
-      of its own, up to the largest weight, which stands beside the word. R, a region's weights over words, is its counterpart, and
-      would have to be read across panels.
-    - The second-order matrices Hᵛ = R Rᵀ of the regions and Hᵘ = Cᵀ C of the words.
+    - For each word, 70 at most, the photograph under its column of C: where the word looks. Each has colours of its own, up to the
+      largest weight, which stands beside the word. Rᵀ, a region's weights over the words, is its counterpart, and would have to be
+      read across panels.
+    - The affinities by which context is gathered within a side: Hᵛ of the regions and Hᵘ of the words.
 
     Args:
         pair: from `caan.attention.explain`.
@@ -77,17 +78,18 @@ def pair_figure(pair: PairAttention, photograph: Image.Image | None = None) -> F
             word = row * _PANELS_IN_ROW + column
             if word < shown:
                 axes = figure.add_subplot(line[column])
-                weights = pair.word_to_region[word]
+                weights = pair.word_to_region[:, word]
                 _heat(axes, pair.boxes, weights, photograph)
                 axes.set_title(f"{_plain(_short(pair.words[word], 20))}  ≤ {weights.max(initial=0):.2f}", fontsize=11)
 
     bottom = GridSpecFromSubplotSpec(1, 2, grid[-1])
     for place, matrix, title, of_words in (
-        (bottom[0], pair.region_affinity, "regions with regions, Hᵛ = R Rᵀ", False),
-        (bottom[1], pair.word_affinity, "words with words, Hᵘ = Cᵀ C", True),
+        (bottom[0], pair.region_affinity, "regions with regions, Hᵛ", False),
+        (bottom[1], pair.word_affinity, "words with words, Hᵘ", True),
     ):
         axes = figure.add_subplot(place)
-        image = axes.imshow(matrix, cmap=_COLOURS, vmin=0)
+        # That of intra="features" can be negative.
+        image = axes.imshow(matrix, cmap=_COLOURS, vmin=min(0, matrix.min(initial=0)))
         axes.set_title(title)
         if of_words:
             axes.set_xticks(labelled, labels, rotation=60, ha="right", rotation_mode="anchor")
@@ -112,23 +114,32 @@ def _heat(axes: Axes, boxes: np.ndarray, values: np.ndarray, photograph: Image.I
 
 
 def training_figure(rows: Sequence[dict[str, float]]) -> Figure:
-    """Loss, learning rate and validation over the epochs of a run.
+    """Loss, learning rate, gradients and validation over the epochs of a run.
 
     Args:
         rows: from `read_metrics`.
     """
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    loss, rate, recall = figure.subplots(1, 3)
+    figure = Figure(figsize=(17, 4.2), layout="constrained")
+    loss, rate, gradient, recall = figure.subplots(1, 4)
     steps = [row for row in rows if "loss" in row]
     validated = [row for row in rows if "rsum" in row]
     loss.plot([row["epoch"] for row in steps], [row["loss"] for row in steps], color=_BAR, linewidth=1)
     loss.set(title="loss of a batch", xlabel="epoch", ylim=(0, None))
     rate.plot([row["epoch"] for row in steps], [row["learning_rate"] for row in steps], color=_BAR)
     rate.set(title="learning rate", xlabel="epoch", ylim=(0, None))
+    epochs = [row["epoch"] for row in validated]
+    for name in ("median", "mean", "max"):
+        gradient.plot(epochs, [row[f"gradient_norm_{name}"] for row in validated], marker="o", label=name)
+    gradient.set(title="gradient norm before clipping", xlabel="epoch", yscale="log")
+    clipped = gradient.twinx()
+    clipped.plot(epochs, [100 * row["clipped_share"] for row in validated], "--", color="grey", label="steps clipped")
+    # Both ends of the range are common, and a line on the frame is not seen.
+    clipped.set(ylabel="% of steps clipped", ylim=(-3, 103))
+    gradient.legend(handles=[*gradient.lines, *clipped.lines], fontsize=8)
     for side, name, style in (("i2t", "image → text", "-"), ("t2i", "text → image", "--")):
         for k in (1, 5, 10):
             values = [row[f"{side}_r{k}"] for row in validated]
-            recall.plot([row["epoch"] for row in validated], values, style, marker="o", label=f"{name} R@{k}")
+            recall.plot(epochs, values, style, marker="o", label=f"{name} R@{k}")
     recall.set(title="validation", xlabel="epoch", ylabel="%", ylim=(0, 100))
     if validated:
         best = max(validated, key=lambda row: row["rsum"])
@@ -172,7 +183,7 @@ def read_metrics(run: str | Path) -> list[dict[str, float]]:
         raise FormatError(f"{path}: expected numbers in every row: {error}") from None
     for number, row in enumerate(rows, 2):
         needed = ("epoch", "learning_rate") if "loss" in row else ("epoch",)
-        missing = [name for name in (*needed, *(VALIDATION if "rsum" in row else ())) if name not in row]
+        missing = [name for name in (*needed, *(EPOCH if "rsum" in row else ())) if name not in row]
         if missing:
             raise FormatError(f"{path}: expected {', '.join(missing)} in line {number}, found a row without")
     if not any("loss" in row and "epoch" in row for row in rows):

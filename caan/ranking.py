@@ -12,7 +12,8 @@ from .data import Captions, Images, Split, make_loader
 from .model import CAAN
 from .vocabulary import Vocabulary
 
-# Elsewhere than on the CPU the reference may have to score a tile, whose intermediates are thousands of times as large.
+# Elsewhere than on the CPU, and of a dense model, the reference may have to score a tile; its intermediates are thousands of times
+# as large.
 _BATCH = {"cpu": 128}
 _SMALL_BATCH = 32
 
@@ -31,7 +32,7 @@ def score_some(
 ) -> Tensor:
     """Score some images with some captions, tile by tile.
 
-    The side with fewer items stays projected in memory, the other one passes by.
+    The side with fewer items stays prepared in memory, the other one passes by.
 
     Args:
         model, vocabulary: the model is left on the device, in evaluation mode.
@@ -51,17 +52,17 @@ def score_some(
     split.regions.require_width(model.config.region_width)
     device = torch.device(device)
     model = model.to(device).eval()
-    size = _BATCH.get(device.type, _SMALL_BATCH)
+    size = _SMALL_BATCH if model.dense else _BATCH.get(device.type, _SMALL_BATCH)
     scores = torch.empty(len(images), len(captions))
 
-    def batches(items: Dataset, chosen: np.ndarray, project) -> Iterator[tuple[slice, object]]:
+    def batches(items: Dataset, chosen: np.ndarray, prepare) -> Iterator[tuple[slice, object]]:
         places = [slice(start, min(start + size, len(chosen))) for start in range(0, len(chosen), size)]
         loader = make_loader(items, [chosen[place].tolist() for place in places], workers, device.type == "cuda")
         for place, batch in zip(places, loader, strict=True):
-            yield place, project(batch.to(device))
+            yield place, prepare(batch.to(device))
 
-    rows = batches(Images(split), images, model.project_images)
-    columns = batches(Captions(split, vocabulary), captions, model.project_captions)
+    rows = batches(Images(split), images, model.prepare_images)
+    columns = batches(Captions(split, vocabulary), captions, model.prepare_captions)
     few, many = (rows, columns) if len(images) <= len(captions) else (columns, rows)
     few = list(few)
     with tqdm(total=scores.numel(), unit=" pairs", unit_scale=True, dynamic_ncols=True, disable=not progress, leave=False) as bar:

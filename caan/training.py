@@ -5,7 +5,7 @@ A run's folder holds
     last.safetensors      weights, optimiser, scheduler, order, random state: where the run continues
     best.safetensors      the model with the best validation rsum, as `caan.checkpoint.load_model` reads it
     vocabulary.json       its words, in SCAN's format
-    metrics.csv           a row every few steps, and one a validation
+    metrics.csv           a row every 20 steps, and one an epoch: validation, norms of the gradients
     events.out.tfevents.* the same for TensorBoard
 
 A run that was killed and continued ends, on the CPU, with the same weights, bit for bit, as one that never was.
@@ -14,7 +14,6 @@ Several processes share each batch: each encodes its pairs, scores its images wi
 whole matrix, so that negatives come from the whole batch and gradients are those of one process.
 """
 
-import csv
 import math
 import signal
 import threading
@@ -35,18 +34,17 @@ from tqdm import tqdm
 from . import checkpoint
 from .data import OwnPairs, PairBatch, Pairs, ShuffledBatches, Split, make_loader
 from .evaluation import evaluate
-from .files import locked, replacing
+from .files import locked
 from .loss import CollapseWatch, collapsed_loss, triplet_loss
+from .metrics import Metrics, gradient_row, summary, validation_row
 from .model import CAAN, Encoded, ModelConfig
 from .presets import TrainingConfig
 from .processes import Processes
 from .recall import Figures
 from .vocabulary import Vocabulary
 
-COLUMNS = (
-    *("step", "epoch", "seconds", "loss", "learning_rate", "gradient_norm", "pairs_per_second"),
-    *("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum"),
-)
+# A row of metrics.csv, from one count of steps to the next.
+_ROW_STEPS = 20
 _ANEW = "another folder starts anew"
 _COLLAPSE_ADVICE = (
     "the loss is stuck where all scores are the same (collapse). What helps: a longer warm-up (--warmup-epochs), a lower "
@@ -109,6 +107,9 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.watch = CollapseWatch()
         self.step, self.seconds, self.best_rsum = 0, 0.0, -1.0
+        # Since the last row of metrics.csv, and since the epoch began.
+        self.losses: list[float] = []
+        self.norms: list[float] = []
         self.last_path = self.folder / "last.safetensors"
         if self.last_path.exists():
             self._restore()
@@ -153,18 +154,18 @@ class Trainer:
                 stack.enter_context(locked(self.folder, "a run"))
                 self.vocabulary.save(self.folder / "vocabulary.json")
                 writer = stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
-                metrics = stack.enter_context(_Metrics(self.folder / "metrics.csv", self.step, writer))
+                metrics = stack.enter_context(Metrics(self.folder / "metrics.csv", self.step, writer))
             stop_requested = stack.enter_context(_stop_requests())
             while self.step < self.total_steps:
                 self._epoch(bar, metrics, stop_requested)
 
-    def _epoch(self, bar: tqdm, metrics: "_Metrics | None", stop_requested: Callable[[], bool]) -> None:
-        """The rest of an epoch, its validation, and what is to be written, which the first process does."""
+    def _epoch(self, bar: tqdm, metrics: Metrics | None, stop_requested: Callable[[], bool]) -> None:
+        """The rest of an epoch, and its validation."""
         config = self.config
         self.model.train()
         pending: list[tuple[torch.Tensor, torch.Tensor, float]] = []
         started = saved = logged = time.monotonic()
-        before = self.seconds
+        before, steps = self.seconds, 0
         for batch in self.loader:
             warming_up = self.step < config.warmup_epochs * self.steps_per_epoch
             form = config.warmup_form if warming_up else "hardest"
@@ -172,36 +173,53 @@ class Trainer:
             loss, norm = self._train_step(batch.to(self.device), images, form)
             self.batches.advance()
             self.step += 1
+            steps += 1
             bar.update()
             pending.append((loss, norm, collapsed_loss(images, config.margin, form)))
             stops = self.processes.any(stop_requested())
             now = time.monotonic()
             ends_epoch = self.batches.batch == 0
+            logs = ends_epoch or self.step % _ROW_STEPS == 0
             # An epoch that is over is saved with its validation, never without.
             saves = not ends_epoch and (stops or now - saved > self.save_seconds)
-            if self.step % 20 == 0 or ends_epoch or saves:
+            if logs or saves:
                 self.seconds = before + now - started
-                rate = len(pending) * config.batch_size**2 / (now - logged)
-                self._log(pending, rate, metrics, bar)
-                pending, logged = [], now
+                self._take(pending)
+            if logs:
+                self._log(steps * config.batch_size**2 / (now - logged), metrics, bar)
+                steps, logged = 0, now
             if saves:
                 self._save()
                 saved = now
                 self._stop_if(stops)
             if ends_epoch:
                 break
+        self._end_epoch(metrics, before - started)
+        self._stop_if(self.processes.any(stop_requested()))
+
+    def _end_epoch(self, metrics: Metrics | None, origin: float) -> None:
+        """Validate, and write what is to be written, which the first process does.
+
+        Args:
+            origin: when the run would have begun, had it not been stopped.
+        """
+        config = self.config
         figures = self.validate()
-        self.seconds = before + time.monotonic() - started
+        self.seconds = time.monotonic() + origin
         better, self.best_rsum = figures.rsum > self.best_rsum, max(figures.rsum, self.best_rsum)
+        gradients = gradient_row(self.norms, config.clip_norm)
+        self.norms.clear()
         if metrics:
-            metrics.add(self._place(), validation_row(figures))
-            place = f"epoch {self.step // self.steps_per_epoch} of {config.epochs}"
-            self.say(f"{place}: {self.seconds:,.0f} s, validation {summary(figures)}")
+            metrics.add(self._place(), validation_row(figures) | gradients)
+            self.say(
+                f"epoch {self.step // self.steps_per_epoch} of {config.epochs}: {self.seconds:,.0f} s, "
+                f"validation {summary(figures)}; gradient norm {gradients['gradient_norm_median']:.3g} (median) to "
+                f"{gradients['gradient_norm_max']:.3g}, {gradients['clipped_share']:.0%} of steps clipped"
+            )
             if better:
                 facts = {**self._place(), "validation": asdict(figures), "training": asdict(config)}
                 checkpoint.save_model(self.folder / "best.safetensors", self.scored_model, self.vocabulary, facts)
         self._save()
-        self._stop_if(self.processes.any(stop_requested()))
 
     def _stop_if(self, requested: bool) -> None:
         if requested:
@@ -275,8 +293,8 @@ class Trainer:
     def _place(self) -> dict[str, Any]:
         return {"step": self.step, "epoch": self.step / self.steps_per_epoch, "seconds": self.seconds}
 
-    def _log(self, pending: list, rate: float, metrics: "_Metrics | None", bar: tqdm) -> None:
-        """Take the losses of some steps off the device, all at once."""
+    def _take(self, pending: list[tuple[torch.Tensor, torch.Tensor, float]]) -> None:
+        """Take the losses and norms of some steps off the device, all at once."""
         losses, norms = (torch.stack(values).tolist() for values in list(zip(*pending, strict=True))[:2])
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), self.step - len(losses) + 1):
             # The scaler of float16 leaves out steps whose gradient is not finite, and goes on.
@@ -286,16 +304,22 @@ class Trainer:
                     f"{what} in step {step}; {self.last_path} is from before. What helps: a lower learning "
                     f"rate (--learning-rate), float32 (--precision), features of like scale in all channels (--standardize)"
                 )
-        if not metrics:
-            return
         for loss, (_, _, collapsed) in zip(losses, pending, strict=True):
-            if self.watch.update(loss, collapsed):
+            if self.watch.update(loss, collapsed) and self.processes.first:
                 self.say(f"step {self.step}: {_COLLAPSE_ADVICE}")
-        mean = sum(losses) / len(losses)
-        bar.set_postfix_str(f"loss {mean:.2f}, {rate:,.0f} pairs/s")
-        rate_now = self.optimizer.param_groups[0]["lr"]
-        row = {"loss": mean, "learning_rate": rate_now, "gradient_norm": norms[-1], "pairs_per_second": rate}
-        metrics.add(self._place(), row)
+        self.losses += losses
+        self.norms += norms
+        pending.clear()
+
+    def _log(self, rate: float, metrics: Metrics | None, bar: tqdm) -> None:
+        """A row of the steps since the last one."""
+        mean = sum(self.losses) / len(self.losses)
+        self.losses.clear()
+        if metrics:
+            bar.set_postfix_str(f"loss {mean:.2f}, {rate:,.0f} pairs/s")
+            rate_now = self.optimizer.param_groups[0]["lr"]
+            row = {"loss": mean, "learning_rate": rate_now, "gradient_norm": self.norms[-1], "pairs_per_second": rate}
+            metrics.add(self._place(), row)
 
     def _save(self) -> None:
         if not self.processes.first:
@@ -306,6 +330,8 @@ class Trainer:
             tensors |= checkpoint.prefixed("average", self.average.state_dict())
         for index, values in state["state"].items():
             tensors |= checkpoint.prefixed(f"optimizer.{index}", values)
+        tensors["metrics.losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        tensors["metrics.norms"] = torch.tensor(self.norms, dtype=torch.float64)
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -333,6 +359,7 @@ class Trainer:
             state = {int(index): checkpoint.unprefixed(f"optimizer.{index}", tensors) for index in indices}
             self.optimizer.load_state_dict({"state": state, "param_groups": facts["param_groups"]})
             self.scaler.load_state_dict(facts["scaler"])
+            self.losses, self.norms = tensors["metrics.losses"].tolist(), tensors["metrics.norms"].tolist()
             torch.set_rng_state(tensors["random.cpu"])
             if "random.cuda" in tensors and self.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
@@ -384,61 +411,6 @@ def channel_statistics(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
         total += torch.stack((values.sum(dim=0), values.square().sum(dim=0)))
     mean, square = total / float(split.region_counts.sum())
     return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
-
-
-def validation_row(figures: Figures) -> dict[str, float]:
-    """The validation columns of metrics.csv."""
-    sides = zip(("i2t", "t2i"), figures.sides, strict=True)
-    return {f"{name}_{r}": getattr(side, r) for name, side in sides for r in ("r1", "r5", "r10")} | {"rsum": figures.rsum}
-
-
-def summary(figures: Figures) -> str:
-    """The six recalls and their sum, in a line."""
-    return " / ".join(f"{side.r1:.1f} {side.r5:.1f} {side.r10:.1f}" for side in figures.sides) + f", rsum {figures.rsum:.1f}"
-
-
-class _Metrics:
-    """metrics.csv and TensorBoard, both without what a killed run wrote after its last checkpoint.
-
-    Args:
-        path: the file.
-        step: rows of later steps are dropped.
-        writer: TensorBoard's.
-    """
-
-    def __init__(self, path: Path, step: int, writer: SummaryWriter):
-        rows = []
-        if path.exists():
-            with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if _step_of(row) <= step]
-        with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
-            table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-            table.writeheader()
-            table.writerows(rows)
-        self._file = path.open("a", newline="")
-        self._table = csv.DictWriter(self._file, COLUMNS)
-        self._writer = writer
-
-    def add(self, place: dict[str, Any], values: dict[str, float]) -> None:
-        """Write a row."""
-        self._table.writerow({**place, **values})
-        self._file.flush()
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, place["step"])
-
-    def __enter__(self) -> "_Metrics":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._file.close()
-
-
-def _step_of(row: dict[str, str | None]) -> float:
-    try:
-        return int(row["step"])
-    except (KeyError, TypeError, ValueError):
-        # The kill came in the middle of this row.
-        return math.inf
 
 
 @contextmanager

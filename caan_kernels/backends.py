@@ -54,6 +54,7 @@ def can_run(
     words: int = 0,
     gradient: bool = False,
     maps: bool = False,
+    bilinear: bool = False,
 ) -> tuple[bool, str]:
     """Whether a backend can run a call.
 
@@ -65,6 +66,7 @@ def can_run(
         words: of a caption, padding included.
         gradient: whether a derivative of the result is wanted.
         maps: whether the attention maps are wanted, not only the scores.
+        bilinear: whether a side's own context is gathered by its features, intra="features".
 
     Returns:
         (True, "") or (False, the reason in words).
@@ -73,6 +75,8 @@ def can_run(
         return False, reason
     if name == "reference":
         return True, ""
+    if bilinear:
+        return False, "intra='features' is there to reproduce the paper's ablation: only the reference computes it"
     if name == "cpu" and device.type != "cpu":
         return False, f"its tensors must be on the CPU, these are on {device}"
     if name in _GPU and (reason := _GPU[name].cannot_run(device) or _GPU[name].too_large(regions, words)):
@@ -90,7 +94,7 @@ def select(requested: str, device: torch.device, dtype: torch.dtype, **wanted: i
     Args:
         requested: a backend's name, or "auto".
         device, dtype: as for `can_run`.
-        wanted: `regions`, `words`, `gradient` and `maps`, as for `can_run`.
+        wanted: `regions`, `words`, `gradient`, `maps` and `bilinear`, as for `can_run`.
 
     Raises:
         ValueError: `requested` is no backend's name.

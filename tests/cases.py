@@ -36,13 +36,18 @@ KERNEL_DTYPES = {
 
 OPTIONS = {
     "default": {},
-    "dot": {"similarity": "dot"},
-    "softmax": {"normalization": "softmax"},
-    "softmax_dot_mild": {"normalization": "softmax", "similarity": "dot", "temperature": 2.5},
-    "inter_only": {"intra": False},
+    "cosine": {"similarity": "cosine"},
+    "inter_only": {"intra": None},
+    "inter_only_cosine": {"intra": None, "similarity": "cosine"},
     "intra_only": {"inter": False},
-    "softmax_inter_only": {"normalization": "softmax", "intra": False},
-    "neither": {"inter": False, "intra": False},
+    "intra_only_cosine": {"inter": False, "similarity": "cosine"},
+    "neither": {"inter": False, "intra": None},
+}
+# What the reference alone computes.
+FEATURE_OPTIONS = {
+    "features": {"intra": "features"},
+    "features_only": {"intra": "features", "inter": False},
+    "features_cosine": {"intra": "features", "similarity": "cosine"},
 }
 
 # images, regions, captions, words, width, hidden width
@@ -65,9 +70,17 @@ _FEWER = {
 SHAPES = _SHAPES if "triton" not in KERNELS else _FEWER
 EXAMPLES = 120 if "triton" not in KERNELS else 8
 
-GOLDEN = sorted((Path(__file__).parent / "data").glob("*.npz"))
+# Stored float64 answers of an independent implementation; their inputs are numbers that bfloat16 holds.
+ALL_GOLDEN = sorted((Path(__file__).parent / "data").glob("*.npz"))
+GOLDEN = [path for path in ALL_GOLDEN if not path.stem.startswith("features")]
 
-TENSORS = ("regions", "words", *ck.ContextAttentionWeights._fields)
+# How far alignments of a random problem stay from 0: the largest of each region and word so far that no dtype sees it on the
+# other side, where scores jump; all of them so far that float32 does, where derivatives do.
+LARGEST_ALIGNMENT, ANY_ALIGNMENT = 3e-2, 4e-6
+_MOST_DRAWS = 500
+
+BILINEAR = ("region_bilinear", "word_bilinear")
+TENSORS = ("regions", "words", *(name for name in ck.ContextAttentionWeights._fields if name not in BILINEAR))
 
 
 @dataclass(frozen=True)
@@ -83,10 +96,11 @@ class Problem:
 
     def tensors(self) -> dict[str, Tensor]:
         """What can have a gradient, by name."""
-        return dict(zip(TENSORS, (self.regions, self.words, *self.weights), strict=True))
+        named = zip(TENSORS + BILINEAR, (self.regions, self.words, *self.weights), strict=True)
+        return {name: tensor for name, tensor in named if tensor is not None}
 
     def with_tensors(self, tensors) -> "Problem":
-        """The same call on other features and weights, given in the order of `TENSORS`."""
+        """The same call on other features and weights, given in the order of `TENSORS`, with those of `BILINEAR` or without."""
         regions, words, *weights = tensors
         return replace(self, regions=regions, words=words, weights=ck.ContextAttentionWeights(*weights))
 
@@ -101,11 +115,33 @@ class Problem:
     def call(self, function=ck.context_attention, **options):
         """`function` of this problem, on the device of the backend that is asked for."""
         case = self.on(options.get("backend"))
-        return function(case.regions, case.words, case.weights, case.region_lengths, case.word_lengths, case.pairs, **options)
+        lengths = {"region_lengths": case.region_lengths, "word_lengths": case.word_lengths, "pairs": case.pairs}
+        return function(case.regions, case.words, case.weights, **lengths, **options)
+
+    def project(self, backend: str = "auto") -> tuple[ck.ProjectedRegions, ck.ProjectedWords]:
+        """Both sides, projected."""
+        return (
+            ck.project_regions(self.regions, self.weights, self.region_lengths, backend=backend),
+            ck.project_words(self.words, self.weights, self.word_lengths, backend=backend),
+        )
 
 
-def problem(shape, dtype=torch.float64, *, seed=0, scale=1.0, padding=float("nan"), lengths=True, pairs=False, device="cpu"):
+def problem(
+    shape,
+    dtype=torch.float64,
+    *,
+    seed=0,
+    scale=1.0,
+    padding=float("nan"),
+    lengths=True,
+    pairs=False,
+    bilinear=False,
+    near_zero=False,
+    device="cpu",
+):
     """A random problem with ragged items; with two items or more on a side, one is full and with three, one is empty.
+
+    Captions are drawn again while an alignment of theirs lies where a rounding error makes a score jump (docs/operator.md).
 
     Args:
         shape: a name in `SHAPES`, or six sizes.
@@ -115,6 +151,8 @@ def problem(shape, dtype=torch.float64, *, seed=0, scale=1.0, padding=float("nan
         padding: what stands beyond the lengths.
         lengths: False for None.
         pairs: whether to list pairs, some twice and in no order.
+        bilinear: whether to draw the matrices of intra="features" too.
+        near_zero: whether alignments may lie anywhere: for results that are not compared with another precision's.
         device: of everything but lengths and pairs.
     """
     images, m, captions, n, width, hidden = SHAPES[shape] if isinstance(shape, str) else shape
@@ -131,12 +169,26 @@ def problem(shape, dtype=torch.float64, *, seed=0, scale=1.0, padding=float("nan
     regions = normal(images, m, width, scale=scale * width**-0.25)
     words = normal(captions, n, width, scale=scale * width**-0.25)
     region_lengths = word_lengths = None
+    exists = [torch.ones(x.shape[:2], dtype=torch.bool) for x in (regions, words)]
     if lengths:
         region_lengths, word_lengths = some_lengths(images, m), some_lengths(captions, n)
-        for items, count in ((regions, region_lengths), (words, word_lengths)):
-            items[torch.arange(items.shape[1]) >= count[:, None]] = padding
+        exists = [torch.arange(x.shape[1]) < count[:, None] for x, count in ((regions, region_lengths), (words, word_lengths))]
     matrices = [normal(width, x, scale=width**-0.5) for x in (width, hidden, hidden, hidden, hidden)]
     weights = [*matrices, *(normal(hidden, scale=2 * hidden**-0.5) for _ in range(2))]
+    weights += [normal(width, width, scale=width**-0.5) for _ in range(2)] if bilinear else [None] * 2
+    if not near_zero:
+        for draw in range(_MOST_DRAWS):
+            doubtful = _doubtful_captions(*(x.to(dtype).double() for x in (regions, weights[0], words)), *exists)
+            if not doubtful.any():
+                break
+            # Under a small affinity no words are clear.
+            if draw % 50 == 49:
+                weights[0] = normal(width, width, scale=width**-0.5)
+            words[doubtful] = normal(int(doubtful.sum()), n, width, scale=scale * width**-0.25)
+        else:
+            raise RuntimeError(f"no words of shape {shape} whose alignments all stay away from 0")
+    for items, real in zip((regions, words), exists, strict=True):
+        items[~real] = padding
     chosen = None
     if pairs:
         count = images * captions
@@ -146,24 +198,46 @@ def problem(shape, dtype=torch.float64, *, seed=0, scale=1.0, padding=float("nan
     return drawn.to(device, dtype)
 
 
+def _doubtful_captions(regions, affinity, words, region_exists, word_exists):
+    """(T,) bool: captions with an alignment that lies too near to 0."""
+    if not (region_exists.any() and word_exists.any()):
+        return torch.zeros(len(words), dtype=torch.bool)
+    A = torch.tanh(torch.einsum("imd,tnd->itmn", regions @ affinity, words))
+    exists = region_exists[:, None, :, None] & word_exists[None, :, None, :]
+    near = ((A.abs() < ANY_ALIGNMENT) & exists).flatten(2).any(2)
+    for side in (2, 3):
+        largest = torch.where(exists, A, -torch.inf).amax(side)
+        near |= (largest.abs() < LARGEST_ALIGNMENT).any(2)
+    return near.any(0)
+
+
 def golden(path):
     """(problem, options, scores, gradient of the scores, gradients by name) of a stored case, all float64."""
     with np.load(path) as stored:
         data = {key: torch.from_numpy(stored[key]) for key in stored if key != "options"}
         options = ast.literal_eval(str(stored["options"]))
-    case = Problem(None, None, None, data["region_lengths"], data["word_lengths"]).with_tensors(data[name] for name in TENSORS)
-    return case, options, data["scores"], data["grad_scores"], {name: data[f"grad_{name}"] for name in TENSORS}
+    case = Problem(None, None, None, data["region_lengths"], data["word_lengths"]).with_tensors(
+        data[name] for name in TENSORS + BILINEAR if name in data
+    )
+    return case, options, data["scores"], data["grad_scores"], {name: data[f"grad_{name}"] for name in case.tensors()}
+
+
+def golden_maps(path):
+    """The maps of a stored case's first pair, image 0 with caption 0, without padding; the last entry is the score."""
+    with np.load(path) as stored:
+        return {key.removeprefix("first_pair_"): torch.from_numpy(stored[key]) for key in stored if key.startswith("first_pair_")}
 
 
 def run(case: Problem, grad_scores=None, **options):
     """(scores, gradients by name), detached; the scores' gradient is drawn from a fixed seed unless given."""
-    leaves = [x.detach().clone().requires_grad_() for x in case.tensors().values()]
-    scores = case.with_tensors(leaves).call(**options)
+    leaves = {name: x.detach().clone().requires_grad_() for name, x in case.tensors().items()}
+    scores = case.with_tensors(leaves.values()).call(**options)
     if grad_scores is None:
         generator = torch.Generator().manual_seed(1)
         grad_scores = torch.randn(scores.shape, dtype=torch.float64, generator=generator)
-    gradients = torch.autograd.grad(scores, leaves, grad_scores.to(scores), allow_unused=True, materialize_grads=True)
-    return scores.detach(), dict(zip(TENSORS, gradients, strict=True))
+    read = list(leaves.values())
+    gradients = torch.autograd.grad(scores, read, grad_scores.to(scores), allow_unused=True, materialize_grads=True)
+    return scores.detach(), dict(zip(leaves, gradients, strict=True))
 
 
 def oracle(case: Problem, grad_scores=None, **options):
@@ -174,6 +248,12 @@ def oracle(case: Problem, grad_scores=None, **options):
 def score_error(scores: Tensor, expected: Tensor) -> float:
     """Largest absolute error; NaN counts as infinite."""
     return float((scores.cpu().double() - expected).abs().nan_to_num(nan=torch.inf).max()) if expected.numel() else 0.0
+
+
+def spread_errors(scores: Tensor, expected: Tensor) -> tuple[float, float]:
+    """Root mean square and 99th percentile of the absolute errors; NaN counts as infinite."""
+    errors = (scores.cpu().double() - expected).abs().nan_to_num(nan=torch.inf).flatten()
+    return (float(errors.square().mean().sqrt()), float(errors.quantile(0.99))) if errors.numel() else (0.0, 0.0)
 
 
 def gradient_error(gradient: Tensor, expected: Tensor, least: float = 0.0) -> float:

@@ -43,7 +43,7 @@ def backward(images, captions, width, hidden, dtype=torch.float32, backend="cpu"
     U = ck.project_words(torch.randn(captions, 16, width, dtype=dtype), parameters)
     tensors = (*V[:2], *U[:2], parameters.region_score, parameters.word_score)
     grad = torch.randn(images, captions)
-    rest = None, None, None, True, False, 9.0, True, True, backend
+    rest = None, None, None, False, True, True, backend
     return lambda: torch.ops.caan_kernels.pair_scores_backward(grad, *tensors, *rest)
 
 

@@ -170,7 +170,7 @@ def test_operators_of_a_gpu_trace_without_one(name, listed):
     )
     w = torch.empty(9, device="meta", requires_grad=True)
     pairs = torch.empty(7, 2, dtype=torch.int64, device="meta") if listed else None
-    arguments = V, VQ, U, UQ, w, w.detach(), None, None, pairs, True, False, 9.0, True, True, name
+    arguments = V, VQ, U, UQ, w, w.detach(), None, None, pairs, False, True, True, name
     assert set(torch.library.opcheck(torch.ops.caan_kernels.pair_scores.default, arguments).values()) == {"SUCCESS"}
     scores = torch.ops.caan_kernels.pair_scores(*arguments)
     assert scores.shape == ((7,) if listed else (3, 2)) and scores.dtype == torch.float32

@@ -88,6 +88,8 @@ def given_fields(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
 
 
 def _parse(setting: Field) -> Callable[[str], Any]:
+    if setting.type == str | None:
+        return lambda text: None if text.lower() == "none" else text
     if setting.type == tuple[float, ...]:
 
         def numbers(text: str) -> tuple[float, ...]:
@@ -98,4 +100,4 @@ def _parse(setting: Field) -> Callable[[str], Any]:
 
 
 def _metavar(setting: Field) -> str:
-    return {int: "N", float: "X", str: "NAME"}.get(setting.type, "X,X,...")
+    return {int: "N", float: "X", str: "NAME", str | None: "NAME"}.get(setting.type, "X,X,...")

@@ -4,6 +4,7 @@ Each is one PNG, or one HTML page that needs nothing else.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_out(pair, "PNG or HTML")
 
     training = kinds.add_parser(
-        "training", help="loss and validation of a run, or of several beside each other", allow_abbrev=False
+        "training", help="loss, gradients and validation of a run, or of several beside each other", allow_abbrev=False
     )
     training.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     _add_out(training, "PNG or HTML")
@@ -108,43 +109,48 @@ def _pair(arguments: argparse.Namespace) -> None:
             "Words: g, and the region each looks at most",
             ("word", "g", "region"),
             [
-                (word, float(weight), int(row.argmax()))
-                for word, weight, row in zip(pair.words, pair.word_attention, pair.word_to_region, strict=True)
+                (word, float(weight), _most(column, range(len(column))))
+                for word, weight, column in zip(pair.words, pair.word_attention, pair.word_to_region.T, strict=True)
             ],
         ),
         Table(
             "Regions: f, and the word each looks at most",
             ("region", "f", "word"),
             [
-                (number, float(weight), pair.words[int(row.argmax())])
-                for number, (weight, row) in enumerate(zip(pair.region_attention, pair.region_to_word, strict=True))
+                (number, float(weight), _most(column, pair.words))
+                for number, (weight, column) in enumerate(zip(pair.region_attention, pair.region_to_word.T, strict=True))
             ],
             open=False,
         ),
         Table(
-            "Cᵀ, a word's weights over regions",
+            "C, a word's weights over the regions",
             ("word", *range(len(pair.boxes))),
-            [(word, *map(float, row)) for word, row in zip(pair.words, pair.word_to_region, strict=True)],
+            [(word, *map(float, column)) for word, column in zip(pair.words, pair.word_to_region.T, strict=True)],
             open=False,
         ),
     ]
     _write(arguments.out, f"{pair.image_id}: {pair.caption}", lead, pair_figure(pair, photograph), tables)
 
 
+def _most(weights: np.ndarray, items: Sequence[object]) -> object:
+    """The item with the largest weight. A word or region without a positive alignment looks at nothing."""
+    return items[int(weights.argmax())] if weights.any() else "none"
+
+
 def _training(arguments: argparse.Namespace) -> None:
     from ..pages import Table
-    from ..pictures import VALIDATION, comparison_figure, read_metrics, training_figure
+    from ..pictures import EPOCH, comparison_figure, read_metrics, training_figure
 
     if len(set(arguments.runs)) < len(arguments.runs):
         raise ValueError(f"RUN: expected each run once, got {' '.join(map(str, arguments.runs))}")
-    names = ("epoch", *VALIDATION)
+    names = ("epoch", *EPOCH)
     runs = {str(run): read_metrics(run) for run in arguments.runs}
     leads, tables = [], []
     for run, rows in runs.items():
         validated = [row for row in rows if "rsum" in row]
         leads.append(f"{run}: {rows[-1]['epoch']:g} epochs, {len(validated)} validations.")
         table = [tuple(row[name] for name in names) for row in validated]
-        tables.append(Table(f"Validation of {run}", names, table, open=len(runs) == 1))
+        tables.append(Table(f"Epochs of {run}: validation, gradients", names, table, open=len(runs) == 1))
     figure = training_figure(*runs.values()) if len(runs) == 1 else comparison_figure(runs)
     _write(arguments.out, f"Training of {', '.join(run.name for run in arguments.runs)}", " ".join(leads), figure, tables)
 

@@ -89,9 +89,9 @@ class Searcher:
             raise ValueError(f"query: expected a text with words, got {text!r}")
         ids = torch.tensor([self.vocabulary.encode(text)])
         batch = CaptionBatch(ids, torch.tensor([ids.shape[1]]), torch.tensor([0]))
-        side = self.model.project_captions(batch.to(self.device))
+        side = self.model.prepare_captions(batch.to(self.device))
         unknown = [word for word in words if self.vocabulary[word] == UNKNOWN]
-        return Query(side, pooled(side.features.cpu(), batch.word_lengths).numpy(), unknown)
+        return Query(side, self._pooled(side, batch.word_lengths), unknown)
 
     def features(self, regions: np.ndarray) -> Query:
         """The region features of one image, (R, F), as a query.
@@ -102,8 +102,8 @@ class Searcher:
         if regions.shape[1] != self.model.config.region_width:
             raise ValueError(f"regions: expected features of width {self.model.config.region_width}, got {regions.shape[1]}")
         batch = ImageBatch(torch.from_numpy(regions)[None], torch.tensor([len(regions)]), torch.tensor([0]))
-        side = self.model.project_images(batch.to(self.device))
-        return Query(side, pooled(side.features.cpu(), batch.region_lengths).numpy(), [])
+        side = self.model.prepare_images(batch.to(self.device))
+        return Query(side, self._pooled(side, batch.region_lengths), [])
 
     def image(self, number: int) -> Query:
         """An image of the gallery as a query."""
@@ -160,10 +160,13 @@ class Searcher:
 
     @torch.no_grad()
     def word_attention(self, query: Query, items: np.ndarray) -> np.ndarray:
-        """(K, N) float32, g of equation 5: what the words of a text, marks included, count for each of K images."""
+        """(K, N) float32, g of equation 11: what the words of a text, marks included, count for each of K images."""
         regions = self._on_device(self.gallery.images(items))
         pairs = torch.stack((torch.arange(len(items)), torch.zeros(len(items), dtype=torch.int64)), dim=1)
         return self.model.attention.maps(regions, query.side, pairs).word_attention.cpu().numpy()
+
+    def _pooled(self, side: ck.ProjectedRegions | ck.ProjectedWords, lengths: Tensor) -> np.ndarray:
+        return pooled(side.features.cpu(), lengths, self.model.config.similarity).numpy()
 
     def _on_device(self, side: ck.ProjectedRegions | ck.ProjectedWords):
         return side._replace(features=side.features.to(self.device), products=side.products.to(self.device))

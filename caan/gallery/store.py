@@ -2,14 +2,14 @@
 
     index.json            which model, which sources, how many of their images are in, and the segments with their files' sizes
     segment-00000-1f2e3d4c/   up to 1,024 images and their captions; the second part of the name is no other segment's
-      regions.npy           (n, R, D) unit vectors, float32
+      regions.npy           (n, R, D) encoded regions, float32
       region_products.npy   (n, R, 2H), [V region_intra | V word_inter]
       region_lengths.npy    (n,) int64
-      image_vectors.npy     (n, D), the mean of an image's regions, of unit length
-      words.npy             (W, D) unit vectors of all captions' words, one caption after the other
+      image_vectors.npy     (n, D), the mean of an image's regions; of unit length where the model scores by cosine
+      words.npy             (W, D) encoded words of all captions, one caption after the other
       word_products.npy     (W, D + 2H), [U affinityᵀ | U region_inter | U word_intra]
       word_ends.npy         (t,) int64, where each caption ends in the two
-      caption_vectors.npy   (t, D), the mean of a caption's words, of unit length
+      caption_vectors.npy   (t, D), the mean of a caption's words, likewise
       image_of_caption.npy  (t,) int64, from 0 to n - 1
       texts.json            the images' ids and the captions
 
@@ -30,10 +30,13 @@ from torch import Tensor
 
 import caan_kernels as ck
 
+from .. import checkpoint
 from ..errors import FormatError, MissingFileError, StaleIndexError, TruncatedFileError
 from ..files import replacing
 
-FORMAT = "caan-index-1"
+FORMAT = "caan-index-2"
+# The index of a model that cannot be read any more.
+_OLD_OPERATOR = "caan-index-1"
 ARRAYS = (
     *("regions", "region_products", "region_lengths", "image_vectors"),
     *("words", "word_products", "word_ends", "caption_vectors", "image_of_caption"),
@@ -103,8 +106,9 @@ class Contents:
             facts = json.loads(path.read_text(encoding="utf-8"))
             found = facts["format"]
             if found != FORMAT:
+                why = f", {checkpoint.TRAIN_AGAIN}" if found == _OLD_OPERATOR else ""
                 raise FormatError(
-                    f"{path}: expected an index of format {FORMAT}, found {found}; caan index makes it anew elsewhere"
+                    f"{path}: expected an index of format {FORMAT}, found {found}{why}; caan index makes it anew elsewhere"
                 )
             sources = [Source(**source) for source in facts["sources"]]
             for segment in (segment for source in sources for segment in source.segments):

@@ -5,13 +5,14 @@ a wrong rank, width, device, length or index. Values of lengths and pairs are lo
 wait: outside torch.compile, on the CPU. The kernels look again.
 """
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+SIMILARITIES = ("dot", "cosine")
+INTRAS = ("semantics", "features", None)
 INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -24,8 +25,10 @@ class ContextAttentionWeights(NamedTuple):
         region_inter: (D, H), context of a region gathered from words (Q2).
         word_intra: (D, H), context of a word gathered from words (Q3).
         word_inter: (D, H), context of a word gathered from regions (Q4).
-        region_score: (H,), logit of a region's attention (w_v).
-        word_score: (H,), logit of a word's attention (w_u).
+        region_score: (H,), logit of a region's attention (W^v).
+        word_score: (H,), logit of a word's attention (W^u).
+        region_bilinear: (D, D), affinity of two regions (M1); needed with intra="features", not read otherwise.
+        word_bilinear: (D, D), affinity of two words (M2); likewise.
     """
 
     affinity: Tensor
@@ -35,6 +38,8 @@ class ContextAttentionWeights(NamedTuple):
     word_inter: Tensor
     region_score: Tensor
     word_score: Tensor
+    region_bilinear: Tensor | None = None
+    word_bilinear: Tensor | None = None
 
 
 class ProjectedRegions(NamedTuple):
@@ -72,17 +77,19 @@ class AttentionMaps(NamedTuple):
         scores: (P,).
         region_attention: (P, M), f.
         word_attention: (P, N), g.
-        region_to_word: (P, M, N), R.
-        word_to_region: (P, N, M), Cᵀ.
-        region_affinity: (P, M, M), Hᵛ = R Rᵀ.
-        word_affinity: (P, N, N), Hᵘ = Cᵀ C.
+        alignment: (P, M, N), A (7).
+        word_to_region: (P, M, N), C (12): column j holds the weights of word j over the regions.
+        region_to_word: (P, N, M), Rᵀ (13): column r holds the weights of region r over the words.
+        region_affinity: (P, M, M), Hᵛ: by (14) with intra="features", else by (16).
+        word_affinity: (P, N, N), Hᵘ: by (15) or (17).
     """
 
     scores: Tensor
     region_attention: Tensor
     word_attention: Tensor
-    region_to_word: Tensor
+    alignment: Tensor
     word_to_region: Tensor
+    region_to_word: Tensor
     region_affinity: Tensor
     word_affinity: Tensor
 
@@ -166,25 +173,20 @@ def check_pairs(pairs: Tensor, regions: Named, words: Named) -> None:
         _check_values(f"pairs[:, {column}]", pairs[:, column], items.tensor.shape[0] - 1, f"the last item of {items.name}")
 
 
-def check_options(similarity: str, normalization: str, temperature: float, inter: bool, intra: bool) -> None:
+def check_options(similarity: str, inter: bool, intra: str | None) -> None:
     """The choices between forms of the equations."""
-    for name, value, allowed in (
-        ("similarity", similarity, ("cosine", "dot")),
-        ("normalization", normalization, ("l2", "softmax")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
-    if isinstance(temperature, bool) or not isinstance(temperature, float | int | torch.SymFloat):
-        raise TypeError(f"temperature: expected a number, got {type(temperature).__name__}")
-    if not torch.compiler.is_compiling() and not math.isfinite(temperature):
-        raise ValueError(f"temperature: expected a finite number, got {temperature}")
-    for name, value in (("inter", inter), ("intra", intra)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name}: expected True or False, got {value!r}")
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity: expected 'dot' or 'cosine', got {similarity!r}")
+    if not isinstance(inter, bool):
+        raise TypeError(f"inter: expected True or False, got {inter!r}")
+    if intra is not None and not isinstance(intra, str):
+        raise TypeError(f"intra: expected 'semantics', 'features' or None, got {intra!r}")
+    if intra not in INTRAS:
+        raise ValueError(f"intra: expected 'semantics', 'features' or None, got {intra!r}")
 
 
 def _letters(field: str) -> str:
-    if field == "affinity":
+    if field in ("affinity", "region_bilinear", "word_bilinear"):
         return "DD"
     return "H" if field in ("region_score", "word_score") else "DH"
 

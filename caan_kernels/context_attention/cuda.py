@@ -31,7 +31,7 @@ _SIDES = (
     "Tensor regions, Tensor region_products, Tensor words, Tensor word_products, Tensor region_score, Tensor word_score, "
     "Tensor region_lengths, Tensor word_lengths"
 )
-_OPTIONS = "bool cosine, bool softmax, float temperature, bool inter, bool intra, int stream"
+_OPTIONS = "bool cosine, bool inter, bool intra, int stream"
 # Launches, not operators: they write into what they are given and are called by the operators' implementation only.
 _LIBRARY = torch.library.Library("caan_kernels", "FRAGMENT")
 for _schema in (
@@ -105,11 +105,11 @@ def _fours(count: int) -> int:
 
 def _parts(regions: int, words: int) -> list[int]:
     """Sizes of what lies in a slot before derivatives (csrc/cuda/kernels.h, Slot)."""
-    return [regions * _fours(words)] * 3 + [_fours(regions)] * 3 + [_fours(words)] * 3
+    return [regions * _fours(words)] * 5 + [_fours(regions)] * 4 + [_fours(words)] * 4
 
 
 def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
-    return sum(_parts(regions, words)) + (2 * (regions * _fours(words) + _fours(width)) if gradient else 0)
+    return sum(_parts(regions, words)) + (5 * regions * _fours(words) + 2 * _fours(width) if gradient else 0)
 
 
 def score_rest(slots: Slots, scores: Tensor, vectors: Vectors, pairs: Tensor | None, options: Options) -> None:
@@ -158,9 +158,9 @@ def _score_pairs(
 
 def maps(slots: Slots, count: int, options: Options) -> tuple[Tensor, ...]:
     m, n = slots.rows
-    _, R, C, _, f, _, _, g, _ = slots.scratch[:count].split(_parts(m, n), dim=1)
-    R, C = (x.unflatten(1, (m, _fours(n)))[..., :n] for x in (R, C))
-    return f[:, :m], g[:, :n], R, C
+    A, C, R, _, _, _, _, f, _, _, _, g, _ = slots.scratch[:count].split(_parts(m, n), dim=1)
+    A, C, R = (x.unflatten(1, (m, _fours(n)))[..., :n] for x in (A, C, R))
+    return f[:, :m], g[:, :n], A, C, R
 
 
 def sum_gradients(slots: Slots, walk: Walk, first: int, vectors: Vectors, sums: tuple[Tensor, ...], options: Options) -> None:

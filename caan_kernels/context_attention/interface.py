@@ -17,6 +17,7 @@ _ops = torch.ops.caan_kernels
 _REGION_FIELDS = ("region_intra", "word_inter")
 _WORD_FIELDS = ("affinity", "region_inter", "word_intra")
 _SCORE_FIELDS = ("region_score", "word_score")
+_BILINEAR_FIELDS = ("region_bilinear", "word_bilinear")
 
 _AUTOCAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # Asked once: torch.compile of torch 2.11 cannot trace the question.
@@ -30,11 +31,10 @@ def context_attention(
     region_lengths: Tensor | None = None,
     word_lengths: Tensor | None = None,
     pairs: Tensor | None = None,
-    similarity: str = "cosine",
-    normalization: str = "l2",
-    temperature: float = 9.0,
+    *,
+    similarity: str = "dot",
     inter: bool = True,
-    intra: bool = True,
+    intra: str | None = "semantics",
     backend: str = "auto",
 ) -> Tensor:
     """Similarity of images and captions under context-aware attention (docs/operator.md).
@@ -51,34 +51,30 @@ def context_attention(
             may hold anything, NaN included. Stays None for projected regions, which have their own.
         word_lengths: (T,) integers from 0 to N, likewise for captions.
         pairs: (P, 2) int64, rows (image, caption); None means every image with every caption.
-        similarity: "cosine" or "dot" of the two pooled vectors.
-        normalization: "l2" clips and normalises the alignment, "softmax" takes the softmax of temperature times it.
-        temperature: read with "softmax" only.
-        inter: keep the context gathered from the other side.
-        intra: keep the context gathered from the own side.
+        similarity: of the two pooled vectors: "dot", the paper's inner product (18), or "cosine".
+        inter: keep the context gathered from the other side, C U Q2 and Rᵀ V Q4 in (8, 10).
+        intra: the affinity by which context is gathered from the own side: "semantics", by (16, 17); "features", by
+            (14, 15), on the reference only and not for projected sides; None drops that context.
         backend: "auto" or a name of `available_backends()`.
 
     Returns:
         (I, T) scores, or (P,) with pairs; float32, or float64 for float64. A pair with an empty side scores 0.
-        Features, products and weights have first derivatives; a second one is an error, except on the reference.
+        Features, products and weights have first derivatives, those that the options do not read have none; a second
+        derivative is an error, except on the reference.
 
     Raises:
         TypeError: a type or dtype that does not fit.
         ValueError: a rank, width, device, length, pair, option or backend's name that does not fit.
         RuntimeError: the backend asked for cannot run this call; under torch.compile, a length or pair out of range.
     """
-    arguments.check_options(similarity, normalization, temperature, inter, intra)
-    call = _checked(regions, words, weights, region_lengths, word_lengths, pairs)
-    features, gradient = call.regions.features, _wants_gradient(call)
-    rows = {"regions": features.shape[1], "words": call.words.features.shape[1]}
-    name = backends.select(backend, features.device, features.dtype, **rows, gradient=gradient)
-    if name != "reference":
-        _refuse_tangents(call)
-    options = (similarity == "cosine", normalization == "softmax", float(temperature), inter, intra)
-    with _without_autocast(features.device):
+    arguments.check_options(similarity, inter, intra)
+    call = _checked(regions, words, weights, region_lengths, word_lengths, pairs, inter, intra)
+    name = _select(backend, call)
+    options = (similarity == "cosine", inter, intra is not None)
+    with _without_autocast(call.regions.features.device):
         if name == "reference":
-            return reference.pair_scores(*_projected(call, name), *options)
-        if gradient:
+            return reference.pair_scores(*_projected(call, name), *options, call.bilinear)
+        if _wants_gradient(call):
             return _ops.pair_scores(*_projected(call, name), *options, name)
         return _ops.raw_scores(*_raw(call, name), *options, name)
 
@@ -87,14 +83,13 @@ def attention_maps(
     regions: Tensor | ProjectedRegions,
     words: Tensor | ProjectedWords,
     weights: ContextAttentionWeights,
+    pairs: Tensor,
     region_lengths: Tensor | None = None,
     word_lengths: Tensor | None = None,
-    pairs: Tensor | None = None,
-    similarity: str = "cosine",
-    normalization: str = "l2",
-    temperature: float = 9.0,
+    *,
+    similarity: str = "dot",
     inter: bool = True,
-    intra: bool = True,
+    intra: str | None = "semantics",
     backend: str = "auto",
 ) -> AttentionMaps:
     """Scores of a few pairs and the attention they came from.
@@ -102,34 +97,33 @@ def attention_maps(
     Maps have derivatives on the reference only: "auto" takes it where a gradient is wanted, the other backends refuse.
 
     Args:
-        pairs: (P, 2) int64, rows (image, caption); required.
+        pairs: (P, 2) int64, rows (image, caption).
         regions, words, weights, region_lengths, word_lengths: as for `context_attention`.
-        similarity, normalization, temperature, inter, intra, backend: as for `context_attention`.
+        similarity, inter, intra, backend: as for `context_attention`.
 
     Returns:
-        The maps, float32, or float64 for float64; P · (M + N)² numbers.
+        The maps, float32, or float64 for float64; P · (M² + N² + 3MN) numbers and a few. Without an intra term, the
+        affinities are those of "semantics".
 
     Raises:
         TypeError, ValueError, RuntimeError: as `context_attention`.
     """
     if pairs is None:
         raise TypeError("pairs: expected a tensor of shape (P, 2), got None")
-    arguments.check_options(similarity, normalization, temperature, inter, intra)
-    call = _checked(regions, words, weights, region_lengths, word_lengths, pairs)
-    features = call.regions.features
-    rows = {"regions": features.shape[1], "words": call.words.features.shape[1]}
-    name = backends.select(backend, features.device, features.dtype, **rows, gradient=_wants_gradient(call), maps=True)
-    options = (similarity == "cosine", normalization == "softmax", float(temperature), inter, intra)
-    with _without_autocast(features.device):
+    arguments.check_options(similarity, inter, intra)
+    call = _checked(regions, words, weights, region_lengths, word_lengths, pairs, inter, intra)
+    name = _select(backend, call, maps=True)
+    options = (similarity == "cosine", inter, intra is not None)
+    with _without_autocast(call.regions.features.device):
         call = _gathered(call)
         if name == "reference":
-            return AttentionMaps(*reference.pair_maps(*_projected(call, name), *options))
-        scores, f, g, R, Ct = _ops.pair_maps(*_projected(call, name), *options, name)
-        return AttentionMaps(scores, f, g, R, Ct, R @ R.mT, Ct @ Ct.mT)
+            return AttentionMaps(*reference.pair_maps(*_projected(call, name), *options, call.bilinear))
+        scores, f, g, A, C, Rt = _ops.pair_maps(*_projected(call, name), *options, name)
+        return AttentionMaps(scores, f, g, A, C, Rt, reference.second_order(C), reference.second_order(Rt))
 
 
 def project_regions(
-    regions: Tensor, weights: ContextAttentionWeights, region_lengths: Tensor | None = None, backend: str = "auto"
+    regions: Tensor, weights: ContextAttentionWeights, region_lengths: Tensor | None = None, *, backend: str = "auto"
 ) -> ProjectedRegions:
     """Do once for an image what every caption would otherwise repeat.
 
@@ -151,7 +145,7 @@ def project_regions(
 
 
 def project_words(
-    words: Tensor, weights: ContextAttentionWeights, word_lengths: Tensor | None = None, backend: str = "auto"
+    words: Tensor, weights: ContextAttentionWeights, word_lengths: Tensor | None = None, *, backend: str = "auto"
 ) -> ProjectedWords:
     """Do once for a caption what every image would otherwise repeat.
 
@@ -182,15 +176,21 @@ class _Side(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """The checked tensors of a call."""
+    """The checked tensors of a call.
+
+    Attributes:
+        weights: those that the options do not read are detached.
+        bilinear: M1 and M2 with intra="features", else None.
+    """
 
     regions: _Side
     words: _Side
     weights: ContextAttentionWeights
     pairs: Tensor | None
+    bilinear: tuple[Tensor, Tensor] | None
 
 
-def _checked(regions, words, weights, region_lengths, word_lengths, pairs) -> _Call:
+def _checked(regions, words, weights, region_lengths, word_lengths, pairs, inter: bool, intra: str | None) -> _Call:
     dtype = _autocast_dtype(regions, words)
     V_name, V = _checked_side("regions", regions, ProjectedRegions, _REGION_FIELDS, region_lengths, dtype)
     U_name, U = _checked_side("words", words, ProjectedWords, _WORD_FIELDS, word_lengths, dtype)
@@ -200,7 +200,14 @@ def _checked(regions, words, weights, region_lengths, word_lengths, pairs) -> _C
     fields = _SCORE_FIELDS
     for side in (V, U):
         fields += side.fields if side.products is None else ()
+    if intra == "features":
+        fields += _BILINEAR_FIELDS
+        for name, given, side in (("regions", regions, V), ("words", words, U)):
+            if side.products is not None:
+                raise ValueError(f"{name}: expected a tensor with intra='features', got {type(given).__name__}")
     weights = _checked_weights(weights, fields, named_V, dtype)
+    unread = _unread(inter, intra)
+    weights = weights._replace(**{field: getattr(weights, field).detach() for field in unread if field in fields})
 
     width, hidden = V.features.shape[2], weights.region_score.shape[0]
     if V.products is not None:
@@ -209,7 +216,18 @@ def _checked(regions, words, weights, region_lengths, word_lengths, pairs) -> _C
         arguments.check_products(Named("words.products", U.products), named_U, width + 2 * hidden)
     if pairs is not None:
         arguments.check_pairs(pairs, named_V, named_U)
-    return _Call(V, U, weights, pairs)
+    return _Call(V, U, weights, pairs, weights[-2:] if intra == "features" else None)
+
+
+def _unread(inter: bool, intra: str | None) -> tuple[str, ...]:
+    """The weights that scores do not depend on under these options."""
+    unread = () if inter else ("region_inter", "word_inter")
+    unread += () if intra else ("region_intra", "word_intra")
+    if not inter and intra != "semantics":
+        unread += ("affinity",)
+    if not inter and not intra:
+        unread += _SCORE_FIELDS
+    return unread
 
 
 def _checked_side(
@@ -244,7 +262,7 @@ def _checked_weights(
 
 def _read(call: _Call) -> list[Tensor]:
     """The floating-point tensors that this call reads."""
-    read = [call.weights.region_score, call.weights.word_score]
+    read = [call.weights.region_score, call.weights.word_score, *(call.bilinear or ())]
     for side in (call.regions, call.words):
         read.append(side.features)
         read += [getattr(call.weights, x) for x in side.fields] if side.products is None else [side.products]
@@ -254,6 +272,16 @@ def _read(call: _Call) -> list[Tensor]:
 def _wants_gradient(call: _Call) -> bool:
     """Whether anything that this call reads takes part in autograd."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in _read(call))
+
+
+def _select(requested: str, call: _Call, maps: bool = False) -> str:
+    """The backend that runs a call."""
+    V, U = call.regions.features, call.words.features
+    wanted = {"gradient": _wants_gradient(call), "maps": maps, "bilinear": call.bilinear is not None}
+    name = backends.select(requested, V.device, V.dtype, regions=V.shape[1], words=U.shape[1], **wanted)
+    if name != "reference" and not maps:
+        _refuse_tangents(call)
+    return name
 
 
 def _refuse_tangents(call: _Call) -> None:
@@ -306,7 +334,7 @@ def _gathered(call: _Call) -> _Call:
             lengths = None if side.lengths is None else side.lengths.index_select(0, chosen.to(side.lengths.device))
             sides[place] = side._replace(features=side.features.index_select(0, chosen), lengths=lengths)
             columns[place] = torch.arange(pairs.shape[0], device=pairs.device)
-    return _Call(*sides, call.weights, torch.stack(columns, dim=1))
+    return call._replace(regions=sides[0], words=sides[1], pairs=torch.stack(columns, dim=1))
 
 
 def _raw(call: _Call, backend: str) -> tuple[Tensor | None, ...]:
@@ -340,8 +368,11 @@ def _indices(indices: Tensor | None, items: Tensor, backend: str) -> Tensor | No
     if device.type == "cuda" and indices.device.type == "cpu" and _captures():
         # A graph would copy, at each replay, from memory that may be gone by then.
         raise RuntimeError("lengths and pairs: expected CUDA tensors while a CUDA graph is captured, got one on the CPU")
-    # A copy from the CPU is staged before it returns: not waiting for the device is safe, and a wait would be for all its work.
-    return indices.to(device, torch.int64, non_blocking=indices.device.type == "cpu").contiguous()
+    if device.type == "cpu" or indices.device.type != "cpu":
+        return indices.to(device, torch.int64).contiguous()
+    # A copy from pageable memory is staged before it returns, so that not synchronising with the device is safe. One from the
+    # caller's pinned memory would still be read when the caller overwrites it.
+    return torch.empty_like(indices, dtype=torch.int64, pin_memory=False).copy_(indices).to(device, non_blocking=True)
 
 
 def _captures() -> bool:

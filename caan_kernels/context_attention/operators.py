@@ -5,7 +5,7 @@ The names exist without a compiled library; a backend only adds its kernels for 
     project              items @ weight, rows beyond the lengths 0
     pair_scores          scores from features and their projected products
     raw_scores           the same scores, of sides that may come unprojected, without a derivative
-    pair_maps            scores and the attention behind them, without a derivative
+    pair_maps            scores, f, g, A, C and Rᵀ, without a derivative
     *_backward           first derivatives; there is no second
     tanh_                the CPU kernels' tanh, in place: measured by the benchmark, its error by the tests
     cpu_isa              name of the CPU instruction set in use
@@ -24,7 +24,7 @@ _RAW_TENSORS = (
     "Tensor region_score, Tensor word_score"
 )
 _CHOICE = "Tensor? region_lengths, Tensor? word_lengths, Tensor? pairs"
-_OPTIONS = "bool cosine, bool softmax, float temperature, bool inter, bool intra, str backend"
+_OPTIONS = "bool cosine, bool inter, bool intra, str backend"
 
 _LIBRARY = torch.library.Library("caan_kernels", "DEF")
 for _schema in (
@@ -35,7 +35,7 @@ for _schema in (
     f"pair_scores_backward(Tensor grad, {_PAIR_TENSORS}, {_CHOICE}, {_OPTIONS})"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     f"raw_scores({_RAW_TENSORS}, {_CHOICE}, {_OPTIONS}) -> Tensor",
-    f"pair_maps({_PAIR_TENSORS}, {_CHOICE}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"pair_maps({_PAIR_TENSORS}, {_CHOICE}, {_OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "tanh_(Tensor(a!) values) -> ()",
     "cpu_isa() -> str",
 ):
@@ -91,7 +91,7 @@ def _(values):
 def _(regions, region_products, words, word_products, region_score, word_score, region_lengths, word_lengths, pairs, *_):
     scores = _fake_scores(regions, words, pairs)
     count, m, n = pairs.shape[0], regions.shape[1], words.shape[1]
-    shapes = (count, m), (count, n), (count, m, n), (count, n, m)
+    shapes = (count, m), (count, n), (count, m, n), (count, m, n), (count, n, m)
     return scores, *(scores.new_empty(shape) for shape in shapes)
 
 

@@ -5,13 +5,39 @@ takes it as the baseline, so it is what one would write by hand: products of one
 batched matrix products, and the second-order matrices are formed. Memory grows with
 images × captions × (regions + words) × hidden width.
 
-Names are the paper's: V regions, U words, K affinity, Q1..Q4 the context matrices (region_intra, region_inter,
-word_intra, word_inter), A alignment, R and Cᵀ attention between the two sides, Hᵛ and Hᵘ attention within one side, f
-and g the attention over regions and over words. In shapes, "..." is (I, T), or (P,) for a list of pairs.
+Names and equation numbers are those of docs/operator.md. In shapes, "..." is (I, T), or (P,) for a list of pairs.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+EPSILON = 1e-8
+
+
+class Attention(NamedTuple):
+    """A call's results in the dtype of its features.
+
+    Attributes:
+        scores: (...).
+        f: (..., M), region attention.
+        g: (..., N), word attention.
+        A: (..., M, N), alignment.
+        C: (..., M, N), every word's weights over the regions.
+        Rt: (..., N, M), Rᵀ, every region's weights over the words.
+        Hv: (..., M, M), affinity of two regions; None where the scores do not need it.
+        Hu: (..., N, N), affinity of two words; likewise.
+    """
+
+    scores: Tensor
+    f: Tensor
+    g: Tensor
+    A: Tensor
+    C: Tensor
+    Rt: Tensor
+    Hv: Tensor | None
+    Hu: Tensor | None
 
 
 def project(items: Tensor, weight: Tensor, lengths: Tensor | None) -> Tensor:
@@ -28,15 +54,16 @@ def project(items: Tensor, weight: Tensor, lengths: Tensor | None) -> Tensor:
     return _without_padding(items, _exists(items, lengths)) @ weight
 
 
-def pair_scores(*arguments: Tensor | bool | float | None) -> Tensor:
+def pair_scores(*arguments: Tensor | bool | None) -> Tensor:
     """Scores (...), float32, or float64 for float64; arguments as for `attend`."""
-    return _widened(attend(*arguments)[0])
+    return _widened(attend(*arguments).scores)
 
 
-def pair_maps(*arguments: Tensor | bool | float | None) -> tuple[Tensor, ...]:
-    """scores, f, g, R, Cᵀ, Hᵛ, Hᵘ in the dtype of the scores, 0 where a side is empty; arguments as for `attend`."""
-    *maps, R, Ct = attend(*arguments)
-    return tuple(_widened(x) for x in (*maps, R, Ct, R @ R.mT, Ct @ Ct.mT))
+def pair_maps(*arguments: Tensor | bool | None) -> tuple[Tensor, ...]:
+    """All of `Attention` in the dtype of the scores, 0 where a side is empty; arguments as for `attend`."""
+    *found, Hv, Hu = attend(*arguments)
+    *_, C, Rt = found = [_widened(x) for x in found]
+    return *found, *(second_order(x) if H is None else _widened(H) for x, H in ((C, Hv), (Rt, Hu)))
 
 
 def attend(
@@ -50,11 +77,10 @@ def attend(
     word_lengths: Tensor | None,
     pairs: Tensor | None,
     cosine: bool,
-    softmax: bool,
-    temperature: float,
     inter: bool,
     intra: bool,
-) -> tuple[Tensor, ...]:
+    bilinear: tuple[Tensor, Tensor] | None = None,
+) -> Attention:
     """The equations for every pair.
 
     Args:
@@ -62,19 +88,15 @@ def attend(
         region_products: (I, M, 2H), [V Q1 | V Q4].
         words: (T, N, D), U.
         word_products: (T, N, D + 2H), [U Kᵀ | U Q2 | U Q3].
-        region_score: (H,), w_v.
-        word_score: (H,), w_u.
+        region_score: (H,), W^v.
+        word_score: (H,), W^u.
         region_lengths: (I,) or None.
         word_lengths: (T,) or None.
         pairs: (P, 2) of (image, caption), or None for all of them.
-        cosine: score by the cosine of v̂ and û, not by their dot product.
-        softmax: R and Cᵀ are the row softmax of temperature · A and of its transpose, not clipped and l2-normalised A.
-        temperature: read with `softmax` only.
+        cosine: score by the cosine of v̂ and û, not by their inner product.
         inter: keep the term of the other side in the context.
         intra: keep the term of the own side in the context.
-
-    Returns:
-        score (...), f (..., M), g (..., N), R (..., M, N), Cᵀ (..., N, M), in the dtype of the features.
+        bilinear: M1 and M2, (D, D) each, read with `intra`: Hᵛ and Hᵘ by (14, 15); None: by (16, 17).
     """
     hidden, width = region_score.shape[0], regions.shape[2]
     v_exists, u_exists = _exists(regions, region_lengths), _exists(words, word_lengths)
@@ -93,34 +115,94 @@ def attend(
     UK, UQ2, UQ3 = word_products.split([width, hidden, hidden], dim=-1)
 
     A = torch.tanh(torch.einsum(f"{i}md,{t}nd->{p}mn", V, UK))
-    if softmax:
-        R = _softmax(temperature * A, exists)
-        Ct = _softmax(temperature * A.mT, exists.mT)
-    else:
-        R = _normalize(torch.relu(A))
-        Ct = _normalize(torch.relu(A.mT))
+    positive = torch.relu(_widened(A))
+    C_wide, Rt_wide = unit_rows(positive.mT).mT, unit_rows(positive).mT
+    C, Rt = C_wide.to(A.dtype), Rt_wide.to(A.dtype)
 
-    def logits(over_regions: Tensor | None, VQ: Tensor, over_words: Tensor | None, UQ: Tensor, w: Tensor) -> Tensor:
-        """tanh(over_regions VQ + over_words UQ) w; None drops its term."""
-        if over_regions is None and over_words is None:
+    def logits(terms: list[tuple[Tensor, str, Tensor]], w: Tensor) -> Tensor:
+        """tanh(context) w; the context sums attention of pairs times products of items, these with the item's letter."""
+        if not terms:
             return A.new_zeros(())
-        context = 0
-        if over_regions is not None:
-            context = torch.einsum(f"{p}am,{i}mh->{p}ah", over_regions, VQ)
-        if over_words is not None:
-            context = context + torch.einsum(f"{p}an,{t}nh->{p}ah", over_words, UQ)
+        context = sum(torch.einsum(f"{p}xy,{item}yh->{p}xh", attention, product) for attention, item, product in terms)
         return torch.tanh(context) @ w
 
-    f = logits(R @ R.mT if intra else None, VQ1, R if inter else None, UQ2, region_score)
-    g = logits(Ct if inter else None, VQ4, Ct @ Ct.mT if intra else None, UQ3, word_score)
-    f = _softmax(f, exists.any(-1))
-    g = _softmax(g, exists.any(-2))
+    region_terms, word_terms, Hv, Hu = [], [], None, None
+    if inter:
+        region_terms.append((C, t, UQ2))
+        word_terms.append((Rt, i, VQ4))
+    if intra and bilinear is None:
+        Hv, Hu = (second_order(x, A.dtype) for x in (C_wide, Rt_wide))
+    elif intra:
+        # They belong to one item; a pair with an empty side has none.
+        M1, M2 = bilinear
+        of_pair = exists.any(-1).any(-1)[..., None, None]
+        Hv, Hu = V @ M1 @ V.mT, U @ M2 @ U.mT
+        if pairs is None:
+            Hv, Hu = Hv[:, None], Hu[None]
+        Hv, Hu = (torch.where(of_pair, x, 0) for x in (Hv, Hu))
+    if intra:
+        region_terms.append((Hv, i, VQ1))
+        word_terms.append((Hu, t, UQ3))
+    f = _softmax(logits(region_terms, region_score), exists.any(-1))
+    g = _softmax(logits(word_terms, word_score), exists.any(-2))
 
     v = torch.einsum(f"{p}m,{i}md->{p}d", f, V)
     u = torch.einsum(f"{p}n,{t}nd->{p}d", g, U)
     if cosine:
-        v, u = _normalize(v), _normalize(u)
-    return (v * u).sum(-1), f, g, R, Ct
+        v, u = (unit_rows(_widened(x)).to(x.dtype) for x in (v, u))
+    return Attention((v * u).sum(-1), f, g, A, C, Rt, Hv, Hu)
+
+
+def second_order(attention: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(16) of C, (17) of Rᵀ: cosines between the rows, those of a zero row 0; the product is taken in `dtype`, if given."""
+    rows = unit_rows(attention)
+    rows = rows if dtype is None else rows.to(dtype)
+    return rows @ rows.mT
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """x / max(‖x‖₂, ε) along the last dimension, for float32 and float64."""
+    # torch.compile traces no function that has a forward-mode derivative.
+    return (_Unit if torch.compiler.is_compiling() else _UnitWithTangent).apply(x)
+
+
+class _Unit(torch.autograd.Function):
+    """Has the derivative (g - y (y·g)) / ‖x‖: exactly 0 where a row has one entry, unlike autograd's form of x / ‖x‖."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x / _norm(x).clamp_min(EPSILON)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, g):
+        return _through_unit_rows(ctx.saved_tensors[0], g)
+
+
+class _UnitWithTangent(_Unit):
+    @staticmethod
+    def jvp(ctx, tangent):
+        return _through_unit_rows(ctx.saved_tensors[0], tangent)
+
+
+def _through_unit_rows(x: Tensor, g: Tensor) -> Tensor:
+    """The Jacobian of `unit_rows`, which is symmetric, times g; differentiable itself."""
+    norm, y = _norm(x), unit_rows(x)
+    along = torch.where(norm > EPSILON, y * (y * g).sum(-1, keepdim=True), 0)
+    return (g - along) / norm.clamp_min(EPSILON)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """‖x‖₂ along the last dimension, kept."""
+    # A norm has no second derivative at 0: autograd makes NaN of it unless it is kept away.
+    zero = ~x.any(dim=-1, keepdim=True)
+    return torch.where(zero, 0, torch.linalg.vector_norm(torch.where(zero, 1, x), dim=-1, keepdim=True))
 
 
 def _exists(items: Tensor, lengths: Tensor | None) -> Tensor:
@@ -134,16 +216,6 @@ def _exists(items: Tensor, lengths: Tensor | None) -> Tensor:
 def _without_padding(items: Tensor, exists: Tensor) -> Tensor:
     # A product with the mask would keep NaN and Inf, forward and backward.
     return torch.where(exists[..., None], items, 0)
-
-
-def _normalize(x: Tensor) -> Tensor:
-    """x / max(‖x‖₂, 1e-8) along the last dimension."""
-    # In float16 1e-8 is 0; the smallest number above 0 does the same, as no norm lies between.
-    smallest = max(1e-8, torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps)
-    # A norm has no second derivative at 0: autograd makes NaN of it unless it is kept away.
-    zero = ~x.any(dim=-1, keepdim=True)
-    norm = torch.linalg.vector_norm(torch.where(zero, 1, x), dim=-1, keepdim=True)
-    return x / torch.where(zero, smallest, norm.clamp_min(smallest))
 
 
 def _softmax(logits: Tensor, exists: Tensor) -> Tensor:

@@ -66,15 +66,11 @@ Sides<T> sides_of(const Tensor& regions, const Tensor& region_products, const Te
           int(regions.size(1)), int(words.size(1)),       int(regions.size(2)),  int(region_score.size(0))};
 }
 
-Options options_of(bool cosine, bool softmax, double temperature, bool inter, bool intra) {
-  return {cosine, softmax, inter, intra, float(temperature)};
-}
-
 void score_pairs_(const Tensor& regions, const Tensor& region_products, const Tensor& words, const Tensor& word_products,
                   const Tensor& region_score, const Tensor& word_score, const Tensor& region_lengths, const Tensor& word_lengths,
                   const Tensor& scores, const Tensor& scratch, const OptionalTensor& pairs, const OptionalTensor& keys,
                   const OptionalTensor& order, const OptionalTensor& walked, int64_t first, int64_t count, int64_t score_row,
-                  bool skip_tiles, bool cosine, bool softmax, double temperature, bool inter, bool intra, int64_t stream) {
+                  bool skip_tiles, bool cosine, bool inter, bool intra, int64_t stream) {
   with_type(regions, [&](auto type) {
     using T = decltype(type);
     const auto sides =
@@ -84,7 +80,7 @@ void score_pairs_(const Tensor& regions, const Tensor& region_products, const Te
     STD_TORCH_CHECK(scratch.size(0) >= (gradient ? count : 1) && scratch.size(1) == shape.size(), "scratch: expected ",
                     gradient ? count : 1, " slots of ", shape.size(), " numbers");
     const Pairs chosen{indices(pairs), indices(keys), indices(order), indices(walked), first, count};
-    const auto options = options_of(cosine, softmax, temperature, inter, intra);
+    const Options options{cosine, inter, intra};
     if (gradient)
       differentiate_pairs(sides, chosen, options, data<float>(scores), mutable_data<float>(scratch),
                           reinterpret_cast<Stream>(stream));
@@ -98,8 +94,8 @@ void score_tiles_(const Tensor& regions, const Tensor& region_products, const Te
                   const Tensor& region_score, const Tensor& word_score, const Tensor& region_lengths, const Tensor& word_lengths,
                   const Tensor& scores, const Tensor& word_order, const Tensor& word_starts, const OptionalTensor& pairs,
                   const OptionalTensor& order, const OptionalTensor& keys, const OptionalTensor& ranks, int64_t score_row,
-                  int64_t bucket, int64_t word_buckets, int64_t buckets, int64_t together, bool cosine, bool softmax,
-                  double temperature, bool inter, bool intra, int64_t stream) {
+                  int64_t bucket, int64_t word_buckets, int64_t buckets, int64_t together, bool cosine, bool inter, bool intra,
+                  int64_t stream) {
   const auto score = [&](auto type) {
     using T = decltype(type);
     const Tiles tiles{indices(word_order),
@@ -115,8 +111,7 @@ void score_tiles_(const Tensor& regions, const Tensor& region_products, const Te
                       int(buckets),
                       int(together)};
     score_tiles(sides_of<T>(regions, region_products, words, word_products, region_score, word_score, region_lengths, word_lengths),
-                tiles, options_of(cosine, softmax, temperature, inter, intra), mutable_data<float>(scores),
-                reinterpret_cast<Stream>(stream));
+                tiles, Options{cosine, inter, intra}, mutable_data<float>(scores), reinterpret_cast<Stream>(stream));
   };
   // Copies of 16 bytes need addresses and rows that are multiples of them.
   for (const Tensor* tensor : {&regions, &region_products, &words, &word_products})
@@ -130,8 +125,8 @@ void sum_gradients_(const Tensor& regions, const Tensor& region_products, const 
                     const Tensor& scratch, const Tensor& keys, const Tensor& image_starts, const Tensor& by_caption,
                     const Tensor& caption_starts, const Tensor& walked, const Tensor& of_regions, const Tensor& of_region_products,
                     const Tensor& of_words, const Tensor& of_word_products, const Tensor& of_region_score,
-                    const Tensor& of_word_score, int64_t first, int64_t slots, bool cosine, bool softmax, double temperature,
-                    bool inter, bool intra, int64_t stream) {
+                    const Tensor& of_word_score, int64_t first, int64_t slots, bool cosine, bool inter, bool intra,
+                    int64_t stream) {
   with_type(regions, [&](auto type) {
     using T = decltype(type);
     const Sums sums{data<int64_t>(keys),
@@ -150,7 +145,7 @@ void sum_gradients_(const Tensor& regions, const Tensor& region_products, const 
                     mutable_data<float>(of_word_score)};
     sum_gradients(
         sides_of<T>(regions, region_products, words, word_products, region_score, word_score, region_lengths, word_lengths), sums,
-        options_of(cosine, softmax, temperature, inter, intra), reinterpret_cast<Stream>(stream));
+        Options{cosine, inter, intra}, reinterpret_cast<Stream>(stream));
   });
 }
 

@@ -204,10 +204,9 @@ std::tuple<Tensor, Tensor> project_backward(const Tensor& grad, const Tensor& it
 
 Tensor pair_scores(const Tensor& regions, const Tensor& region_products, const Tensor& words, const Tensor& word_products,
                    const Tensor& region_score, const Tensor& word_score, const OptionalTensor& region_lengths,
-                   const OptionalTensor& word_lengths, const OptionalTensor& pairs, bool cosine, bool softmax, double temperature,
-                   bool inter, bool intra, const std::string& /*backend*/) {
-  Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs,
-                         {cosine, softmax, temperature, inter, intra});
+                   const OptionalTensor& word_lengths, const OptionalTensor& pairs, bool cosine, bool inter, bool intra,
+                   const std::string& /*backend*/) {
+  Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs, {cosine, inter, intra});
   add_region_products(p, region_products, regions.scalar_type());
   add_word_products(p, word_products, regions.scalar_type());
   Tensor out = empty(regions, score_shape(p), score_type(regions));
@@ -219,10 +218,9 @@ Tensor raw_scores(const Tensor& regions, const OptionalTensor& region_products, 
                   const OptionalTensor& word_products, const OptionalTensor& affinity, const OptionalTensor& region_intra,
                   const OptionalTensor& region_inter, const OptionalTensor& word_intra, const OptionalTensor& word_inter,
                   const Tensor& region_score, const Tensor& word_score, const OptionalTensor& region_lengths,
-                  const OptionalTensor& word_lengths, const OptionalTensor& pairs, bool cosine, bool softmax, double temperature,
-                  bool inter, bool intra, const std::string& /*backend*/) {
-  Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs,
-                         {cosine, softmax, temperature, inter, intra});
+                  const OptionalTensor& word_lengths, const OptionalTensor& pairs, bool cosine, bool inter, bool intra,
+                  const std::string& /*backend*/) {
+  Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs, {cosine, inter, intra});
   const ScalarType type = regions.scalar_type();
   const int64_t D = p.width, H = p.hidden;
   if (region_products) {
@@ -246,10 +244,8 @@ Tensor raw_scores(const Tensor& regions, const OptionalTensor& region_products, 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scores_backward(
     const Tensor& grad, const Tensor& regions, const Tensor& region_products, const Tensor& words, const Tensor& word_products,
     const Tensor& region_score, const Tensor& word_score, const OptionalTensor& region_lengths, const OptionalTensor& word_lengths,
-    const OptionalTensor& pairs, bool cosine, bool softmax, double temperature, bool inter, bool intra,
-    const std::string& /*backend*/) {
-  Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs,
-                         {cosine, softmax, temperature, inter, intra});
+    const OptionalTensor& pairs, bool cosine, bool inter, bool intra, const std::string& /*backend*/) {
+  Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs, {cosine, inter, intra});
   add_region_products(p, region_products, regions.scalar_type());
   add_word_products(p, word_products, regions.scalar_type());
   check(grad, "grad", score_shape(p), score_type(regions));
@@ -263,16 +259,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scores_backward(
   return {d_regions, d_region_products, d_words, d_word_products, d_region_score, d_word_score};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_maps(const Tensor& regions, const Tensor& region_products,
-                                                             const Tensor& words, const Tensor& word_products,
-                                                             const Tensor& region_score, const Tensor& word_score,
-                                                             const OptionalTensor& region_lengths,
-                                                             const OptionalTensor& word_lengths, const OptionalTensor& pairs,
-                                                             bool cosine, bool softmax, double temperature, bool inter, bool intra,
-                                                             const std::string& /*backend*/) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_maps(
+    const Tensor& regions, const Tensor& region_products, const Tensor& words, const Tensor& word_products,
+    const Tensor& region_score, const Tensor& word_score, const OptionalTensor& region_lengths, const OptionalTensor& word_lengths,
+    const OptionalTensor& pairs, bool cosine, bool inter, bool intra, const std::string& /*backend*/) {
   STD_TORCH_CHECK(pairs.has_value(), "pairs: expected a (P, 2) tensor, got None");
-  Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs,
-                         {cosine, softmax, temperature, inter, intra});
+  Problem p = problem_of(regions, words, region_score, word_score, region_lengths, word_lengths, pairs, {cosine, inter, intra});
   add_region_products(p, region_products, regions.scalar_type());
   add_word_products(p, word_products, regions.scalar_type());
   const int64_t P = p.pair_count, M = p.regions_per_image, N = p.words_per_caption;
@@ -282,10 +274,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pair_maps(const Tensor& regio
     return t;
   };
   Tensor scores = empty(regions, {P}, score_type(regions));
-  Tensor f = zeros({P, M}), g = zeros({P, N}), rows = zeros({P, M, N}), columns = zeros({P, N, M});
-  const Maps maps{f.mutable_data_ptr(), g.mutable_data_ptr(), rows.mutable_data_ptr(), columns.mutable_data_ptr()};
+  Tensor f = zeros({P, M}), g = zeros({P, N}), A = zeros({P, M, N}), C = zeros({P, M, N}), Rt = zeros({P, N, M});
+  const Maps maps{f.mutable_data_ptr(), g.mutable_data_ptr(), A.mutable_data_ptr(), C.mutable_data_ptr(), Rt.mutable_data_ptr()};
   kernels_for(storage_of(regions, "regions")).scores(p, scores.mutable_data_ptr(), &maps, executor());
-  return {scores, f, g, rows, columns};
+  return {scores, f, g, A, C, Rt};
 }
 
 void tanh_(const Tensor& values) {

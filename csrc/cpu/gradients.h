@@ -1,20 +1,22 @@
 // Gradients of the pairs that have one. Each pair is scored again, then walked backwards; nothing was kept from the forward pass.
+// docs/operator.md derives what follows; a hat is a matrix whose rows are divided by their norms.
 //
 //   s = v̂·û / (|v̂| |û|)           dv̂, dû
 //   v̂ = fᵀV                        df = V dv̂, dV += f dv̂ᵀ; the word side alike
 //   f = softmax(t w), t = tanh(Y)  dl = f (df - f·df); dw += tᵀ dl; dY = dl wᵀ (1 - t²)
-//   Y = X Z, Z = Xᵀ own + other    dZ = Xᵀ dY; dX = dY Zᵀ + own dZᵀ; d own += X dZ; d other += dZ
-//   R = P / |P|                    dP = (dR - R (R·dR)) / |P| by rows, the same by columns for C
-//   S = V (U affinityᵀ)ᵀ           dS = dA (1 - A²); dV += dS (U affinityᵀ); d(U affinityᵀ) += dSᵀ V
+//   Y = X̂ Z + X other, Z = X̂ᵀ own  dZ = X̂ᵀ dY; dX̂ = dY Zᵀ + own dZᵀ; d own += X̂ dZ; dX = dY otherᵀ; d other += Xᵀ dY
+//   X̂ = X / |X| by rows            dX += (dX̂ - X̂ (X̂·dX̂)) / |X|
+//   C = P / |P| by columns         dP = (dC - C (C·dC)) / |P|, the same by rows for R
+//   S = V (U affinityᵀ)ᵀ           dS = dP (1 - A²) where A > 0; dV += dS (U affinityᵀ); d(U affinityᵀ) += dSᵀ V
 //
 // Pairs that share neither image nor caption run at once; order_by_level() fixes the order in which pairs add to a row.
 
-template <class F, int R>
-CAAN_INLINE void add_tile(F* to, int64_t stride, int64_t columns, Vec<F> (&acc)[R][tile_vectors]) {
-  constexpr int64_t W = panel_width<F>;
+template <class F, int R, int V>
+CAAN_INLINE void add_tile(F* to, int64_t stride, int64_t columns, Vec<F> (&acc)[R][V]) {
+  constexpr int64_t W = V * lanes<F>;
   if (columns >= W) {
     for (int r = 0; r < R; ++r)
-      for (int c = 0; c < tile_vectors; ++c) {
+      for (int c = 0; c < V; ++c) {
         F* p = to + r * stride + c * lanes<F>;
         store(p, load(p) + acc[r][c]);
       }
@@ -22,31 +24,31 @@ CAAN_INLINE void add_tile(F* to, int64_t stride, int64_t columns, Vec<F> (&acc)[
   }
   F row[W];
   for (int r = 0; r < R; ++r) {
-    for (int c = 0; c < tile_vectors; ++c) store(row + c * lanes<F>, acc[r][c]);
+    for (int c = 0; c < V; ++c) store(row + c * lanes<F>, acc[r][c]);
     for (int64_t c = 0; c < columns; ++c) to[r * stride + c] += row[c];
   }
 }
 
-// to (rows, stride) += left (depth, rows; k-major) right (depth, panel), in `columns` columns.
-template <class F>
+// to (rows, stride) += left (depth, rows; k-major) right (depth, panel of V vectors), in `columns` columns.
+template <int V, class F>
 void add_product(F* to, int64_t stride, int64_t columns, const F* left, int64_t lda, int64_t rows, const F* right, int64_t depth) {
   for_row_tiles(rows, [&](int64_t r0, auto height) {
-    Vec<F> acc[height.count][tile_vectors];
+    Vec<F> acc[height.count][V];
     clear<F>(acc);
-    multiply_add<F>(acc, left + r0, lda, right, panel_width<F>, depth);
+    multiply_add<F>(acc, left + r0, lda, right, V * lanes<F>, depth);
     add_tile<F>(to + r0 * stride, stride, columns, acc);
   });
 }
 
-// lanes-wide partial sums: to[r][j] += sum over the panel of left[r] * right[j], rows of a panel each.
-template <class F>
+// lanes-wide partial sums: to[r][j] += sum over a panel of V vectors of left[r] * right[j].
+template <int V, class F>
 void add_dots(F* to, const F* left, int64_t rows, const F* right, int64_t columns) {
-  constexpr int64_t W = panel_width<F>, L = lanes<F>;
+  constexpr int64_t W = V * lanes<F>, L = lanes<F>;
   const auto block = [&](int64_t r0, int64_t j0, auto height, auto breadth) {
     Vec<F> acc[height.count][breadth.count];
     for (int r = 0; r < height.count; ++r)
       for (int j = 0; j < breadth.count; ++j) acc[r][j] = load(to + ((r0 + r) * columns + j0 + j) * L);
-    for (int c = 0; c < tile_vectors; ++c) {
+    for (int c = 0; c < V; ++c) {
       Vec<F> b[breadth.count];
       for (int j = 0; j < breadth.count; ++j) b[j] = load(right + (j0 + j) * W + c * L);
       for (int r = 0; r < height.count; ++r) {
@@ -60,19 +62,31 @@ void add_dots(F* to, const F* left, int64_t rows, const F* right, int64_t column
   for (int64_t j = 0; j < columns;) {
     const bool wide = j + 4 <= columns;
     int64_t r = 0;
-    for (; r + 2 <= rows; r += 2) wide ? block(r, j, Rows<2>{}, Rows<4>{}) : block(r, j, Rows<2>{}, Rows<1>{});
-    for (; r < rows; ++r) wide ? block(r, j, Rows<1>{}, Rows<4>{}) : block(r, j, Rows<1>{}, Rows<1>{});
+    for (; r + 2 <= rows; r += 2) wide ? block(r, j, Count<2>{}, Count<4>{}) : block(r, j, Count<2>{}, Count<1>{});
+    for (; r < rows; ++r) wide ? block(r, j, Count<1>{}, Count<4>{}) : block(r, j, Count<1>{}, Count<1>{});
     j += wide ? 4 : 1;
   }
 }
 
+// Gradients of a side's X and X̂ (p, q), without padding, and their partial sums, a vector each.
+template <class F>
+struct AttentionGradients {
+  Buffer<F> x, unit;
+  Buffer<F> x_dots, unit_dots;
+
+  void fit(int64_t count) {
+    for (Buffer<F>* b : {&x, &unit}) b->resize(count);
+    for (Buffer<F>* b : {&x_dots, &unit_dots}) b->resize(count * lanes<F>);
+  }
+};
+
 template <class F>
 struct GradientScratch {
-  Buffer<F> d_rows, d_columns_t; // dR (m, n) and dCᵀ (n, m), without padding
-  Buffer<F> dots;                // their partial sums
-  Buffer<F> d_alignment;         // dS (m, ldn)
-  Buffer<F> d_alignment_t;       // (n + 1, ldm); row n is f, so that dV takes both its terms in one product
-  Buffer<F> dy, z, dz;           // panels
+  AttentionGradients<F> of_c, of_r;     // (m, n) and (n, m)
+  Buffer<F> d_alignment;                // dS (m, ldn)
+  Buffer<F> d_alignment_t;              // (n + 1, ldm); row n is f, so that dV takes both its terms in one product
+  Buffer<F> dy, z, dz;                  // panels
+  Buffer<F> region_pooled, word_pooled; // v̂, û
   Buffer<F> d_region_pooled, d_word_pooled;
   Buffer<F> d_region_logits, d_word_logits;
   Buffer<F> panel; // columns of V, or of U affinityᵀ with dv̂ behind them
@@ -80,14 +94,12 @@ struct GradientScratch {
   void fit(int64_t m, int64_t n, int64_t ldm, int64_t ldn, int64_t width) {
     constexpr int64_t W = panel_width<F>;
     const int64_t longer = larger(m, n);
-    d_rows.resize(m * n);
-    d_columns_t.resize(m * n);
-    dots.resize(m * n * lanes<F>);
+    of_c.fit(m * n);
+    of_r.fit(m * n);
     d_alignment.resize(m * ldn);
     d_alignment_t.resize((n + 1) * ldm);
     for (Buffer<F>* b : {&dy, &z, &dz}) b->resize(longer * W);
-    d_region_pooled.resize(padded<F>(width));
-    d_word_pooled.resize(padded<F>(width));
+    for (Buffer<F>* b : {&region_pooled, &word_pooled, &d_region_pooled, &d_word_pooled}) b->resize(padded<F>(width));
     d_region_logits.resize(ldm);
     d_word_logits.resize(ldn);
     panel.resize((longer + 1) * W);
@@ -100,26 +112,34 @@ CAAN_INLINE F* behind(F* sums, int64_t columns) {
   return sums ? sums + columns : nullptr;
 }
 
-// Adds to d_own (p rows) and d_other (q rows), either of which may be null, and to d_weight; writes d_x (p, q).
+// Adds to d_own (p rows) and d_other (q rows), either of which may be null, and to d_weight; writes the gradients of X and X̂.
+// x is X itself (p, ldq).
 template <class F>
-void side_gradients(const Side<F>& side, int64_t hidden, const Options& options, const F* d_logits, GradientScratch<F>& g, F* d_x,
-                    F* d_own, int64_t own_stride, F* d_other, int64_t other_stride, F* d_weight) {
-  constexpr int64_t W = panel_width<F>;
+void side_gradients(const Side<F>& side, const F* x, int64_t hidden, const Options& options, const F* d_logits,
+                    GradientScratch<F>& g, AttentionGradients<F>& attention, F* d_own, int64_t own_stride, F* d_other,
+                    int64_t other_stride, F* d_weight) {
   const int64_t p = side.p, q = side.q;
-  for (int64_t i = 0; i < p * q * lanes<F>; i += lanes<F>) store(g.dots + i, Vec<F>{});
-  for (int64_t h = 0; h < hidden; h += W) {
-    const int64_t columns = smaller(W, hidden - h);
+  for (int64_t i = 0; i < p * q * lanes<F>; i += lanes<F>) {
+    store(attention.x_dots + i, Vec<F>{});
+    store(attention.unit_dots + i, Vec<F>{});
+  }
+  const Panels<F> panels(hidden);
+  for_panels(panels, [&](int64_t panel, auto vectors) {
+    constexpr int V = vectors.count;
+    constexpr int64_t W = V * lanes<F>;
+    const int64_t h = panels.begin(panel), columns = smaller(W, hidden - h);
     const F* own = side.own + h * p;
     const F* other = side.other + h * q;
-    panel_z<F>(side, own, other, options, g.z);
-    Vec<F> weight[tile_vectors], dw[tile_vectors] = {};
-    for (int c = 0; c < tile_vectors; ++c) weight[c] = load(side.weight + h + c * lanes<F>);
+    if (options.intra) gather_own<V>(side, own, g.z.data());
+    Vec<F> weight[V], dw[V] = {};
+    for (int c = 0; c < V; ++c) weight[c] = load(side.weight + h + c * lanes<F>);
     for_row_tiles(p, [&](int64_t r0, auto height) {
-      Vec<F> acc[height.count][tile_vectors];
+      Vec<F> acc[height.count][V];
       clear<F>(acc);
-      multiply_add<F>(acc, side.x_t + r0, side.ldp, g.z.data(), W, q);
+      if (options.intra) multiply_add<F>(acc, side.unit_t + r0, side.ldp, g.z.data(), W, q);
+      if (options.inter) multiply_add<F>(acc, side.x_t + r0, side.ldp, other, W, q);
       for (int r = 0; r < height.count; ++r)
-        for (int c = 0; c < tile_vectors; ++c) {
+        for (int c = 0; c < V; ++c) {
           const Vec<F> t = tanh(acc[r][c]);
           const F d = d_logits[r0 + r];
           dw[c] += d * t;
@@ -127,21 +147,27 @@ void side_gradients(const Side<F>& side, int64_t hidden, const Options& options,
         }
       store_tile<F>(g.dy + r0 * W, W, acc);
     });
-    for (int c = 0; c < tile_vectors; ++c) store(d_weight + h + c * lanes<F>, load(d_weight + h + c * lanes<F>) + dw[c]);
-    for_row_tiles(q, [&](int64_t j0, auto height) {
-      Vec<F> acc[height.count][tile_vectors];
-      clear<F>(acc);
-      multiply_add<F>(acc, side.x + j0, side.ldq, g.dy.data(), W, p);
-      store_tile<F>(g.dz + j0 * W, W, acc);
-      if (options.inter && d_other) add_tile<F>(d_other + j0 * other_stride + h, other_stride, columns, acc);
-    });
-    add_dots<F>(g.dots, g.dy, p, g.z, q);
-    if (options.intra) {
-      add_dots<F>(g.dots, own, p, g.dz, q);
-      if (d_own) add_product<F>(d_own + h, own_stride, columns, side.x_t, side.ldp, p, g.dz, q);
+    for (int c = 0; c < V; ++c) store(d_weight + h + c * lanes<F>, load(d_weight + h + c * lanes<F>) + dw[c]);
+    if (options.inter) {
+      add_dots<V, F>(attention.x_dots, g.dy, p, other, q);
+      if (d_other) add_product<V, F>(d_other + h, other_stride, columns, x, side.ldq, q, g.dy, p);
     }
+    if (options.intra) {
+      for_row_tiles(q, [&](int64_t j0, auto height) {
+        Vec<F> acc[height.count][V];
+        clear<F>(acc);
+        multiply_add<F>(acc, side.unit + j0, side.ldq, g.dy.data(), W, p);
+        store_tile<F>(g.dz + j0 * W, W, acc);
+      });
+      add_dots<V, F>(attention.unit_dots, g.dy, p, g.z, q);
+      add_dots<V, F>(attention.unit_dots, own, p, g.dz, q);
+      if (d_own) add_product<V, F>(d_own + h, own_stride, columns, side.unit_t, side.ldp, p, g.dz, q);
+    }
+  });
+  for (int64_t i = 0; i < p * q; ++i) {
+    attention.x[i] = sum<F>(load(attention.x_dots + i * lanes<F>));
+    attention.unit[i] = sum<F>(load(attention.unit_dots + i * lanes<F>));
   }
-  for (int64_t i = 0; i < p * q; ++i) d_x[i] = sum<F>(load(g.dots + i * lanes<F>));
 }
 
 // d_logits = f (df - f·df), df = rows · d_pooled.
@@ -160,36 +186,41 @@ void softmax_gradients(F* d_logits, const F* attention, const T* rows, const F* 
   for (int64_t r = 0; r < count; ++r) d_logits[r] = attention[r] * (d_logits[r] - mean);
 }
 
-// dP of P = max(A, 0) from dR and dC, then dS.
+// Through y = x / max(norm, floor) for count numbers, a stride between them: d becomes (d - y (y·d)) / norm. A norm at the floor is
+// a constant. d is 0 wherever x is: what a zero row divides by the floor would otherwise meet a zero again as NaN, if it overflows.
 template <class F>
-void normalization_gradients(const PairScratch<F>& s, GradientScratch<F>& g, int64_t m, int64_t n, const Options& options) {
+CAAN_INLINE void through_norm(F* d, int64_t d_stride, const F* y, int64_t y_stride, F norm, int64_t count) {
+  F along = 0;
+  if (norm > norm_floor<F>)
+    for (int64_t i = 0; i < count; ++i) along += y[i * y_stride] * d[i * d_stride];
+  const F divisor = at_least_scalar(norm, norm_floor<F>);
+  for (int64_t i = 0; i < count; ++i) {
+    const F value = y[i * y_stride];
+    F& gradient = d[i * d_stride];
+    gradient = value == 0 ? F(0) : (gradient - value * along) / divisor;
+  }
+}
+
+// dS from the gradients of C, Ĉ, Rᵀ and R̂.
+template <class F>
+void alignment_gradients(const PairScratch<F>& s, GradientScratch<F>& g, int64_t m, int64_t n, const Options& options) {
   const int64_t ldn = s.ldn, ldm = s.ldm;
-  const F temperature = F(options.temperature);
-  for (int64_t r = 0; r < m; ++r) {
-    F dot = 0;
-    for (int64_t j = 0; j < n; ++j) dot += s.rows[r * ldn + j] * g.d_rows[r * n + j];
-    const bool floored = !(s.row_norms[r] > norm_floor<F>);
-    const F scale = F(1) / at_least_scalar(s.row_norms[r], norm_floor<F>);
-    for (int64_t j = 0; j < n; ++j) {
-      const F x = s.rows[r * ldn + j], d = g.d_rows[r * n + j];
-      g.d_alignment[r * ldn + j] = options.softmax ? temperature * x * (d - dot) : floored ? d * scale : (d - x * dot) * scale;
+  F *dc = g.of_c.x, *dr = g.of_r.x;
+  if (options.intra) {
+    for (int64_t r = 0; r < m; ++r) through_norm<F>(g.of_c.unit + r * n, 1, s.c_unit + r * ldn, 1, s.c_row_norms[r], n);
+    for (int64_t j = 0; j < n; ++j) through_norm<F>(g.of_r.unit + j * m, 1, s.r_unit_t + j * ldm, 1, s.r_column_norms[j], m);
+    for (int64_t i = 0; i < m * n; ++i) {
+      dc[i] += g.of_c.unit[i];
+      dr[i] += g.of_r.unit[i];
     }
   }
-  for (int64_t j = 0; j < n; ++j) {
-    F dot = 0;
-    for (int64_t r = 0; r < m; ++r) dot += s.columns[r * ldn + j] * g.d_columns_t[j * m + r];
-    const bool floored = !(s.column_norms[j] > norm_floor<F>);
-    const F scale = F(1) / at_least_scalar(s.column_norms[j], norm_floor<F>);
-    for (int64_t r = 0; r < m; ++r) {
-      const F x = s.columns[r * ldn + j], d = g.d_columns_t[j * m + r];
-      g.d_alignment[r * ldn + j] += options.softmax ? temperature * x * (d - dot) : floored ? d * scale : (d - x * dot) * scale;
-    }
-  }
+  for (int64_t j = 0; j < n; ++j) through_norm<F>(dc + j, n, s.c + j, ldn, s.column_norms[j], m);
+  for (int64_t r = 0; r < m; ++r) through_norm<F>(dr + r, m, s.r + r * ldn, 1, s.row_norms[r], n);
   for (int64_t r = 0; r < m; ++r) {
     for (int64_t j = 0; j < n; ++j) {
       const F a = s.alignment[r * ldn + j];
-      F& d = g.d_alignment[r * ldn + j];
-      d = options.softmax || a > 0 ? d * (F(1) - a * a) : F(0);
+      const F d = a > 0 ? (dc[r * n + j] + dr[j * m + r]) * (F(1) - a * a) : F(0);
+      g.d_alignment[r * ldn + j] = d;
       g.d_alignment_t[j * ldm + r] = d;
     }
     g.d_alignment_t[n * ldm + r] = s.region_attention[r];
@@ -348,7 +379,7 @@ class Differentiator {
     const T* word_products = static_cast<const T*>(problem_.word_products) + first_word * products;
     PairScratch<F>& s = worker.pair;
     GradientScratch<F>& g = worker.gradient;
-    s.fit(m, n, width_);
+    s.fit(m, n);
     g.fit(m, n, s.ldm, s.ldn, width_);
     if (worker.packed != entry.image) {
       pack_image(worker.image, regions, static_cast<const T*>(problem_.region_products) + first_region * 2 * hidden_, m, width_,
@@ -359,19 +390,28 @@ class Differentiator {
     worker.word_inter.resize(n * padded_hidden_);
     worker.word_intra.resize(n * padded_hidden_);
     const RowView<T> view{word_products, products, nullptr};
-    for (int64_t j = 0; j < n; j += W) pack_right_transposed(worker.word_affinity + j * width_, view, j, n - j, 0, width_);
     pack_panels(worker.word_inter.data(), word_products + width_, n, products, hidden_);
     pack_panels(worker.word_intra.data(), word_products + width_ + hidden_, n, products, hidden_);
 
-    for (int64_t j = 0; j < n; j += W)
+    const Panels<F> panels(n);
+    for_panels(panels, [&](int64_t p, auto vectors) {
+      constexpr int64_t V = vectors.count;
+      const int64_t j = panels.begin(p);
+      F* affinity = worker.word_affinity + j * width_;
+      pack_right_transposed<V>(affinity, view, j, n - j, 0, width_);
       for_row_tiles(m, [&](int64_t r0, auto height) {
-        multiply_in_chains<F, height.count>(s.alignment + r0 * s.ldn + j, s.ldn, true, worker.image.left + r0 * width_,
-                                            height.count, worker.word_affinity + j * width_, W, width_);
+        multiply_in_chains<F, height.count, V>(s.alignment + r0 * s.ldn + j, s.ldn, true, worker.image.left + r0 * width_, 1,
+                                               height.count, affinity, V * lanes<F>, width_);
       });
-    const Similarity<F> similarity = finish_pair<T>(worker.image, worker.word_intra, worker.word_inter, words, n, region_weight_,
-                                                    word_weight_, width_, hidden_, problem_.options, true, s);
+    });
+    attend<T>(worker.image, worker.word_intra, worker.word_inter, n, region_weight_, word_weight_, hidden_, problem_.options, true,
+              s);
+    pool<F>(g.region_pooled.data(), s.region_attention.data(), regions, m, width_);
+    pool<F>(g.word_pooled.data(), s.word_attention.data(), words, n, width_);
+    const Similarity<F> similarity =
+        caan::cpu::CAAN_NAMESPACE::similarity<F>(g.region_pooled, g.word_pooled, width_, problem_.options.cosine);
 
-    pooled_gradients(similarity, F(entry.gradient), s, g);
+    pooled_gradients(similarity, F(entry.gradient), g);
     softmax_gradients<F>(g.d_region_logits.data(), s.region_attention.data(), regions, g.d_region_pooled.data(), m, width_);
     softmax_gradients<F>(g.d_word_logits.data(), s.word_attention.data(), words, g.d_word_pooled.data(), n, width_);
 
@@ -381,31 +421,33 @@ class Differentiator {
     F* d_regions = d_regions_.at(entry.image);
     F* d_words = d_words_.at(entry.caption);
     for (int64_t h = 0; h < 2 * padded_hidden_; ++h) d_weights[h] = 0;
-    const Side<F> region_side{m, n, s.rows, s.rows_t, s.ldm, s.ldn, worker.image.intra, worker.word_inter, region_weight_};
-    const Side<F> word_side{n, m, s.columns_t, s.columns, s.ldn, s.ldm, worker.word_intra, worker.image.inter, word_weight_};
-    side_gradients<F>(region_side, hidden_, problem_.options, g.d_region_logits, g, g.d_rows, d_region_products, 2 * hidden_,
+    const Side<F> of_regions = region_side<F>(s, m, n, worker.image.intra, worker.word_inter, region_weight_);
+    const Side<F> of_words = word_side<F>(s, m, n, worker.word_intra, worker.image.inter, word_weight_);
+    side_gradients<F>(of_regions, s.c, hidden_, problem_.options, g.d_region_logits, g, g.of_c, d_region_products, 2 * hidden_,
                       behind(d_word_products, width_), products, d_weights);
-    side_gradients<F>(word_side, hidden_, problem_.options, g.d_word_logits, g, g.d_columns_t,
+    side_gradients<F>(of_words, s.r_t, hidden_, problem_.options, g.d_word_logits, g, g.of_r,
                       behind(d_word_products, width_ + hidden_), products, behind(d_region_products, hidden_), 2 * hidden_,
                       d_weights + padded_hidden_);
 
-    normalization_gradients<F>(s, g, m, n, problem_.options);
-    for (int64_t d = 0; d < width_; d += W) {
-      const int64_t columns = smaller(W, width_ - d);
+    alignment_gradients<F>(s, g, m, n, problem_.options);
+    const Panels<F> width_panels(width_);
+    for_panels(width_panels, [&](int64_t p, auto vectors) {
+      constexpr int64_t V = vectors.count, W = V * lanes<F>;
+      const int64_t d = width_panels.begin(p), columns = smaller(W, width_ - d);
       if (d_regions) {
-        pack_right(g.panel.data(), view, d, columns, 0, n);
-        for (int c = 0; c < tile_vectors; ++c) store(g.panel + n * W + c * lanes<F>, load(g.d_region_pooled + d + c * lanes<F>));
-        add_product<F>(d_regions + d, width_, columns, g.d_alignment_t, s.ldm, m, g.panel, n + 1);
+        pack_right<V>(g.panel.data(), view, d, columns, 0, n);
+        for (int c = 0; c < V; ++c) store(g.panel + n * W + c * lanes<F>, load(g.d_region_pooled + d + c * lanes<F>));
+        add_product<V, F>(d_regions + d, width_, columns, g.d_alignment_t, s.ldm, m, g.panel, n + 1);
       }
-      if (!d_words) continue;
-      pack_right(g.panel.data(), RowView<T>{regions, width_, nullptr}, d, columns, 0, m);
-      add_product<F>(d_word_products + d, products, columns, g.d_alignment, s.ldn, n, g.panel, m);
+      if (!d_words) return;
+      pack_right<V>(g.panel.data(), RowView<T>{regions, width_, nullptr}, d, columns, 0, m);
+      add_product<V, F>(d_word_products + d, products, columns, g.d_alignment, s.ldn, n, g.panel, m);
       for (int64_t j = 0; j < n; ++j)
         for (int64_t c = 0; c < columns; ++c) d_words[j * width_ + d + c] += s.word_attention[j] * g.d_word_pooled[d + c];
-    }
+    });
   }
 
-  void pooled_gradients(const Similarity<F>& similarity, F gradient, const PairScratch<F>& s, GradientScratch<F>& g) const {
+  void pooled_gradients(const Similarity<F>& similarity, F gradient, GradientScratch<F>& g) const {
     F scale = gradient, region_pull = 0, word_pull = 0;
     if (problem_.options.cosine) {
       const F region_norm = at_least_scalar(similarity.region_norm, norm_floor<F>);
@@ -416,7 +458,7 @@ class Differentiator {
       if (similarity.word_norm > norm_floor<F>) word_pull = gradient * similarity.score / (word_norm * word_norm);
     }
     for (int64_t d = 0; d < padded<F>(width_); d += lanes<F>) {
-      const Vec<F> v = load(s.region_pooled + d), u = load(s.word_pooled + d);
+      const Vec<F> v = load(g.region_pooled + d), u = load(g.word_pooled + d);
       store(g.d_region_pooled + d, scale * u - region_pull * v);
       store(g.d_word_pooled + d, scale * v - word_pull * u);
     }

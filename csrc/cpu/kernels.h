@@ -17,8 +17,6 @@ struct Executor {
 
 struct Options {
   bool cosine;
-  bool softmax;
-  double temperature;
   bool inter;
   bool intra;
 };
@@ -57,8 +55,9 @@ struct Problem {
 struct Maps {
   void* region_attention; // (P, M)
   void* word_attention;   // (P, N)
-  void* region_to_word;   // (P, M, N)
-  void* word_to_region;   // (P, N, M)
+  void* alignment;        // (P, M, N), A
+  void* word_to_region;   // (P, M, N), C
+  void* region_to_word;   // (P, N, M), Rᵀ
 };
 
 // Gradients, each in the storage type and shape of its tensor.

@@ -1,35 +1,36 @@
 // Matrix products in which the order of every element's sum depends on k alone, whatever tile the element falls into. So its bits
 // depend on its row and its column, never on the batch around it or on the number of threads.
 //
-// Left operands are stored k-major (element (r, k) at a[k * lda + r]), right operands as panels of panel_width columns, k-major
-// too.
+// Element (r, k) of a left operand is at a[r * row + k * step]; right operands are panels of up to tile_vectors vectors, k-major. A
+// matrix's columns are shared evenly among its panels, so that none does much for padding (for_panels).
 
-template <class F, int R>
-CAAN_INLINE void multiply_add(Vec<F> (&acc)[R][tile_vectors], const F* a, int64_t lda, const F* b, int64_t ldb, int64_t depth) {
-  for (int64_t k = 0; k < depth; ++k, a += lda, b += ldb) {
-    Vec<F> right[tile_vectors];
-    for (int c = 0; c < tile_vectors; ++c) right[c] = load(b + c * lanes<F>);
+template <class F, int R, int V>
+CAAN_INLINE void multiply_add(Vec<F> (&acc)[R][V], const F* a, int64_t row, int64_t step, const F* b, int64_t ldb, int64_t depth) {
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < depth; ++k, a += step, b += ldb) {
+    Vec<F> right[V];
+    for (int c = 0; c < V; ++c) right[c] = load(b + c * lanes<F>);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int c = 0; c < tile_vectors; ++c) acc[r][c] += a[r] * right[c];
+      for (int c = 0; c < V; ++c) acc[r][c] += a[r * row] * right[c];
   }
 }
+// The same of a left operand stored k-major, (depth, lda).
+template <class F, int R, int V>
+CAAN_INLINE void multiply_add(Vec<F> (&acc)[R][V], const F* a, int64_t lda, const F* b, int64_t ldb, int64_t depth) {
+  multiply_add<F>(acc, a, 1, lda, b, ldb, depth);
+}
 
-template <class F, int R>
-CAAN_INLINE void clear(Vec<F> (&acc)[R][tile_vectors]) {
+template <class F, int R, int V>
+CAAN_INLINE void clear(Vec<F> (&acc)[R][V]) {
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < tile_vectors; ++c) acc[r][c] = Vec<F>{};
+    for (int c = 0; c < V; ++c) acc[r][c] = Vec<F>{};
 }
-template <class F, int R>
-CAAN_INLINE void load_tile(Vec<F> (&acc)[R][tile_vectors], const F* p, int64_t stride) {
+template <class F, int R, int V>
+CAAN_INLINE void store_tile(F* p, int64_t stride, const Vec<F> (&acc)[R][V]) {
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < tile_vectors; ++c) acc[r][c] = load(p + r * stride + c * lanes<F>);
-}
-template <class F, int R>
-CAAN_INLINE void store_tile(F* p, int64_t stride, const Vec<F> (&acc)[R][tile_vectors]) {
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < tile_vectors; ++c) store(p + r * stride + c * lanes<F>, acc[r][c]);
+    for (int c = 0; c < V; ++c) store(p + r * stride + c * lanes<F>, acc[r][c]);
 }
 
 // Products over D and over rows are summed in chains of so many k, and the chains one after the other: a single chain of 1,024 lost
@@ -37,34 +38,34 @@ CAAN_INLINE void store_tile(F* p, int64_t stride, const Vec<F> (&acc)[R][tile_ve
 inline constexpr int64_t chain_depth = 64;
 
 // to (R, stride) = or += left right, chain by chain.
-template <class F, int R>
-CAAN_INLINE void multiply_in_chains(F* to, int64_t stride, bool first, const F* a, int64_t lda, const F* b, int64_t ldb,
-                                    int64_t depth) {
+template <class F, int R, int V>
+CAAN_INLINE void multiply_in_chains(F* to, int64_t stride, bool first, const F* a, int64_t row, int64_t step, const F* b,
+                                    int64_t ldb, int64_t depth) {
   for (int64_t k = 0; k == 0 || k < depth; k += chain_depth) {
-    Vec<F> acc[R][tile_vectors];
+    Vec<F> acc[R][V];
     clear<F>(acc);
     const int64_t length = depth - k < chain_depth ? depth - k : chain_depth;
-    multiply_add<F>(acc, a + k * lda, lda, b + k * ldb, ldb, length);
+    multiply_add<F>(acc, a + k * step, row, step, b + k * ldb, ldb, length);
     if (!first || k > 0)
       for (int r = 0; r < R; ++r)
-        for (int c = 0; c < tile_vectors; ++c) acc[r][c] += load(to + r * stride + c * lanes<F>);
+        for (int c = 0; c < V; ++c) acc[r][c] += load(to + r * stride + c * lanes<F>);
     store_tile<F>(to, stride, acc);
   }
 }
 
-template <int R>
-struct Rows {
-  static constexpr int count = R;
+template <int N>
+struct Count {
+  static constexpr int count = N;
 };
 
-// Calls body(first_row, Rows<R>{}) over tiles that share the rows evenly: 14 rows are 5 + 5 + 4, not 6 + 6 + 2, which would leave
+// Calls body(first_row, Count<R>{}) over tiles that share the rows evenly: 14 rows are 5 + 5 + 4, not 6 + 6 + 2, which would leave
 // the multiply-add pipes waiting on too few accumulators.
 template <int R = tile_rows, class Body>
 CAAN_INLINE void with_rows(int64_t rows, int64_t first, Body&& body) {
   if constexpr (R > 1) {
     if (rows < R) return with_rows<R - 1>(rows, first, static_cast<Body&&>(body));
   }
-  body(first, Rows<R>{});
+  body(first, Count<R>{});
 }
 template <class Body>
 CAAN_INLINE void for_row_tiles(int64_t rows, Body&& body) {
@@ -74,6 +75,39 @@ CAAN_INLINE void for_row_tiles(int64_t rows, Body&& body) {
     with_rows(height, first, body);
     first += height;
   }
+}
+
+CAAN_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+CAAN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+CAAN_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// How columns lie in panels. Panel p holds width(p) columns from begin(p) on, those behind the last column included.
+template <class F>
+struct Panels {
+  int64_t vectors, count;
+  explicit Panels(int64_t columns)
+      : vectors((columns + lanes<F> - 1) / lanes<F>), count((vectors + tile_vectors - 1) / tile_vectors) {}
+  int64_t begin(int64_t p) const { return (vectors / count * p + smaller(p, vectors % count)) * lanes<F>; }
+  int64_t width(int64_t p) const { return (vectors / count + (p < vectors % count)) * lanes<F>; }
+  int64_t columns() const { return vectors * lanes<F>; }
+  // The panel that holds a column.
+  int64_t of(int64_t column) const {
+    const int64_t vector = column / lanes<F>, even = vectors / count, longer = vectors % count;
+    return vector < longer * (even + 1) ? vector / (even + 1) : longer + (vector - longer * (even + 1)) / even;
+  }
+};
+
+// Calls body(p, Count<V>{}) for a panel of V vectors.
+template <class F, int V = tile_vectors, class Body>
+CAAN_INLINE void with_panel(const Panels<F>& panels, int64_t p, Body&& body) {
+  if constexpr (V > 1) {
+    if (panels.width(p) < V * lanes<F>) return with_panel<F, V - 1>(panels, p, static_cast<Body&&>(body));
+  }
+  body(p, Count<V>{});
+}
+template <class F, class Body>
+CAAN_INLINE void for_panels(const Panels<F>& panels, Body&& body) {
+  for (int64_t p = 0; p < panels.count; ++p) with_panel<F>(panels, p, body);
 }
 
 // Memory for one call; filled with NaN under test so that a number read before it was written shows.
@@ -112,10 +146,6 @@ class Buffer {
   E* data_ = nullptr;
   int64_t capacity_ = 0;
 };
-
-CAAN_INLINE int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-CAAN_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-CAAN_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // Runs body(unit, worker) for every unit once. Threads take the next unit when they are done with one: which thread takes which
 // differs from run to run, so units must not share what they write.
@@ -158,18 +188,10 @@ void pack_left(F* out, const RowView<T>& view, int64_t first, int64_t height, in
     for (int64_t k = 0; k < depth; ++k) out[k * height + r] = widen(in[k]);
   }
 }
-// The same from a matrix whose columns are the operand's rows.
-template <class F, class T>
-void pack_left_transposed(F* out, const RowView<T>& view, int64_t first, int64_t height, int64_t k0, int64_t depth) {
-  for (int64_t k = 0; k < depth; ++k) {
-    const T* in = view.row(k0 + k) + first;
-    for (int64_t r = 0; r < height; ++r) out[k * height + r] = widen(in[r]);
-  }
-}
-// One panel of the right operand, columns [first, first + count) padded with 0, from a matrix whose rows are k.
-template <class F, class T>
+// One panel of V vectors of the right operand, columns [first, first + count) padded with 0, from a matrix whose rows are k.
+template <int V = tile_vectors, class F, class T>
 void pack_right(F* out, const RowView<T>& view, int64_t first, int64_t count, int64_t k0, int64_t depth) {
-  constexpr int64_t W = panel_width<F>;
+  constexpr int64_t W = V * lanes<F>;
   for (int64_t k = 0; k < depth; ++k, out += W) {
     const T* in = view.row(k0 + k) + first;
     if (count >= W) {
@@ -180,9 +202,9 @@ void pack_right(F* out, const RowView<T>& view, int64_t first, int64_t count, in
   }
 }
 // The same from a matrix whose rows are the operand's columns.
-template <class F, class T>
+template <int V = tile_vectors, class F, class T>
 void pack_right_transposed(F* out, const RowView<T>& view, int64_t first, int64_t count, int64_t k0, int64_t depth) {
-  constexpr int64_t W = panel_width<F>;
+  constexpr int64_t W = V * lanes<F>;
   for (int64_t c = 0; c < W; ++c) {
     if (c < count) {
       const T* in = view.row(first + c) + k0;
@@ -194,12 +216,35 @@ void pack_right_transposed(F* out, const RowView<T>& view, int64_t first, int64_
 }
 
 // A panel of the right operand stays in the first-level cache over this many k, a block of rows and columns in the second.
-inline constexpr int64_t gemm_depth = 256;
-inline constexpr int64_t gemm_rows = 192;
-inline constexpr int64_t gemm_columns = 384;
+inline constexpr int64_t gemm_depth = 128;
+inline constexpr int64_t gemm_rows = 384;
+inline constexpr int64_t gemm_columns = 192;
 static_assert(gemm_columns % panel_width<float> == 0 && gemm_columns % panel_width<double> == 0);
+// Rows of a left block begin in different sets of the cache.
+inline constexpr int64_t gemm_left_row = gemm_depth + 16;
 // Numbers that a thread holds: both operands' blocks and the sums.
-inline constexpr int64_t gemm_scratch = (gemm_rows + gemm_columns) * gemm_depth + gemm_rows * gemm_columns;
+inline constexpr int64_t gemm_scratch = gemm_rows * gemm_left_row + gemm_columns * gemm_depth + gemm_rows * gemm_columns;
+
+// Rows [first, first + count) and k in [k0, k0 + depth) of a left operand, gemm_left_row numbers a row.
+template <class F, class T>
+void pack_left_rows(F* out, const RowView<T>& view, int64_t first, int64_t count, int64_t k0, int64_t depth) {
+  for (int64_t r = 0; r < count; ++r, out += gemm_left_row) {
+    const T* in = view.row(first + r) + k0;
+    int64_t k = 0;
+    for (; k + lanes<F> <= depth; k += lanes<F>) store(out + k, load_wide(in + k));
+    for (; k < depth; ++k) out[k] = widen(in[k]);
+  }
+}
+// The same from a matrix whose columns are the operand's rows, k-major: gemm_rows numbers a k.
+template <class F, class T>
+void pack_left_columns(F* out, const RowView<T>& view, int64_t first, int64_t count, int64_t k0, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k, out += gemm_rows) {
+    const T* in = view.row(k0 + k) + first;
+    int64_t r = 0;
+    for (; r + lanes<F> <= count; r += lanes<F>) store(out + r, load_wide(in + r));
+    for (; r < count; ++r) out[r] = widen(in[r]);
+  }
+}
 
 // out row i = sum over k of left(i, k) right(k, :). `left_transposed`: view rows are k; `right_transposed`: view rows are columns.
 template <class T, bool left_transposed, bool right_transposed>
@@ -210,7 +255,9 @@ void gemm(RowView<T> left, RowView<T> right, int64_t rows, int64_t columns, int6
   const int64_t row_blocks = (rows + gemm_rows - 1) / gemm_rows;
   const int64_t column_blocks = (columns + gemm_columns - 1) / gemm_columns;
   const int64_t workers = smaller(executor.threads, row_blocks * column_blocks);
-  constexpr int64_t left_size = gemm_rows * gemm_depth, right_size = gemm_columns * gemm_depth;
+  constexpr int64_t left_size = gemm_rows * gemm_left_row, right_size = gemm_columns * gemm_depth;
+  // A left block is stored as its matrix is.
+  constexpr int64_t row = left_transposed ? 1 : gemm_left_row, step = left_transposed ? gemm_rows : 1;
   Buffer<F> scratch(larger(workers, 1) * gemm_scratch);
   parallel_units(executor, row_blocks * column_blocks, workers, [&](int64_t unit, int64_t worker) {
     F* packed_left = scratch + worker * gemm_scratch;
@@ -229,18 +276,15 @@ void gemm(RowView<T> left, RowView<T> right, int64_t rows, int64_t columns, int6
         else
           pack_right(panel, right, first, count, k0, block_depth);
       }
-      for_row_tiles(block_rows, [&](int64_t r0, auto height) {
-        F* tile = packed_left + r0 * block_depth;
-        if constexpr (left_transposed)
-          pack_left_transposed(tile, left, row0 + r0, height.count, k0, block_depth);
-        else
-          pack_left(tile, left, row0 + r0, height.count, k0, block_depth);
-      });
+      if constexpr (left_transposed)
+        pack_left_columns(packed_left, left, row0, block_rows, k0, block_depth);
+      else
+        pack_left_rows(packed_left, left, row0, block_rows, k0, block_depth);
       for (int64_t p = 0; p < panels; ++p)
         for_row_tiles(block_rows, [&](int64_t r0, auto height) {
-          multiply_in_chains<F, height.count>(sums + r0 * gemm_columns + p * W, gemm_columns, k0 == 0,
-                                              packed_left + r0 * block_depth, height.count, packed_right + p * W * block_depth, W,
-                                              block_depth);
+          multiply_in_chains<F, height.count, tile_vectors>(sums + r0 * gemm_columns + p * W, gemm_columns, k0 == 0,
+                                                            packed_left + r0 * row, row, step, packed_right + p * W * block_depth,
+                                                            W, block_depth);
         });
     }
     for (int64_t r = 0; r < block_rows; ++r) {

@@ -13,7 +13,6 @@ inline constexpr int64_t planned_pairs = int64_t(1) << 18;
 template <class T>
 class Scorer {
   using F = Real<T>;
-  static constexpr int64_t W = panel_width<F>;
 
  public:
   Scorer(const Problem& problem, F* out, const Maps* maps, const Executor& executor)
@@ -52,18 +51,30 @@ class Scorer {
         (width_ + 2 * padded_hidden_) * real + (project_words ? (width_ + 2 * hidden_) * stored : 0) + int64_t(sizeof(int64_t));
     const int64_t region_bytes = 2 * hidden_ * stored + int64_t(sizeof(int64_t));
     const int64_t words = larger(n, smaller(block_words, caption_block_bytes / word_bytes));
-    const int64_t worker_bytes = (m * (width_ + 2 * padded_hidden_) + (words + W) * m + 6 * m * (n + W) + 4 * width_) * real +
-                                 (project_images || project_words ? gemm_scratch * real : 0);
+    const int64_t pooled = pooled_together * (width_ + m + n) + width_;
+    const int64_t worker_bytes =
+        (m * (width_ + 2 * padded_hidden_) + (words + panel_width<F>)*m + 10 * m * (n + lanes<F>)+pooled) * real +
+        (project_images || project_words ? gemm_scratch * real : 0);
     const int64_t plan_bytes = problem_.pairs ? smaller(problem_.pair_count, planned_pairs) * int64_t(sizeof(Entry) + 16) : 0;
     const int64_t left = workspace_bytes - executor_.threads * worker_bytes - plan_bytes - words * word_bytes;
     return {project_images ? larger(1, left / region_bytes) : INT64_MAX, words};
   }
 
+  // A pair whose f and g are known, but not its score.
+  struct Waiting {
+    int64_t caption, out;
+  };
   struct Worker {
     PackedImage<T> image;
     PairScratch<F> pair;
-    Buffer<F> alignment; // (word panels, m, W)
+    Buffer<F> alignment; // panel of words after panel, (m, width) each
     int64_t panels_done = 0;
+    Waiting waiting[pooled_together];
+    int waiting_count = 0;
+    Buffer<F> region_attention; // (m, pooled_together)
+    Buffer<F> word_attention;   // (pooled_together, padded N)
+    Buffer<F> region_pooled;    // (pooled_together, padded D), v̂
+    Buffer<F> word_pooled;      // (padded D), û
   };
 
   void run_plan(const Plan& plan) {
@@ -136,13 +147,17 @@ class Scorer {
       project<false>(problem_.words, words, problem_.word_intra, hidden_, out + width_ + hidden_, products);
       view = {projected_words_.data(), products, nullptr};
     }
-    const int64_t captions = tile.caption_end - tile.caption_begin, panels = (words + W - 1) / W;
-    captions_.affinity.resize(panels * W * width_);
+    const int64_t captions = tile.caption_end - tile.caption_begin;
+    const Panels<F> panels(words);
+    captions_.affinity.resize(panels.columns() * width_);
     captions_.inter.resize(words * padded_hidden_);
     captions_.intra.resize(words * padded_hidden_);
     captions_.features.resize(captions);
-    parallel_units(executor_, panels, [&](int64_t p, int64_t) {
-      pack_right_transposed(captions_.affinity + p * W * width_, view, p * W, words - p * W, 0, width_);
+    parallel_units(executor_, panels.count, [&](int64_t panel, int64_t) {
+      with_panel(panels, panel, [&](int64_t p, auto vectors) {
+        const int64_t first = panels.begin(p);
+        pack_right_transposed<vectors.count>(captions_.affinity + first * width_, view, first, words - first, 0, width_);
+      });
     });
     parallel_units(executor_, captions, [&](int64_t c, int64_t) {
       const int64_t first = captions_.first[c], n = captions_.first[c + 1] - first;
@@ -157,59 +172,105 @@ class Scorer {
   void run_unit(const Plan& plan, const Tile& tile, const Unit& unit, Worker& worker) {
     const int64_t image = plan.images[unit.image], m = problem_.region_count(image);
     pack_image(worker.image, image_features(image), image_products(plan, unit.image), m, width_, hidden_);
-    const int64_t words = captions_.first[tile.caption_end - tile.caption_begin];
-    worker.alignment.resize((words + W - 1) / W * W * m);
+    const Panels<F> panels(captions_.first[tile.caption_end - tile.caption_begin]);
+    worker.alignment.resize(panels.columns() * m + lanes<F>);
     worker.panels_done = 0;
+    worker.region_attention.resize(m * pooled_together);
+    worker.word_attention.resize(pooled_together * padded<F>(problem_.words_per_caption));
+    worker.region_pooled.resize(pooled_together * padded<F>(width_));
+    worker.word_pooled.resize(padded<F>(width_));
     for (int64_t e = unit.begin; e < unit.end; ++e) {
       const int64_t position = plan.all_pairs ? e : plan.entries[e].caption;
       const int64_t out = plan.all_pairs ? image * problem_.captions + plan.captions[e] : plan.entries[e].out;
-      out_[out] = score_pair(position - tile.caption_begin, out, worker);
+      attend_to(position - tile.caption_begin, out, panels, worker);
+      if (worker.waiting_count == pooled_together || e + 1 == unit.end) score_waiting(worker);
     }
   }
 
   // S = V (U affinityᵀ)ᵀ for the panels that hold words [first, end) of the block, unless an earlier caption has brought them.
-  void align(int64_t first, int64_t end, Worker& worker) {
+  void align(int64_t first, int64_t end, const Panels<F>& panels, Worker& worker) {
     const int64_t m = worker.image.regions;
-    for (int64_t p = larger(worker.panels_done, first / W); p * W < end; ++p) {
-      for (int64_t k = 0; k == 0 || k < width_; k += gemm_depth)
-        for_row_tiles(m, [&](int64_t r0, auto height) {
-          multiply_in_chains<F, height.count>(worker.alignment + (p * m + r0) * W, W, k == 0,
-                                              worker.image.left + r0 * width_ + k * height.count, height.count,
-                                              captions_.affinity + (p * width_ + k) * W, W, smaller(gemm_depth, width_ - k));
-        });
-      worker.panels_done = p + 1;
+    const int64_t last = panels.of(end - 1);
+    for (int64_t panel = larger(worker.panels_done, panels.of(first)); panel <= last; ++panel) {
+      with_panel(panels, panel, [&](int64_t p, auto vectors) {
+        constexpr int64_t W = vectors.count * lanes<F>;
+        const int64_t begin = panels.begin(p);
+        for (int64_t k = 0; k == 0 || k < width_; k += gemm_depth)
+          for_row_tiles(m, [&](int64_t r0, auto height) {
+            multiply_in_chains<F, height.count, vectors.count>(
+                worker.alignment + begin * m + r0 * W, W, k == 0, worker.image.left + r0 * width_ + k * height.count, 1,
+                height.count, captions_.affinity + begin * width_ + k * W, W, smaller(gemm_depth, width_ - k));
+          });
+      });
+      worker.panels_done = panel + 1;
     }
   }
 
-  F score_pair(int64_t caption, int64_t out, Worker& worker) {
+  // Rows of a caption's alignment, out of the panels that hold its words.
+  void gather_alignment(int64_t first, int64_t n, const Panels<F>& panels, Worker& worker) {
+    const int64_t m = worker.image.regions;
+    PairScratch<F>& s = worker.pair;
+    for (int64_t j = 0; j < n;) {
+      const int64_t p = panels.of(first + j), W = panels.width(p), from = first + j - panels.begin(p),
+                    count = smaller(W - from, n - j);
+      const F* in = worker.alignment + panels.begin(p) * m + from;
+      // What a vector leaves behind the part's end is written over by the next part, or with 0. Only the last could reach the next
+      // row.
+      const int64_t end = smaller(count, s.ldn - j - lanes<F> + 1);
+      for (int64_t r = 0; r < m; ++r) {
+        F* row = s.alignment + r * s.ldn + j;
+        int64_t c = 0;
+        for (; c < end; c += lanes<F>) store(row + c, load(in + r * W + c));
+        for (; c < count; ++c) row[c] = in[r * W + c];
+      }
+      j += count;
+    }
+  }
+
+  void attend_to(int64_t caption, int64_t out, const Panels<F>& panels, Worker& worker) {
     const int64_t first = captions_.first[caption], n = captions_.first[caption + 1] - first, m = worker.image.regions;
     PairScratch<F>& s = worker.pair;
-    s.fit(m, n, width_);
-    align(first, first + n, worker);
-    for (int64_t j = 0; j < n; ++j) {
-      const F* column = worker.alignment + (first + j) / W * W * m + (first + j) % W;
-      for (int64_t r = 0; r < m; ++r) s.alignment[r * s.ldn + j] = column[r * W];
-    }
-    const F score =
-        finish_pair<T>(worker.image, captions_.intra + first * padded_hidden_, captions_.inter + first * padded_hidden_,
-                       captions_.features[caption], n, region_weight_, word_weight_, width_, hidden_, problem_.options, false, s)
-            .score;
+    s.fit(m, n);
+    align(first, first + n, panels, worker);
+    gather_alignment(first, n, panels, worker);
+    attend<T>(worker.image, captions_.intra + first * padded_hidden_, captions_.inter + first * padded_hidden_, n, region_weight_,
+              word_weight_, hidden_, problem_.options, false, s);
     if (maps_) write_maps(s, m, n, out);
-    return score;
+    const int slot = worker.waiting_count++;
+    worker.waiting[slot] = {caption, out};
+    for (int64_t r = 0; r < m; ++r) worker.region_attention[r * pooled_together + slot] = s.region_attention[r];
+    F* g = worker.word_attention + slot * padded<F>(problem_.words_per_caption);
+    for (int64_t j = 0; j < n; ++j) g[j] = s.word_attention[j];
+  }
+
+  void score_waiting(Worker& worker) {
+    pool_together<F>(worker.region_pooled.data(), worker.region_attention.data(), worker.waiting_count, worker.image.features,
+                     worker.image.regions, width_);
+    for (int w = 0; w < worker.waiting_count; ++w) {
+      const auto [caption, out] = worker.waiting[w];
+      const int64_t n = captions_.first[caption + 1] - captions_.first[caption];
+      pool<F>(worker.word_pooled.data(), worker.word_attention + w * padded<F>(problem_.words_per_caption),
+              captions_.features[caption], n, width_);
+      out_[out] =
+          similarity<F>(worker.region_pooled + w * padded<F>(width_), worker.word_pooled, width_, problem_.options.cosine).score;
+    }
+    worker.waiting_count = 0;
   }
 
   void write_maps(const PairScratch<F>& s, int64_t m, int64_t n, int64_t out) const {
     const int64_t M = problem_.regions_per_image, N = problem_.words_per_caption;
     F* f = static_cast<F*>(maps_->region_attention) + out * M;
     F* g = static_cast<F*>(maps_->word_attention) + out * N;
-    F* rows = static_cast<F*>(maps_->region_to_word) + out * M * N;
-    F* columns = static_cast<F*>(maps_->word_to_region) + out * M * N;
+    F* alignment = static_cast<F*>(maps_->alignment) + out * M * N;
+    F* word_to_region = static_cast<F*>(maps_->word_to_region) + out * M * N;
+    F* region_to_word = static_cast<F*>(maps_->region_to_word) + out * M * N;
     for (int64_t r = 0; r < m; ++r) f[r] = s.region_attention[r];
     for (int64_t j = 0; j < n; ++j) g[j] = s.word_attention[j];
     for (int64_t r = 0; r < m; ++r)
       for (int64_t j = 0; j < n; ++j) {
-        rows[r * N + j] = s.rows[r * s.ldn + j];
-        columns[j * M + r] = s.columns[r * s.ldn + j];
+        alignment[r * N + j] = s.alignment[r * s.ldn + j];
+        word_to_region[r * N + j] = s.c[r * s.ldn + j];
+        region_to_word[j * M + r] = s.r[r * s.ldn + j];
       }
   }
 

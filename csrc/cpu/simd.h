@@ -49,6 +49,12 @@ CAAN_INLINE void store(F* p, Vec<F> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// Asks for vectors that will be read soon; the addresses need not exist.
+template <class T>
+CAAN_INLINE void prefetch(const T* p, int64_t vectors) {
+  for (int64_t v = 0; v < vectors; ++v) __builtin_prefetch(p + v * int64_t(CAAN_VECTOR_BYTES / sizeof(T)));
+}
+
 template <class F>
 CAAN_INLINE F sum(Vec<F> v) {
   // A fixed tree: the order is part of the result.

@@ -23,8 +23,7 @@ struct float16 {
 using Stream = void*;
 
 struct Options {
-  bool cosine, softmax, inter, intra;
-  float temperature;
+  bool cosine, inter, intra;
 };
 
 // One call's sides, shapes as in docs/operator.md: V (I, M, D), [V Q1 | V Q4] (I, M, 2H), U (T, N, D),
@@ -78,20 +77,25 @@ struct SlotShape {
   CAAN_DEVICE int regions() const { return (M + 3) / 4 * 4; }
   CAAN_DEVICE int width() const { return (D + 3) / 4 * 4; }
   CAAN_DEVICE int64_t cells() const { return int64_t(M) * row(); }
-  CAAN_DEVICE int64_t size() const { return 3 * cells() + 3 * (regions() + row()) + (gradient ? 2 * (cells() + width()) : 0); }
+  CAAN_DEVICE int64_t size() const { return 5 * cells() + 4 * (regions() + row()) + (gradient ? 5 * cells() + 2 * width() : 0); }
 };
 
-// A, R, C; scale of R's rows, f (before that its logits) and their gradient; the same of C's columns; then gradients of A (at last
-// of the alignment before tanh) and of C, of v and of u.
+// Matrices are (m, n), regions by words. C_unit is C with unit rows; R_unit is R with unit columns, the transpose of what the
+// formula calls R with a hat. Norms are held at 1e-8: `row_norm` and `column_norm` are those of A's positive part, for R and C,
+// `C_norm` those of C's rows and `R_norm` those of R's columns. f and g hold logits first. dS is the gradient of the alignment
+// before tanh; dv and du are those of the pooled vectors.
 struct Slot {
-  float *A, *R, *C, *row_scale, *f, *df, *column_scale, *g, *dg, *dA, *dC, *dv, *du;
+  float *A, *C, *R, *C_unit, *R_unit;
+  float *row_norm, *C_norm, *f, *df, *column_norm, *R_norm, *g, *dg;
+  float *dS, *dC, *dR, *dC_unit, *dR_unit, *dv, *du;
 
   CAAN_DEVICE Slot(float* base, const SlotShape& shape) {
     const int64_t cells = shape.cells();
-    A = base, R = A + cells, C = R + cells;
-    row_scale = C + cells, f = row_scale + shape.regions(), df = f + shape.regions();
-    column_scale = df + shape.regions(), g = column_scale + shape.row(), dg = g + shape.row();
-    dA = dg + shape.row(), dC = dA + cells, dv = dC + cells, du = dv + shape.width();
+    A = base, C = A + cells, R = C + cells, C_unit = R + cells, R_unit = C_unit + cells;
+    row_norm = R_unit + cells, C_norm = row_norm + shape.regions(), f = C_norm + shape.regions(), df = f + shape.regions();
+    column_norm = df + shape.regions(), R_norm = column_norm + shape.row(), g = R_norm + shape.row(), dg = g + shape.row();
+    dS = dg + shape.row(), dC = dS + cells, dR = dC + cells, dC_unit = dR + cells, dR_unit = dC_unit + cells;
+    dv = dR_unit + cells, du = dv + shape.width();
   }
 };
 

@@ -1,12 +1,12 @@
 // One pair a block, in float32 whatever the features are: every dtype, length and derivative, where tiles of many pairs do not fit.
 //
-//   A = tanh(V (U affinityT)T)                          a cell of (m, n) a thread, 32 of the width at a time
-//   R, C                                                a row, then a column, a warp
-//   f = softmax(tanh(R (RT V Q1 + U Q2)) w_v)           32 columns of the hidden width at a time: a lane has a column, a warp
-//   g = softmax(tanh(CT (C U Q3 + V Q4)) w_u)           four rows at a time, and only the logits outlive the panel
-//   score = v.u / (|v| |u|)
+//   A = tanh(V (U affinityT)T)                                  a cell of (m, n) a thread, 32 of the width at a time
+//   C, R; C_unit, R_unit                                        a row or a column a warp
+//   f = softmax(tanh(C_unit (C_unitT V Q1) + C U Q2) w_v)       32 columns of the hidden width at a time: a lane has a column, a
+//   g = softmax(tanh(R_unitT (R_unit U Q3) + RT V Q4) w_u)      warp four rows at a time, and only the logits outlive the panel
+//   score = v.u, over |v| |u| for the cosine
 //
-// A, R, C and vectors lie in the pair's slot of scratch memory, small enough for the cache; panels, at most (m + n) rows of
+// Matrices and vectors lie in the pair's slot of scratch memory, small enough for the cache; panels, at most (m + n) rows of
 // them twice, in shared memory; nothing of size (m, H) or (m, m) exists. The derivative walks the panels once more.
 #include "device.h"
 #include "panels.h"
@@ -15,41 +15,28 @@ namespace caan::cuda {
 
 namespace {
 
-struct Panels {
-  float *regions0, *regions1, *words0, *words1;
-
-  CAAN_DEVICE Panels(char* shared, int M, int N) {
-    regions0 = reinterpret_cast<float*>(shared);
-    regions1 = regions0 + M * PANEL_ROW;
-    words0 = regions1 + M * PANEL_ROW;
-    words1 = words0 + N * PANEL_ROW;
-  }
-};
-
-// A line of cells, `count` of them `stride` apart: equation 2 from A to `weights`, which are 0 where A does not count.
-CAAN_DEVICE float attend(const float* A, float* weights, int count, int64_t stride, bool softmax, float temperature) {
+// A line of cells, `count` of them `stride` apart, over its norm, which is returned; what is negative counts as 0. By one warp.
+// A reciprocal would not do: one positive cell alone must become 1 exactly, and then pass a gradient of 0 exactly.
+CAAN_DEVICE float divide_by_norm(const float* line, float* unit, int count, int64_t stride) {
   const int lane = lane_of_thread();
-  if (!softmax) {
-    float squares = 0;
-    for (int i = lane; i < count; i += WARP) {
-      const float P = fmaxf(A[i * stride], 0.0f);
-      squares = fmaf(P, P, squares);
-    }
-    const float scale = inverse_norm(sum_over_warp(squares));
-    for (int i = lane; i < count; i += WARP) weights[i * stride] = fmaxf(A[i * stride], 0.0f) * scale;
-    return scale;
-  }
-  float highest = -INFINITY, sum = 0;
-  for (int i = lane; i < count; i += WARP) highest = fmaxf(highest, temperature * A[i * stride]);
-  highest = highest_of_warp(highest);
+  float squares = 0;
   for (int i = lane; i < count; i += WARP) {
-    const float e = expf(temperature * A[i * stride] - highest);
-    weights[i * stride] = e;
-    sum += e;
+    const float x = fmaxf(line[i * stride], 0.0f);
+    squares = fmaf(x, x, squares);
   }
-  const float scale = 1.0f / sum_over_warp(sum);
-  for (int i = lane; i < count; i += WARP) weights[i * stride] *= scale;
-  return scale;
+  const float norm = norm_of(sum_over_warp(squares));
+  for (int i = lane; i < count; i += WARP) unit[i * stride] = fmaxf(line[i * stride], 0.0f) / norm;
+  return norm;
+}
+
+// From the gradient of what `divide_by_norm` makes to that of what it takes, in place.
+CAAN_DEVICE void norm_gradient(const float* unit, float* gradient, int count, int64_t stride, float norm) {
+  const int lane = lane_of_thread();
+  float along = 0;
+  for (int i = lane; i < count; i += WARP) along = fmaf(unit[i * stride], gradient[i * stride], along);
+  along = sum_over_warp(along);
+  if (norm <= EPSILON) along = 0;
+  for (int i = lane; i < count; i += WARP) gradient[i * stride] = (gradient[i * stride] - unit[i * stride] * along) / norm;
 }
 
 // In place, by one warp.
@@ -97,32 +84,42 @@ CAAN_DEVICE float sum_over_block(float x, float* by_warp) {
   return x;
 }
 
-// The gradient of R and C along a line of cells, to that of A: added for columns, written for rows.
-CAAN_DEVICE void attend_gradient(const float* weights, const float* gradient, float* dA, int count, int64_t stride, float scale,
-                                 bool softmax, float temperature, bool add) {
-  const int lane = lane_of_thread();
-  float along = 0;
-  for (int i = lane; i < count; i += WARP) along = fmaf(gradient[i * stride], weights[i * stride], along);
-  along = sum_over_warp(along);
-  // A scale of 1e8 is that of a norm held at 1e-8, which passes no gradient.
-  if (!softmax && scale >= 1e8f) along = 0;
-  for (int i = lane; i < count; i += WARP) {
-    const float w = weights[i * stride], towards = gradient[i * stride];
-    const float d = softmax ? temperature * w * (towards - along) : scale * (towards - w * along);
-    dA[i * stride] = add ? dA[i * stride] + d : d;
+// dS, from the gradients of C, R, C_unit and R_unit, which are overwritten.
+template <typename T>
+CAAN_DEVICE void alignment_gradient(const Pair<T>& p) {
+  const Slot& slot = p.slot;
+  const int m = p.m, n = p.n, row = p.row, warp = warp_of_thread();
+  const auto at = [&](int cell) { return cell / n * row + cell % n; };
+  // What is not positive has no gradient, and a gradient there, infinite perhaps, must not meet a 0.
+  for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
+    const int i = at(cell);
+    if (!(slot.A[i] > 0)) slot.dC[i] = slot.dR[i] = slot.dC_unit[i] = slot.dR_unit[i] = 0;
+  }
+  block_barrier();
+  for (int r = warp; r < m; r += WARPS) norm_gradient(slot.C_unit + r * row, slot.dC_unit + r * row, n, 1, slot.C_norm[r]);
+  for (int j = warp; j < n; j += WARPS) norm_gradient(slot.R_unit + j, slot.dR_unit + j, m, row, slot.R_norm[j]);
+  block_barrier();
+  for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
+    const int i = at(cell);
+    slot.dC[i] += slot.dC_unit[i];
+    slot.dR[i] += slot.dR_unit[i];
+  }
+  block_barrier();
+  for (int r = warp; r < m; r += WARPS) norm_gradient(slot.R + r * row, slot.dR + r * row, n, 1, slot.row_norm[r]);
+  for (int j = warp; j < n; j += WARPS) norm_gradient(slot.C + j, slot.dC + j, m, row, slot.column_norm[j]);
+  block_barrier();
+  for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
+    const int i = at(cell);
+    const float A = slot.A[i];
+    slot.dS[i] = A > 0 ? (slot.dC[i] + slot.dR[i]) * (1.0f - A * A) : 0.0f;
   }
 }
 
 template <typename T>
-struct PairOfCall {
-  const T *V, *VQ, *U, *UQ;
-  int m, n;
-};
-
-template <typename T>
-CAAN_DEVICE void differentiate(const Sides<T>& s, const PairOfCall<T>& p, const Slot& slot, int row, const Panels& panels,
-                               const Options& o, float across, float along_v, float along_u) {
-  const int m = p.m, n = p.n, H = s.H, warp = warp_of_thread();
+CAAN_DEVICE void differentiate(const Sides<T>& s, const Pair<T>& p, const Panels& panels, const Options& o, float across,
+                               float along_v, float along_u) {
+  const Slot& slot = p.slot;
+  const int m = p.m, n = p.n, row = p.row, warp = warp_of_thread(), lane = lane_of_thread();
   for (int d = int(threadIdx.x); d < s.D; d += THREADS) {
     const float v = slot.dv[d], u = slot.du[d];
     slot.dv[d] = across * u - along_v * v;
@@ -131,95 +128,56 @@ CAAN_DEVICE void differentiate(const Sides<T>& s, const PairOfCall<T>& p, const 
   block_barrier();
   times_vector(p.V, m, s.D, slot.dv, slot.df);
   times_vector(p.U, n, s.D, slot.du, slot.dg);
-  for (int cell = int(threadIdx.x); cell < m * row; cell += THREADS) slot.dA[cell] = slot.dC[cell] = 0;
+  for (int cell = int(threadIdx.x); cell < m * row; cell += THREADS)
+    slot.dS[cell] = slot.dC[cell] = slot.dR[cell] = slot.dC_unit[cell] = slot.dR_unit[cell] = 0;
   block_barrier();
   if (warp == 0) softmax_gradient(slot.f, slot.df, m);
   if (warp == 1) softmax_gradient(slot.g, slot.dg, n);
-  // For the compiler: what follows begins with a barrier of its own, but without this one sm_90a spills 48 bytes of addresses that
-  // the loops begin with.
-  block_barrier();
 
-  const int64_t VQ_row = 2 * H, UQ_row = s.D + 2 * H;
-  float *P0 = panels.regions0, *P1 = panels.regions1, *Q0 = panels.words0, *Q1 = panels.words1;
-  const int lane = lane_of_thread();
-  for (int h = 0; (o.inter || o.intra) && h < H; h += PANEL) {
-    const float w_v = h + lane < H ? to_float(s.region_score[h + lane]) : 0.0f;
-    const float w_u = h + lane < H ? to_float(s.word_score[h + lane]) : 0.0f;
-    load_panel(P0, p.VQ, VQ_row, m, h, H);
-    load_panel(Q0, p.UQ + s.D, UQ_row, n, h, H);
+  float *P0 = panels.P0, *P1 = panels.P1, *Q0 = panels.Q0, *Q1 = panels.Q1;
+  for (int h = 0; (o.inter || o.intra) && h < s.H; h += PANEL) {
+    region_gradients(s, p, o, h, panels, ignore);
+    if (o.inter) add_products(slot.dC, row, m, n, P1, Q0);
+    if (o.intra) add_products(slot.dC_unit, row, m, n, P1, Q1);
     block_barrier();
-    transposed_times_panel(slot.R, row, n, m, P0, [&](int j, float sum) {
-      const int at = j * PANEL_ROW + lane;
-      Q1[at] = (o.intra ? sum : 0.0f) + (o.inter ? Q0[at] : 0.0f);
-    });
+    if (o.intra) {
+      transposed_times_panel(slot.C_unit, row, n, m, P1, [&](int j, float sum) { Q1[j * PANEL_ROW + lane] = sum; });
+      block_barrier();
+      add_products(slot.dC_unit, row, m, n, P0, Q1);
+      block_barrier();
+    }
+    word_gradients(s, p, o, h, panels, ignore);
+    if (o.inter) add_products(slot.dR, row, m, n, P0, Q1);
+    if (o.intra) add_products(slot.dR_unit, row, m, n, P1, Q1);
     block_barrier();
-    times_panel(slot.R, row, m, n, Q1, [&](int r, float sum) {
-      const float t = exact_tanh(sum);
-      P1[r * PANEL_ROW + lane] = slot.df[r] * w_v * (1.0f - t * t);
-    });
-    block_barrier();
-    // The gradient of R shares that of A, which is made last.
-    add_products(slot.dA, row, m, n, P1, Q1);
-    if (o.intra) transposed_times_panel(slot.R, row, n, m, P1, [&](int j, float sum) { Q0[j * PANEL_ROW + lane] = sum; });
-    block_barrier();
-    if (o.intra) add_products(slot.dA, row, m, n, P0, Q0);
-    block_barrier();
-
-    load_panel(P0, p.VQ + H, VQ_row, m, h, H);
-    load_panel(Q0, p.UQ + s.D + H, UQ_row, n, h, H);
-    block_barrier();
-    times_panel(slot.C, row, m, n, Q0, [&](int r, float sum) {
-      const int at = r * PANEL_ROW + lane;
-      P1[at] = (o.intra ? sum : 0.0f) + (o.inter ? P0[at] : 0.0f);
-    });
-    block_barrier();
-    transposed_times_panel(slot.C, row, n, m, P1, [&](int j, float sum) {
-      const float t = exact_tanh(sum);
-      Q1[j * PANEL_ROW + lane] = slot.dg[j] * w_u * (1.0f - t * t);
-    });
-    block_barrier();
-    add_products(slot.dC, row, m, n, P1, Q1);
-    if (o.intra) times_panel(slot.C, row, m, n, Q1, [&](int r, float sum) { P0[r * PANEL_ROW + lane] = sum; });
-    block_barrier();
-    if (o.intra) add_products(slot.dC, row, m, n, P0, Q0);
-    block_barrier();
+    if (o.intra) {
+      times_panel(slot.R_unit, row, m, n, Q1, [&](int r, float sum) { P1[r * PANEL_ROW + lane] = sum; });
+      block_barrier();
+      add_products(slot.dR_unit, row, m, n, P1, Q0);
+      block_barrier();
+    }
   }
-
-  for (int r = warp; r < m; r += WARPS) {
-    float* dA = slot.dA + r * row;
-    attend_gradient(slot.R + r * row, dA, dA, n, 1, slot.row_scale[r], o.softmax, o.temperature, false);
-  }
-  block_barrier();
-  for (int j = warp; j < n; j += WARPS)
-    attend_gradient(slot.C + j, slot.dC + j, slot.dA + j, m, row, slot.column_scale[j], o.softmax, o.temperature, true);
-  block_barrier();
-  for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
-    const int at = cell / n * row + cell % n;
-    const float A = slot.A[at];
-    slot.dA[at] = o.softmax || A > 0 ? slot.dA[at] * (1.0f - A * A) : 0.0f;
-  }
+  alignment_gradient(p);
 }
 
 // `score_gradient` is asked late, so as to take no register until then.
 template <typename T, bool GRADIENT, typename ScoreGradient>
 CAAN_DEVICE float work_on(const Sides<T>& s, int64_t image, int64_t caption, const Options& o, float* scratch, char* shared,
                           ScoreGradient score_gradient) {
-  const int m = int(s.region_lengths[image]), n = int(s.word_lengths[caption]);
-  const PairOfCall<T> p{s.V(image), s.VQ(image), s.U(caption), s.UQ(caption), m, n};
   const SlotShape shape{s.M, s.N, s.D, GRADIENT};
-  const Slot slot(scratch + blockIdx.x * shape.size(), shape);
+  const Pair<T> p(s, image, caption, scratch + blockIdx.x * shape.size(), shape);
+  const Slot& slot = p.slot;
   const Panels panels(shared, s.M, s.N);
-  float *P0 = panels.regions0, *P1 = panels.regions1, *Q0 = panels.words0, *Q1 = panels.words1;
-  const int row = shape.row(), H = s.H, warp = warp_of_thread(), lane = lane_of_thread();
-  const int64_t VQ_row = 2 * H, UQ_row = s.D + 2 * H;
+  const int m = p.m, n = p.n, row = p.row, warp = warp_of_thread(), lane = lane_of_thread();
 
   // Columns up to a multiple of 4 are read, and must count as nothing.
-  for (int cell = int(threadIdx.x); cell < m * row; cell += THREADS) slot.A[cell] = slot.R[cell] = slot.C[cell] = 0;
+  for (int cell = int(threadIdx.x); cell < m * row; cell += THREADS)
+    slot.A[cell] = slot.C[cell] = slot.R[cell] = slot.C_unit[cell] = slot.R_unit[cell] = 0;
   for (int d = 0; d < s.D; d += PANEL) {
-    load_panel(P0, p.V, s.D, m, d, s.D);
-    load_panel(Q0, p.UQ, UQ_row, n, d, s.D);
+    load_panel(panels.P0, p.V, s.D, m, d, s.D);
+    load_panel(panels.Q0, p.UQ, s.D + 2 * s.H, n, d, s.D);
     block_barrier();
-    add_products(slot.A, row, m, n, P0, Q0);
+    add_products(slot.A, row, m, n, panels.P0, panels.Q0);
     block_barrier();
   }
   for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
@@ -228,44 +186,36 @@ CAAN_DEVICE float work_on(const Sides<T>& s, int64_t image, int64_t caption, con
   }
   block_barrier();
   for (int r = warp; r < m; r += WARPS) {
-    const float scale = attend(slot.A + r * row, slot.R + r * row, n, 1, o.softmax, o.temperature);
-    if (lane == 0) slot.row_scale[r] = scale, slot.f[r] = 0;
+    const float norm = divide_by_norm(slot.A + r * row, slot.R + r * row, n, 1);
+    if (lane == 0) slot.row_norm[r] = norm, slot.f[r] = 0;
   }
   for (int j = warp; j < n; j += WARPS) {
-    const float scale = attend(slot.A + j, slot.C + j, m, row, o.softmax, o.temperature);
-    if (lane == 0) slot.column_scale[j] = scale, slot.g[j] = 0;
+    const float norm = divide_by_norm(slot.A + j, slot.C + j, m, row);
+    if (lane == 0) slot.column_norm[j] = norm, slot.g[j] = 0;
+  }
+  block_barrier();
+  for (int r = warp; r < m; r += WARPS) {
+    const float norm = divide_by_norm(slot.C + r * row, slot.C_unit + r * row, n, 1);
+    if (lane == 0) slot.C_norm[r] = norm;
+  }
+  for (int j = warp; j < n; j += WARPS) {
+    const float norm = divide_by_norm(slot.R + j, slot.R_unit + j, m, row);
+    if (lane == 0) slot.R_norm[j] = norm;
   }
   block_barrier();
 
-  for (int h = 0; (o.inter || o.intra) && h < H; h += PANEL) {
-    const float w_v = h + lane < H ? to_float(s.region_score[h + lane]) : 0.0f;
-    const float w_u = h + lane < H ? to_float(s.word_score[h + lane]) : 0.0f;
-    load_panel(P0, p.VQ, VQ_row, m, h, H);
-    load_panel(Q0, p.UQ + s.D, UQ_row, n, h, H);
-    block_barrier();
-    transposed_times_panel(slot.R, row, n, m, P0, [&](int j, float sum) {
-      const int at = j * PANEL_ROW + lane;
-      Q1[at] = (o.intra ? sum : 0.0f) + (o.inter ? Q0[at] : 0.0f);
-    });
-    block_barrier();
-    times_panel(slot.R, row, m, n, Q1, [&](int r, float sum) {
-      const float logit = sum_over_warp(exact_tanh(sum) * w_v);
+  for (int h = 0; (o.inter || o.intra) && h < s.H; h += PANEL) {
+    const float w_v = h + lane < s.H ? to_float(s.region_score[h + lane]) : 0.0f;
+    const float w_u = h + lane < s.H ? to_float(s.word_score[h + lane]) : 0.0f;
+    region_contexts(s, p, o, h, panels, [&](int r, float y) {
+      const float logit = sum_over_warp(exact_tanh(y) * w_v);
       if (lane == 0) slot.f[r] += logit;
     });
-    load_panel(P0, p.VQ + H, VQ_row, m, h, H);
-    load_panel(Q0, p.UQ + s.D + H, UQ_row, n, h, H);
-    block_barrier();
-    times_panel(slot.C, row, m, n, Q0, [&](int r, float sum) {
-      const int at = r * PANEL_ROW + lane;
-      P1[at] = (o.intra ? sum : 0.0f) + (o.inter ? P0[at] : 0.0f);
-    });
-    block_barrier();
-    transposed_times_panel(slot.C, row, n, m, P1, [&](int j, float sum) {
-      const float logit = sum_over_warp(exact_tanh(sum) * w_u);
+    word_contexts(s, p, o, h, panels, [&](int j, float x) {
+      const float logit = sum_over_warp(exact_tanh(x) * w_u);
       if (lane == 0) slot.g[j] += logit;
     });
   }
-  block_barrier();
   if (warp == 0) softmax_of(slot.f, m);
   if (warp == 1) softmax_of(slot.g, n);
   block_barrier();
@@ -280,17 +230,17 @@ CAAN_DEVICE float work_on(const Sides<T>& s, int64_t image, int64_t caption, con
     u_squares = fmaf(u, u, u_squares);
     if (GRADIENT) slot.dv[d] = v, slot.du[d] = u;
   }
-  product = sum_over_block(product, P0);
-  v_squares = sum_over_block(v_squares, P0);
-  u_squares = sum_over_block(u_squares, P0);
-  float across = o.cosine ? inverse_norm(v_squares) * inverse_norm(u_squares) : 1.0f;
+  product = sum_over_block(product, panels.P0);
+  v_squares = sum_over_block(v_squares, panels.P0);
+  u_squares = sum_over_block(u_squares, panels.P0);
+  const float v_norm = norm_of(v_squares), u_norm = norm_of(u_squares);
+  float across = o.cosine ? 1.0f / (v_norm * u_norm) : 1.0f;
   if constexpr (GRADIENT) {
     across *= score_gradient();
     const float towards = across * product;
-    // A norm held at 1e-8 passes no gradient.
-    const float along_v = o.cosine && sqrtf(v_squares) > 1e-8f ? towards / v_squares : 0.0f;
-    const float along_u = o.cosine && sqrtf(u_squares) > 1e-8f ? towards / u_squares : 0.0f;
-    differentiate(s, p, slot, row, panels, o, across, along_v, along_u);
+    const float along_v = o.cosine && v_norm > EPSILON ? towards / v_squares : 0.0f;
+    const float along_u = o.cosine && u_norm > EPSILON ? towards / u_squares : 0.0f;
+    differentiate(s, p, panels, o, across, along_v, along_u);
   }
   return product * across;
 }
@@ -338,7 +288,7 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
 }
 
 template <typename T>
-CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
+CAAN_KERNEL void CAAN_BOUNDS(THREADS, 3)
     gradient_kernel(Sides<T> s, Pairs pairs, Options o, const float* score_gradients, float* scratch) {
   CAAN_SHARED;
   const int64_t place = pairs.first + blockIdx.x;
@@ -346,8 +296,6 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
   work_on<T, true>(s, pairs.keys[place] / s.captions, pairs.keys[place] % s.captions, o, scratch, shared_memory,
                    [&] { return score_gradients[pairs.order[pairs.first + blockIdx.x]]; });
 }
-
-size_t panel_bytes(int M, int N) { return size_t(2 * (M + N)) * PANEL_ROW * sizeof(float); }
 
 } // namespace
 

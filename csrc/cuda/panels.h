@@ -1,5 +1,6 @@
-// Products of a pair's small matrices with panels: 32 columns of a tensor's rows, one row after another in shared memory as
-// float32. A lane has a column, a warp four rows at a time; sums run over rows in rising order.
+// Products of a pair's small matrices with panels, 32 columns of a tensor's rows, one row after another in shared memory as
+// float32, and both sides' contexts as such products. A lane has a column, a warp four rows at a time; sums run over rows in rising
+// order.
 #pragma once
 
 #include "device.h"
@@ -19,6 +20,8 @@ CAAN_DEVICE int warp_of_thread() { return int(threadIdx.x) / WARP; }
 template <typename T>
 CAAN_DEVICE void load_panel(float* panel, const T* from, int64_t row_stride, int rows, int first, int columns) {
   const int column = first + lane_of_thread();
+  // With more rows at once the gradients' kernel spills on sm_90a.
+#pragma unroll 2
   for (int r = warp_of_thread(); r < rows; r += WARPS)
     panel[r * PANEL_ROW + lane_of_thread()] = column < columns ? to_float(from[r * row_stride + column]) : 0.0f;
 }
@@ -76,5 +79,96 @@ CAAN_DEVICE void add_products(float* matrix, int matrix_row, int rows, int colum
     matrix[int64_t(r) * matrix_row + c] += sum;
   }
 }
+
+// A pair at work: its items, its slot of scratch memory, and how long a row of the slot's matrices is.
+template <typename T>
+struct Pair {
+  const T *V, *VQ, *U, *UQ;
+  int m, n, row;
+  Slot slot;
+
+  CAAN_DEVICE Pair(const Sides<T>& s, int64_t image, int64_t caption, float* scratch, const SlotShape& shape)
+      : V(s.V(image)),
+        VQ(s.VQ(image)),
+        U(s.U(caption)),
+        UQ(s.UQ(caption)),
+        m(int(s.region_lengths[image])),
+        n(int(s.word_lengths[caption])),
+        row(shape.row()),
+        slot(scratch, shape) {}
+};
+
+// Two panels of regions and two of words.
+struct Panels {
+  float *P0, *P1, *Q0, *Q1;
+
+  CAAN_DEVICE Panels(char* shared, int M, int N)
+      : P0(reinterpret_cast<float*>(shared)), P1(P0 + M * PANEL_ROW), Q0(P1 + M * PANEL_ROW), Q1(Q0 + N * PANEL_ROW) {}
+};
+inline size_t panel_bytes(int M, int N) { return size_t(2 * (M + N)) * PANEL_ROW * sizeof(float); }
+
+// each(r, Y[r, h + lane]) of Y = C_unit (C_unitT V Q1) + C (U Q2). Of the columns from `h`, P0 = V Q1, Q0 = U Q2, Q1 = C_unitT V Q1
+// are left, and P1 is for `each`, which has its row's numbers there to itself. A product of no depth is 0.
+template <typename T, typename Each>
+CAAN_DEVICE void region_contexts(const Sides<T>& s, const Pair<T>& pair, const Options& o, int h, const Panels& p, Each each) {
+  const int lane = lane_of_thread();
+  const Slot& slot = pair.slot;
+  load_panel(p.P0, pair.VQ, 2 * s.H, pair.m, h, s.H);
+  load_panel(p.Q0, pair.UQ + s.D, s.D + 2 * s.H, pair.n, h, s.H);
+  block_barrier();
+  if (o.intra)
+    transposed_times_panel(slot.C_unit, pair.row, pair.n, pair.m, p.P0,
+                           [&](int j, float sum) { p.Q1[j * PANEL_ROW + lane] = sum; });
+  block_barrier();
+  times_panel(slot.C, pair.row, pair.m, o.inter ? pair.n : 0, p.Q0, [&](int r, float sum) { p.P1[r * PANEL_ROW + lane] = sum; });
+  times_panel(slot.C_unit, pair.row, pair.m, o.intra ? pair.n : 0, p.Q1,
+              [&](int r, float sum) { each(r, p.P1[r * PANEL_ROW + lane] + sum); });
+  block_barrier();
+}
+
+// each(j, X[j, h + lane]) of X = R_unitT (R_unit U Q3) + RT (V Q4). P0 = V Q4, Q0 = U Q3, P1 = R_unit U Q3 are left, and Q1 is for
+// `each`.
+template <typename T, typename Each>
+CAAN_DEVICE void word_contexts(const Sides<T>& s, const Pair<T>& pair, const Options& o, int h, const Panels& p, Each each) {
+  const int lane = lane_of_thread();
+  const Slot& slot = pair.slot;
+  load_panel(p.P0, pair.VQ + s.H, 2 * s.H, pair.m, h, s.H);
+  load_panel(p.Q0, pair.UQ + s.D + s.H, s.D + 2 * s.H, pair.n, h, s.H);
+  block_barrier();
+  if (o.intra)
+    times_panel(slot.R_unit, pair.row, pair.m, pair.n, p.Q0, [&](int r, float sum) { p.P1[r * PANEL_ROW + lane] = sum; });
+  block_barrier();
+  transposed_times_panel(slot.R, pair.row, pair.n, o.inter ? pair.m : 0, p.P0,
+                         [&](int j, float sum) { p.Q1[j * PANEL_ROW + lane] = sum; });
+  transposed_times_panel(slot.R_unit, pair.row, pair.n, o.intra ? pair.m : 0, p.P1,
+                         [&](int j, float sum) { each(j, p.Q1[j * PANEL_ROW + lane] + sum); });
+  block_barrier();
+}
+
+// What `region_contexts` leaves, with P1 = dY; each(r, tanh(Y)) on the way.
+template <typename T, typename Each>
+CAAN_DEVICE void region_gradients(const Sides<T>& s, const Pair<T>& pair, const Options& o, int h, const Panels& p, Each each) {
+  const int lane = lane_of_thread();
+  const float w = h + lane < s.H ? to_float(s.region_score[h + lane]) : 0.0f;
+  region_contexts(s, pair, o, h, p, [&](int r, float y) {
+    const float t = exact_tanh(y);
+    each(r, t);
+    p.P1[r * PANEL_ROW + lane] = pair.slot.df[r] * w * (1.0f - t * t);
+  });
+}
+
+// What `word_contexts` leaves, with Q1 = dX; each(j, tanh(X)) on the way.
+template <typename T, typename Each>
+CAAN_DEVICE void word_gradients(const Sides<T>& s, const Pair<T>& pair, const Options& o, int h, const Panels& p, Each each) {
+  const int lane = lane_of_thread();
+  const float w = h + lane < s.H ? to_float(s.word_score[h + lane]) : 0.0f;
+  word_contexts(s, pair, o, h, p, [&](int j, float x) {
+    const float t = exact_tanh(x);
+    each(j, t);
+    p.Q1[j * PANEL_ROW + lane] = pair.slot.dg[j] * w * (1.0f - t * t);
+  });
+}
+
+CAAN_DEVICE void ignore(int, float) {}
 
 } // namespace caan::cuda

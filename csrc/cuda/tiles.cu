@@ -4,15 +4,17 @@
 // Four passes walk the width (0, 3) and the hidden width (1, 2), 64 columns at a time. Each brings as many rows of regions and
 // of words into shared memory, for all warps of the block, by asynchronous copies, a piece ahead:
 //
-//   0  S = V (U affinityT)T, then A, R and C                    in registers, R and C as factors of the next passes' products
-//   1  tanh(R (RT V Q1 + U Q2)) w_v                             16 hidden columns at a time; what leaves a product as sums is
-//   2  tanh(CT V Q4 + (CT C) U Q3) w_u                          the next one's factor; only logits live on
+//   0  S = V (U affinityT)T, then A, C, R, C_unit, R_unit       in registers, the last four as factors of the next passes' products
+//   1  tanh((R_unitT R_unit) U Q3 + RT V Q4) w_u                16 hidden columns at a time; what leaves a product as sums is
+//   2  tanh(C_unit (C_unitT V Q1) + C U Q2) w_v                 the next one's factor; only logits live on
 //   3  v = f V, u = g U, of which v.u, |v|^2 and |u|^2 are kept
+//
+// C_unit is C with unit rows, R_unit is R with unit columns.
 //
 // All products are transposed, hidden columns or the width by words or regions: those are many, and regions and words need
 // to be padded only to multiples of 8 where they are columns, of 16 where they are summed over. Nothing is written but the score.
 //
-// For a pair of m regions and n words, widths D and H: 2mnD + (6mn + 2n^2)H + 2(m + n)D multiply-add flops, (m + n)H tanh, and from
+// For a pair of m regions and n words, widths D and H: 2mnD + (8mn + 2n^2)H + 2(m + n)D multiply-add flops, (m + n)H tanh, and from
 // the L2 cache 2m(2D + 2H) / captions of the block + 2n(2D + 2H) / images of the block bytes. docs/cuda.md has the estimate.
 //
 // Why scores have the same bits in any company: a caption's words begin at a multiple of 16, a step of a tensor core's sum, so
@@ -34,12 +36,9 @@ struct Shape {
   static constexpr int TOGETHER = TOGETHER_, WORDS = WORD_ROWS / TOGETHER;
   // BOTH terms of the contexts, as the paper has it: known beforehand, they cost the inner loops no branch.
   static constexpr bool LISTED = LISTED_, BOTH = BOTH_;
-  // Warps are images by columns of captions; in a list every warp has words of its own.
-  // As many warps as keep what they need in registers: 168 a thread with twelve, 255 with eight or fewer.
-  static constexpr int IMAGES = LISTED               ? 4
-                                : TILES <= 5 && BOTH ? 3
-                                                     : 2,
-                       COLUMNS = LISTED ? 1 : 4, GROUPS = LISTED ? IMAGES : COLUMNS;
+  // Warps are images by columns of captions; in a list every warp has words of its own. With eight warps or fewer a thread may
+  // have 255 registers.
+  static constexpr int IMAGES = LISTED ? 4 : 2, COLUMNS = LISTED ? 1 : 4, GROUPS = LISTED ? IMAGES : COLUMNS;
   static constexpr int WARPS = IMAGES * COLUMNS, THREADS = WARPS * WARP, CAPTIONS = GROUPS * TOGETHER;
   static constexpr int ROWS = IMAGES * REGION_ROWS + GROUPS * WORD_ROWS;
   // One piece is worked on, which takes thousands of cycles, while the next is on its way.
@@ -120,8 +119,8 @@ template <typename T>
 CAAN_DEVICE Source<T> source_of(const Sides<T>& s, int pass) {
   const uint32_t D = uint32_t(s.D), H = uint32_t(s.H);
   if (pass == 0) return {s.regions, s.word_products, D, D + 2 * H, 0, s.D, 0};
-  if (pass == 1) return {s.region_products, s.word_products + s.D, 2 * H, D + 2 * H, 0, s.H, 1};
-  if (pass == 2) return {s.region_products + s.H, s.word_products + s.D + s.H, 2 * H, D + 2 * H, 0, s.H, 2};
+  if (pass == 1) return {s.region_products + s.H, s.word_products + s.D + s.H, 2 * H, D + 2 * H, 0, s.H, 1};
+  if (pass == 2) return {s.region_products, s.word_products + s.D, 2 * H, D + 2 * H, 0, s.H, 2};
   return {s.regions, s.words, D, D, 0, s.D, 3};
 }
 
@@ -205,21 +204,53 @@ CAAN_DEVICE void softmax_of_tiles(float (&x)[TILES][2], int count) {
     for (int e = 0; e < 2; ++e) x[t][e] *= scale;
 }
 
-// R and C as factors of products: [depth][words / 8][half] holds 16 regions by 8 words.
+CAAN_DEVICE float inverse_norm(float squares) { return quick_inverse_root(fmaxf(squares, EPSILON * EPSILON)); }
+
+// number(w, t, e) is that of one caption where a product of STRIPS of 16 words (rows) by TILES of 8 regions (columns) leaves it in
+// a lane: e / 2 is 1 for the word 8 rows on, e % 2 for the next region. scale[w][e / 2] = 1 / norm of a word's numbers.
+template <int STRIPS, int TILES, typename Number>
+CAAN_DEVICE void norms_of_words(float (&scale)[STRIPS][2], Number number) {
+#pragma unroll
+  for (int w = 0; w < STRIPS; ++w)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float squares = 0;
+#pragma unroll
+      for (int t = 0; t < TILES; ++t)
+#pragma unroll
+        for (int e = 2 * half; e < 2 * half + 2; ++e) squares = fmaf(number(w, t, e), number(w, t, e), squares);
+      scale[w][half] = inverse_norm(sum_over_columns(squares));
+    }
+}
+
+// scale[t][e % 2] = 1 / norm of a region's numbers.
+template <int STRIPS, int TILES, typename Number>
+CAAN_DEVICE void norms_of_regions(float (&scale)[TILES][2], Number number) {
+#pragma unroll
+  for (int t = 0; t < TILES; ++t)
+#pragma unroll
+    for (int side = 0; side < 2; ++side) {
+      float squares = 0;
+#pragma unroll
+      for (int w = 0; w < STRIPS; ++w)
+#pragma unroll
+        for (int e = side; e < 4; e += 2) squares = fmaf(number(w, t, e), number(w, t, e), squares);
+      scale[t][side] = inverse_norm(sum_over_rows(squares));
+    }
+}
+
+// Factors of products: [depth][words / 8][half] holds 16 regions by 8 words.
 template <typename S>
 struct Attention {
-  uint32_t R[S::DEPTHS][4][2], C[S::DEPTHS][4][2];
+  uint32_t C[S::DEPTHS][4][2], R[S::DEPTHS][4][2], C_unit[S::DEPTHS][4][2], R_unit[S::DEPTHS][4][2];
 };
 
-// Equations 1 and 2 for one caption from S[w][t], STRIPS of 16 words (rows) by TILES of 8 regions (columns) as a product leaves
-// them: of each lane two neighbouring regions for a word and for the word 8 rows on. Strips and parts of the caption begin at
-// `first` among the block's.
-template <typename S, typename T, bool SOFTMAX>
-CAAN_DEVICE void attend(float (&A)[2][S::TILES][4], int first, int m, int n, float temperature, Attention<S>& found) {
+// Attention of one caption from S[w][t], as a product leaves it; the caption's words begin at strip `first`.
+template <typename S, typename T>
+CAAN_DEVICE void attend(float (&A)[2][S::TILES][4], int first, int m, int n, Attention<S>& found) {
   constexpr int STRIPS = 2 / S::TOGETHER;
   const int lane = int(threadIdx.x) % WARP, row = lane / 4, column = 2 * (lane % 4);
   const auto exists = [&](int w, int t, int e) { return 16 * w + 8 * (e / 2) + row < n && 8 * t + column + e % 2 < m; };
-  const auto scale_of = [](float sum) { return SOFTMAX ? quick_inverse(sum) : quick_inverse_root(fmaxf(sum, 1e-16f)); };
 #pragma unroll
   for (int w = 0; w < STRIPS; ++w)
 #pragma unroll
@@ -227,74 +258,34 @@ CAAN_DEVICE void attend(float (&A)[2][S::TILES][4], int first, int m, int n, flo
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         float& a = A[first + w][t][e];
-        a = SOFTMAX ? temperature * quick_tanh(a) : fmaxf(quick_tanh(a), 0.0f);
-        if (!exists(w, t, e)) a = SOFTMAX ? -INFINITY : 0.0f;
+        a = exists(w, t, e) ? fmaxf(quick_tanh(a), 0.0f) : 0.0f;
       }
+  float of_word[STRIPS][2], of_region[S::TILES][2], of_C[S::TILES][2], of_R[STRIPS][2];
+  const auto P = [&](int w, int t, int e) { return A[first + w][t][e]; };
+  const auto C = [&](int w, int t, int e) { return P(w, t, e) * of_word[w][e / 2]; };
+  const auto R = [&](int w, int t, int e) { return P(w, t, e) * of_region[t][e % 2]; };
+  norms_of_words<STRIPS, S::TILES>(of_word, P);
+  norms_of_regions<STRIPS, S::TILES>(of_region, P);
+  norms_of_regions<STRIPS, S::TILES>(of_C, C);
+  norms_of_words<STRIPS, S::TILES>(of_R, R);
 #pragma unroll
   for (int w = 0; w < STRIPS; ++w)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float highest = -INFINITY, sum = 0;
-      if constexpr (SOFTMAX) {
-#pragma unroll
-        for (int t = 0; t < S::TILES; ++t)
-          highest = fmaxf(highest, fmaxf(A[first + w][t][2 * half], A[first + w][t][2 * half + 1]));
-        highest = highest_of_columns(highest);
-        // A word that does not exist has nothing to shift.
-        highest = highest > -INFINITY ? highest : 0.0f;
-      }
-      const auto weight = [&](float a) { return SOFTMAX ? quick_exp(a - highest) : a; };
-#pragma unroll
-      for (int t = 0; t < S::TILES; ++t)
-#pragma unroll
-        for (int e = 2 * half; e < 2 * half + 2; ++e) {
-          const float x = weight(A[first + w][t][e]);
-          sum = SOFTMAX ? sum + x : fmaf(x, x, sum);
-        }
-      sum = sum_over_columns(sum);
-      const float scale = sum > 0 ? scale_of(sum) : 0.0f;
+      const int words = 2 * (first + w) + half, e = 2 * half;
 #pragma unroll
       for (int t = 0; t < S::TILES; ++t) {
-        const float* a = A[first + w][t];
-        found.C[t / 2][2 * (first + w) + half][t % 2] = pack(weight(a[2 * half]) * scale, weight(a[2 * half + 1]) * scale, T{});
+        const float C0 = C(w, t, e), C1 = C(w, t, e + 1), R0 = R(w, t, e), R1 = R(w, t, e + 1);
+        found.C[t / 2][words][t % 2] = pack(C0, C1, T{});
+        found.R[t / 2][words][t % 2] = pack(R0, R1, T{});
+        found.C_unit[t / 2][words][t % 2] = pack(C0 * of_C[t][0], C1 * of_C[t][1], T{});
+        found.R_unit[t / 2][words][t % 2] = pack(R0 * of_R[w][half], R1 * of_R[w][half], T{});
       }
-      if (S::TILES % 2) found.C[S::TILES / 2][2 * (first + w) + half][1] = found.R[S::TILES / 2][2 * (first + w) + half][1] = 0;
+      if (S::TILES % 2) {
+        constexpr int LAST = S::TILES / 2;
+        found.C[LAST][words][1] = found.R[LAST][words][1] = found.C_unit[LAST][words][1] = found.R_unit[LAST][words][1] = 0;
+      }
     }
-#pragma unroll
-  for (int t = 0; t < S::TILES; ++t) {
-    float shift[2] = {}, scale[2] = {};
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float highest = -INFINITY, sum = 0;
-      if constexpr (SOFTMAX) {
-#pragma unroll
-        for (int w = 0; w < STRIPS; ++w) highest = fmaxf(highest, fmaxf(A[first + w][t][e], A[first + w][t][e + 2]));
-        highest = highest_of_rows(highest);
-        shift[e] = highest > -INFINITY ? highest : 0.0f;
-      }
-#pragma unroll
-      for (int w = 0; w < STRIPS; ++w)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const float a = A[first + w][t][e + 2 * half], x = SOFTMAX ? quick_exp(a - shift[e]) : a;
-          sum = SOFTMAX ? sum + x : fmaf(x, x, sum);
-        }
-      sum = sum_over_rows(sum);
-      scale[e] = sum > 0 ? scale_of(sum) : 0.0f;
-    }
-#pragma unroll
-    for (int w = 0; w < STRIPS; ++w)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float R[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float a = A[first + w][t][e + 2 * half];
-          R[e] = scale[e] * (SOFTMAX ? quick_exp(a - shift[e]) : a);
-        }
-        found.R[t / 2][2 * (first + w) + half][t % 2] = pack(R[0], R[1], T{});
-      }
-  }
 }
 
 template <typename S, typename T>
@@ -308,10 +299,9 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
   block_barrier();
   const int warp = int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP, row = lane / 4, column = 2 * (lane % 4);
   const int image = warp / S::COLUMNS, group = S::LISTED ? image : warp % S::COLUMNS;
-  const int m = items.m[image];
-  int n[S::TOGETHER];
-#pragma unroll
-  for (int k = 0; k < S::TOGETHER; ++k) n[k] = items.n[group * S::TOGETHER + k];
+  // Read where they are needed: in between they would take registers.
+  const auto m = [&] { return items.m[image]; };
+  const auto n = [&](int k) { return items.n[group * S::TOGETHER + k]; };
 
   const bool contexts = o.inter || o.intra;
   const int width_pieces = (s.D + PIECE - 1) / PIECE, hidden_pieces = contexts ? (s.H + PIECE - 1) / PIECE : 0;
@@ -376,72 +366,11 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
   }
   Attention<S> of;
 #pragma unroll
-  for (int k = 0; k < S::TOGETHER; ++k)
-    o.softmax ? attend<S, T, true>(sums, k, m, n[k], o.temperature, of) : attend<S, T, false>(sums, k, m, n[k], o.temperature, of);
+  for (int k = 0; k < S::TOGETHER; ++k) attend<S, T>(sums, k, m(), n(k), of);
 
   float region_logits[S::TOGETHER][S::TILES][2] = {}, word_logits[S::TOGETHER][4 / S::TOGETHER][2] = {};
   if (hidden_pieces) {
-    // RT as a factor: words by regions.
-    uint32_t turned[2][S::TILES][2];
-#pragma unroll
-    for (int w = 0; w < 2; ++w)
-#pragma unroll
-      for (int t = 0; t < S::TILES; ++t)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) turned[w][t][half] = transpose_matrix(of.R[t / 2][2 * w + half][t % 2]);
-    for (int i = 0; i < hidden_pieces; ++i) {
-      advance();
-#pragma unroll 1
-      for (int k = 0; k < PIECE / 16; ++k) {
-        const int h = i * PIECE + 16 * k + row;
-        const float w0 = h < s.H ? to_float(s.region_score[h]) : 0.0f, w8 = h + 8 < s.H ? to_float(s.region_score[h + 8]) : 0.0f;
-        uint32_t VQ1[S::DEPTHS][4];
-        if (o.intra)
-#pragma unroll
-          for (int depth = 0; depth < S::DEPTHS; ++depth) columns_by_rows(VQ1[depth], regions, depth, k);
-        uint32_t Z[2][4];
-#pragma unroll
-        for (int w = 0; w < 2; ++w) {
-          float z[2][4] = {};
-          if (o.inter) {
-            uint32_t UQ2[4];
-            // As sums are held: columns of words, so halves of the hidden columns come first.
-            load_matrices<true>(UQ2, words + unit_offset(16 * w + second8, 2 * k + lane / 8 % 2));
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) {
-                z[half][2 * e] = first_of<T>(UQ2[2 * half + e]);
-                z[half][2 * e + 1] = second_of<T>(UQ2[2 * half + e]);
-              }
-          }
-          if (o.intra)
-#pragma unroll
-            for (int depth = 0; depth < S::DEPTHS; ++depth)
-#pragma unroll
-              for (int half = 0; half < 2; ++half)
-                multiply_add(z[half], VQ1[depth], of.R[depth][2 * w + half][0], of.R[depth][2 * w + half][1], T{});
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) Z[w][2 * half + e] = pack(z[half][2 * e], z[half][2 * e + 1], T{});
-        }
-#pragma unroll
-        for (int c = 0; c < S::TOGETHER; ++c)
-#pragma unroll
-          for (int t = 0; t < S::TILES; ++t) {
-            float Y[4] = {};
-#pragma unroll
-            for (int w = 0; w < 2; ++w)
-              if (S::TOGETHER == 1 || w == c) multiply_add(Y, Z[w], turned[w][t][0], turned[w][t][1], T{});
-#pragma unroll
-            for (int e = 0; e < 2; ++e)
-              region_logits[c][t][e] = fmaf(rough_tanh(Y[2 + e]), w8, fmaf(rough_tanh(Y[e]), w0, region_logits[c][t][e]));
-          }
-      }
-    }
-
-    // CT C as a factor; it is its own transpose.
+    // R_unitT R_unit as a factor; it is its own transpose.
     uint32_t H[2][4 / S::TOGETHER][2];
 #pragma unroll
     for (int w = 0; w < 2; ++w)
@@ -451,9 +380,9 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
         float h[4] = {};
 #pragma unroll
         for (int depth = 0; depth < S::DEPTHS; ++depth) {
-          const uint32_t C[4] = {of.C[depth][2 * w][0], of.C[depth][2 * w + 1][0], of.C[depth][2 * w][1],
-                                 of.C[depth][2 * w + 1][1]};
-          multiply_add(h, C, of.C[depth][of_words][0], of.C[depth][of_words][1], T{});
+          const auto& R = of.R_unit[depth];
+          const uint32_t left[4] = {R[2 * w][0], R[2 * w + 1][0], R[2 * w][1], R[2 * w + 1][1]};
+          multiply_add(h, left, R[of_words][0], R[of_words][1], T{});
         }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -477,7 +406,7 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
             uint32_t VQ4[4];
             columns_by_rows(VQ4, regions, depth, k);
 #pragma unroll
-            for (int j = 0; j < 4; ++j) multiply_add(Y[j], VQ4, of.C[depth][j][0], of.C[depth][j][1], T{});
+            for (int j = 0; j < 4; ++j) multiply_add(Y[j], VQ4, of.R[depth][j][0], of.R[depth][j][1], T{});
           }
         if (o.intra)
 #pragma unroll
@@ -497,6 +426,63 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
           }
       }
     }
+    // Transposes, words by regions.
+    uint32_t C_turned[2][S::TILES][2], unit_turned[2][S::TILES][2];
+#pragma unroll
+    for (int w = 0; w < 2; ++w)
+#pragma unroll
+      for (int t = 0; t < S::TILES; ++t)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          C_turned[w][t][half] = transpose_matrix(of.C[t / 2][2 * w + half][t % 2]);
+          unit_turned[w][t][half] = transpose_matrix(of.C_unit[t / 2][2 * w + half][t % 2]);
+        }
+    for (int i = 0; i < hidden_pieces; ++i) {
+      advance();
+#pragma unroll 1
+      for (int k = 0; k < PIECE / 16; ++k) {
+        uint32_t Z[2][4], UQ2[2][4];
+        if (o.intra) {
+          float z[2][2][4] = {};
+#pragma unroll
+          for (int depth = 0; depth < S::DEPTHS; ++depth) {
+            uint32_t VQ1[4];
+            columns_by_rows(VQ1, regions, depth, k);
+#pragma unroll
+            for (int w = 0; w < 2; ++w)
+#pragma unroll
+              for (int half = 0; half < 2; ++half)
+                multiply_add(z[w][half], VQ1, of.C_unit[depth][2 * w + half][0], of.C_unit[depth][2 * w + half][1], T{});
+          }
+#pragma unroll
+          for (int w = 0; w < 2; ++w)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+#pragma unroll
+              for (int e = 0; e < 2; ++e) Z[w][2 * half + e] = pack(z[w][half][2 * e], z[w][half][2 * e + 1], T{});
+        }
+        if (o.inter)
+#pragma unroll
+          for (int w = 0; w < 2; ++w) columns_by_rows(UQ2[w], words, w, k);
+        const int h = i * PIECE + 16 * k + row;
+        const float w0 = h < s.H ? to_float(s.region_score[h]) : 0.0f, w8 = h + 8 < s.H ? to_float(s.region_score[h + 8]) : 0.0f;
+#pragma unroll
+        for (int c = 0; c < S::TOGETHER; ++c)
+#pragma unroll
+          for (int t = 0; t < S::TILES; ++t) {
+            float Y[4] = {};
+#pragma unroll
+            for (int w = 0; w < 2; ++w) {
+              if (S::TOGETHER == 2 && w != c) continue;
+              if (o.intra) multiply_add(Y, Z[w], unit_turned[w][t][0], unit_turned[w][t][1], T{});
+              if (o.inter) multiply_add(Y, UQ2[w], C_turned[w][t][0], C_turned[w][t][1], T{});
+            }
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+              region_logits[c][t][e] = fmaf(rough_tanh(Y[2 + e]), w8, fmaf(rough_tanh(Y[e]), w0, region_logits[c][t][e]));
+          }
+      }
+    }
   }
 
   // f and g as right factors: columns 2k and 2k + 1 are caption k's, rounded and what rounding left.
@@ -511,8 +497,8 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
     for (int j = 0; j < 4 / S::TOGETHER; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) word_logits[k][j][e] = sum_over_rows(word_logits[k][j][e]);
-    softmax_of_tiles(region_logits[k], m);
-    softmax_of_tiles(word_logits[k], n[k]);
+    softmax_of_tiles(region_logits[k], m());
+    softmax_of_tiles(word_logits[k], n(k));
     const auto part = [&](const float (&x)[2]) {
       const uint32_t rounded = pack(x[0], x[1], T{});
       return row % 2 ? pack(x[0] - first_of<T>(rounded), x[1] - second_of<T>(rounded), T{}) : rounded;
@@ -570,8 +556,8 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles,
   v_squares = sum_over_rows(v_squares);
   u_squares = sum_over_rows(u_squares);
   const int k = column / 2, slot = group * S::TOGETHER + k;
-  if (row == 0 && k < S::TOGETHER && m > 0 && items.n[slot] > 0) {
-    const float score = o.cosine ? product * inverse_norm(v_squares) * inverse_norm(u_squares) : product;
+  if (row == 0 && k < S::TOGETHER && m() > 0 && items.n[slot] > 0) {
+    const float score = o.cosine ? product / (norm_of(v_squares) * norm_of(u_squares)) : product;
     scores[S::LISTED ? items.place[slot] : items.image[image] * tiles.score_row + items.caption[slot]] = score;
   }
 }

@@ -21,7 +21,7 @@ def test_batches_of_any_shape_share_their_kernels():
             VQ, UQ = V.new_zeros(images, 36, 2 * HIDDEN), U.new_zeros(captions, words, WIDTH + 2 * HIDDEN)
             w = V.new_zeros(HIDDEN)
             lengths = torch.randint(0, 37, (images,)), torch.randint(0, words + 1, (captions,))
-            call = V, VQ, U, UQ, w, w, *lengths, None, True, False, 9.0, True, True, "triton"
+            call = V, VQ, U, UQ, w, w, *lengths, None, False, True, True, "triton"
             launch.pair_scores(*call)
             launch.pair_scores_backward(torch.ones(images, captions), *call)
             launch.project(V, V.new_zeros(WIDTH, 2 * HIDDEN), lengths[0], "triton")

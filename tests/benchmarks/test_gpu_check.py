@@ -227,7 +227,7 @@ def test_without_the_package_the_install_line_is_told(tmp_path, monkeypatch, cap
 def bench_report():
     """What bench_attention.py writes, as JSON."""
     report = full_report()
-    report.rows[0].entrant, report.rows[0].seconds = "triton", 6 * 40e-9
+    report.rows[0].implementation, report.rows[0].seconds = "triton", 6 * 40e-9
     report.header["dtype"] = "bfloat16"
     return report
 
@@ -288,7 +288,7 @@ def test_tests_that_cannot_run_are_no_success(fake_stages, tmp_path, monkeypatch
 
 
 def test_a_benchmark_of_wrong_results_fails():
-    report = json.loads(json.dumps({"rows": [{"entrant": "triton", "workload": "w", "ours": True}]}))
+    report = json.loads(json.dumps({"rows": [{"implementation": "triton", "workload": "w", "ours": True}]}))
     report["rows"][0] |= {"errors": {"scores": 1.0}, "tolerances": {"scores": 0.1}}
     outcome = gpu_check.judge_benchmark(report)(0, "")
     assert (outcome.status, outcome.reason) == (FAILED, "disagrees with float64: triton on w")

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peers import CompileTimeout, attention_by, gradients, loop_over_captions, time_limit
-from workloads import Workload, loss_gradient, make_weights
+from workloads import Workload, cast_weights, loss_gradient, make_weights
 
 import caan_kernels as ck
 
@@ -13,7 +13,7 @@ def workload(dtype=torch.float64, **changes):
     generator = torch.Generator().manual_seed(0)
     regions, words = (torch.randn(4, n, 8, generator=generator, dtype=torch.float64) for n in (5, 6))
     lengths = torch.tensor([6, 1, 3, 4])
-    weights = ck.ContextAttentionWeights(*(x.to(dtype) for x in make_weights(8, 7, seed=0)))
+    weights = cast_weights(make_weights(8, 7, seed=0), dtype)
     whole = Workload("small", True, regions.to(dtype), words.to(dtype), lengths, weights)
     return replace(whole, **changes)
 

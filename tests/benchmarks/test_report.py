@@ -1,14 +1,17 @@
 import time
+from types import SimpleNamespace
 
 import pytest
+from floor import Rates
 from measure import MIB, Neighbours, median, spread
 from render_readme import BEGIN, END, RESULTS, ROOT, newest, render, rendered, replace_between
 from report import GPU_HEADINGS, HEADINGS, Report, Row, fill_ratios, markdown_table, plot, table_cells, text_table
 
 
-def row(entrant, seconds=1.0, error=1e-7, workload="w", shape="2 x 3", pairs=6, **more):
-    checks = {"scores": error}, {"scores": 2e-6}
-    return Row(workload, entrant, entrant == "cpu", shape, 7, pairs, 3, seconds, 0.05, 2 * MIB, *checks, 50, 40, **more)
+def row(name, seconds=1.0, error=1e-7, workload="w", shape="2 x 3", pairs=6, **more):
+    checks = {"scores": error}, {"scores": 2e-6}, {"scores": 0}
+    work = {"flops": 3e9, "tanh": 2e6, "bytes": 0.0}
+    return Row(workload, name, name == "cpu", shape, 7, pairs, 3, seconds, 0.05, 2 * MIB, *checks, work, **more)
 
 
 def cell(rows, line, heading):
@@ -82,12 +85,27 @@ def test_a_gpus_table_has_nanoseconds():
     assert "ns/pair" in report.text()
 
 
-def test_faster_than_the_strict_floor_is_noise():
+@pytest.mark.parametrize(
+    ("errors", "left_out", "text"),
+    [
+        ({"scores": 2e-7}, {"scores": 0}, "2.0e-07 (0)"),
+        ({"scores": 2e-7, "gradients": 1e-6}, {"scores": 0, "gradients": 3}, "1.0e-06 grad (3)"),
+        ({"rms": 1e-3, "p99": 4e-3}, {"rms": 0, "p99": 0}, "4.0e-03 99% (0)"),
+    ],
+)
+def test_the_largest_error_with_what_it_leaves_out(errors, left_out, text):
     one = row("cpu")
-    one.floor_percent, one.strict_floor_percent = 104, 88
-    assert cell([one], 0, "of floor") == "104%"
-    one.strict_floor_percent = 300
-    assert cell([one], 0, "of floor") == "noise"
+    one.errors, one.left_out = errors, left_out
+    assert cell([one], 0, "max error (left out)") == text
+
+
+def test_shares_are_of_the_fastest_rates_seen_until_now():
+    report = full_report()
+    for flops, percent in ((1e11, 3.2), (2e11, 1.7)):
+        best = Rates(flops, 1e9, 1e10)
+        report.see_rates(SimpleNamespace(best=best, matrix_name="torch.mm", tanh_name="torch.tanh", read_name="torch.sum"))
+        assert report.rows[0].floor_percent == pytest.approx(percent)
+        assert report.floor["flops_per_second"] == flops
 
 
 def test_neighbours_take_between_nothing_and_everything():
@@ -103,6 +121,7 @@ def full_report():
     header = {"device": "a CPU", "threads": "2 of 2 cores", "torch": "2", "instruction_set": "avx2", "dtype": "float32"}
     header |= {"features": "random", "commit": "abc", "date": "2026-01-02"}
     floor = {"flops_per_second": 1e11, "matrix_product": "torch.mm", "tanh_per_second": 1e9, "tanh": "torch.tanh"}
+    floor |= {"bytes_per_second": 1e10, "reading": "torch.sum"}
     return Report(header, floor, [row("cpu")], ["a note"])
 
 
@@ -110,7 +129,7 @@ def test_json_round_trip(tmp_path):
     report = full_report()
     report.save(tmp_path / "r.json")
     assert Report.load(tmp_path / "r.json") == report
-    (tmp_path / "other.json").write_text('{"schema": 0}')
+    (tmp_path / "other.json").write_text('{"schema": 1}')
     with pytest.raises(ValueError, match="schema"):
         Report.load(tmp_path / "other.json")
 
@@ -147,10 +166,10 @@ def test_median_and_spread():
 def test_the_plot_is_written(tmp_path):
     pytest.importorskip("matplotlib")
     report = full_report()
-    for entrant in ("cpu", "reference"):
+    for name in ("cpu", "reference"):
         for kind in ("training step", "forward"):
             report.scaling += [
-                {"entrant": entrant, "kind": kind, "pairs": n, "seconds": n / 10, "bytes": n * MIB} for n in (16, 64)
+                {"implementation": name, "kind": kind, "pairs": n, "seconds": n / 10, "bytes": n * MIB} for n in (16, 64)
             ]
     report.eager_limit = {"batch": 160, "pairs": 25600, "bytes": 20 << 30, "free_bytes": 16 << 30}
     plot(report, tmp_path / "scaling.png")

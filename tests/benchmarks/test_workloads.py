@@ -96,6 +96,22 @@ def test_a_gpu_has_the_same_workloads_at_the_size_of_the_test_sets():
     assert [GPU_SPECS[name][4:6] for name in ("f30k-1k", "coco-5k")] == [(1000, 5000), (5000, 25000)]
 
 
+def test_narrow_workloads_are_the_wide_ones_with_another_hidden_width():
+    for name in ("coco-5k", "train-128"):
+        for specs in (SPECS, GPU_SPECS):
+            wide, narrow = specs[name], specs[f"{name}-h64"]
+            assert narrow._replace(name=name, title=wide.title, seconds=wide.seconds, hidden=1024) == wide
+            assert narrow.hidden == 64
+    built = workloads.build(
+        SPECS["coco-5k-h64"]._replace(images=2, captions=3),
+        RandomSource(CAPTION_LENGTHS["coco"]),
+        torch.float64,
+        torch.device("cpu"),
+    )
+    assert built.weights.region_intra.shape == (1024, 64)
+    assert built.weights.region_score.dtype == torch.float64
+
+
 def write_split(folder, split, images, captions):
     rng = np.random.default_rng(0)
     np.save(folder / f"{split}_ims.npy", rng.standard_normal((images, 4, 6)).astype(np.float16))

@@ -19,7 +19,7 @@ def vocabulary():
 @pytest.fixture
 def model(vocabulary):
     torch.manual_seed(1)
-    model = CAAN(ModelConfig(6, len(vocabulary), width=8, hidden_width=5, word_width=4, intra=False, dropout=0.3))
+    model = CAAN(ModelConfig(6, len(vocabulary), width=8, hidden_width=5, word_width=4, intra=None, dropout=0.3))
     model.region_encoder.set_statistics(torch.arange(6.0), torch.tensor([0.0, 1, 2, 3, 4, 5]))
     return model
 
@@ -49,7 +49,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path, model, vocabulary):
     with pytest.raises(errors.FormatError, match="that something else wrote"):
         checkpoint.load_model(path)
     save_file({"x": torch.ones(2)}, path, {"caan": json.dumps({"format": "caan-99"})})
-    with pytest.raises(errors.FormatError, match="expected a checkpoint of format caan-1, found caan-99"):
+    with pytest.raises(errors.FormatError, match="expected a checkpoint of format caan-2, found caan-99$"):
         checkpoint.load_model(path)
     checkpoint.write(path, {"x": torch.ones(2)}, {})
     with pytest.raises(errors.FormatError, match="expected a model of caan: KeyError"):
@@ -60,6 +60,29 @@ def test_what_is_no_checkpoint_is_named(tmp_path, model, vocabulary):
     checkpoint.write(path, tensors, facts)
     with pytest.raises(errors.FormatError, match=r"attention\.affinity"):
         checkpoint.load_model(path)
+
+
+def test_a_model_of_the_old_operator_is_refused(tmp_path, model, vocabulary):
+    path = tmp_path / "best.safetensors"
+    checkpoint.save_model(path, model, vocabulary)
+    tensors, facts = checkpoint.read(path)
+    facts["model"] |= {"intra": False, "normalization": "l2"}
+    save_file(tensors, path, {"caan": json.dumps({"format": "caan-1", **facts})})
+    with pytest.raises(errors.FormatError) as error:
+        checkpoint.load_model(path)
+    assert str(error.value) == (
+        f"{path}: expected a checkpoint of format caan-2, found caan-1, from before the operator followed the paper's equations, "
+        "to which its weights mean nothing: train the model again"
+    )
+
+
+def test_a_dense_model_comes_back(tmp_path, vocabulary):
+    model = CAAN(ModelConfig(6, len(vocabulary), width=8, word_width=4, intra="features", similarity="cosine", unit_length=False))
+    with torch.no_grad():
+        model.attention.region_bilinear.normal_()
+    checkpoint.save_model(tmp_path / "best.safetensors", model, vocabulary)
+    loaded, _, _ = checkpoint.load_model(tmp_path)
+    assert loaded.config == model.config and torch.equal(loaded.attention.region_bilinear, model.attention.region_bilinear)
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])

@@ -7,8 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+from ablation import TABLE_4
 
-from caan import commands
+from caan import checkpoint, commands
 from caan.commands import main
 from caan.presets import PRESETS, TrainingConfig
 
@@ -81,7 +82,8 @@ def test_every_setting_is_an_option(capsys):
     printed = capsys.readouterr().out
     for name in TrainingConfig.helps():
         assert f"--{name.replace('_', '-')} " in printed
-    assert "--no-inter" in printed and "--no-intra" in printed and all(preset in printed for preset in PRESETS)
+    assert "--no-inter" in printed and "--intra NAME" in printed and "--no-unit-length" in printed
+    assert all(preset in printed for preset in PRESETS)
 
 
 SMALL = (
@@ -113,6 +115,44 @@ def test_train_and_evaluate(data, tmp_path, capsys):
     assert "margin: expected 0.2, as in the run" in capsys.readouterr().err
 
 
+# The rows of the paper's Table 4.
+ROWS = {
+    "baseline": ("--no-inter", "--intra", "none"),
+    "IA": ("--intra", "none"),
+    "FA": ("--no-inter", "--intra", "features"),
+    "SA": ("--no-inter", "--intra", "semantics"),
+    "IA+FA": ("--intra", "features"),
+    "CAAN": (),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_of_table_4_is_trained_and_evaluated(data, tmp_path, capsys, row):
+    run = tmp_path / "run"
+    train = ["train", "--data", str(data), "--out", str(run), *SMALL, *ROWS[row], "--average", "0"]
+    assert main(train) == 0
+    assert "best validation rsum" in capsys.readouterr().out
+    model, _, _ = checkpoint.load_model(run)
+    assert {name: getattr(model.config, name) for name in ("inter", "intra")} == {
+        "inter": True,
+        "intra": "semantics",
+        **TABLE_4[row],
+    }
+    assert main(["evaluate", str(run), "--data", str(data)]) == 0
+    assert "245 pairs" in capsys.readouterr().out
+    # The seven images have other features than a grid's: what is shown needs boxes.
+    np.save(data / "test_boxes.npy", np.tile(np.float32([0, 0, 1, 1]), (7, 4, 1)))
+    assert main(["show", "pair", str(run), "--data", str(data), "--image", "3", "--out", str(tmp_path / "pair.html")]) == 0
+    index = main(["index", str(run), "--data", str(data), "--out", str(tmp_path / "index")])
+    if not model.dense:
+        assert index == 0
+        return
+    assert index == 1 and not (tmp_path / "index").exists()
+    expected = "caan index: error: intra: expected semantics or none for an index, got features: the operator scores that from "
+    error = capsys.readouterr().err
+    assert error.startswith(expected) and error.count("\n") == 1
+
+
 def test_captions_of_a_karpathy_file(karpathy_file, features, tmp_path, capsys):
     for split, images in (("train", 4), ("dev", 2)):
         np.save(tmp_path / f"{split}_ims.npy", features[:images])
@@ -137,7 +177,8 @@ def test_what_is_wrong_with_the_data_is_one_line(data, tmp_path, capsys):
 
     assert "--save-minutes: expected more than 0, got 0.0" in error("--save-minutes", "0")
     assert "decay_epochs: expected at least 0, got (nan,)" in error("--decay-epochs", "nan")
-    assert "normalization: expected one of l2, softmax, got 'sofmax'" in error("--normalization", "sofmax")
+    assert "similarity: expected one of dot, cosine, got 'cosin'" in error("--similarity", "cosin")
+    assert "intra: expected one of semantics, features, None, got 'feature'" in error("--intra", "feature")
     assert "nothing_ims.npy: expected a file of the SCAN layout, found none (splits there: dev, test, train)" in error(
         "--train-split", "nothing"
     )

@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from ablation import TABLE_4
 
 import caan_kernels as ck
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, evaluation, kept
@@ -27,10 +28,10 @@ def split(tmp_path, write_split):
     return load_scan_split(tmp_path, "test")
 
 
-def make_model(split, seed, words=None, width=16):
+def make_model(split, seed, words=None, width=16, **options):
     torch.manual_seed(seed)
     vocabulary = words or Vocabulary.from_captions(split.captions, 1)
-    return CAAN(ModelConfig(6, len(vocabulary), width=width, word_width=5, dropout=0.5, word_drop=0.5)), vocabulary
+    return CAAN(ModelConfig(6, len(vocabulary), width=width, word_width=5, dropout=0.5, word_drop=0.5, **options)), vocabulary
 
 
 @torch.no_grad()
@@ -43,8 +44,9 @@ def whole_matrix(models, split):
         regions = model.encode_images(images.collate([images[i] for i in range(len(images))]))
         words = model.encode_captions(captions.collate([captions[t] for t in range(len(captions))]))
         result = result + ck.context_attention(
-            regions.features, words.features, model.attention.weights, regions.lengths, words.lengths, backend="reference"
-        )
+            regions.features, words.features, model.attention.weights, regions.lengths, words.lengths, **model.attention.options,
+            backend="reference",
+        )  # fmt: skip
     return result / len(models)
 
 
@@ -68,6 +70,50 @@ def test_figures_and_scores_are_those_of_the_whole_matrix(split, tmp_path, monke
     assert_same_figures(found.fold_figures, scores, split, folds(24, 8))
     assert found.pairs == 24 * 120 and found.seconds > 0
     assert not list(tmp_path.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize("row", TABLE_4)
+def test_every_row_of_table_4(split, tmp_path, monkeypatch, row):
+    for name in ("_TILE", "_SMALL_TILE"):
+        monkeypatch.setattr(evaluation, name, (5, 7))
+    monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 1)
+    model = make_model(split, 0, **TABLE_4[row])
+    path = tmp_path / "scores.npy"
+    found = evaluate([model], split, save_scores=path, fold_size=8)
+    scores = torch.from_numpy(np.load(path))
+    torch.testing.assert_close(scores, whole_matrix([model], split), atol=2e-6, rtol=0)
+    assert_same_figures(found.figures, scores, split)
+    assert_same_figures(found.fold_figures, scores, split, folds(24, 8))
+
+
+def test_a_dense_model_is_scored_in_small_tiles(split, tmp_path, monkeypatch):
+    """Alone, and beside another one; a right answer's score is, bit for bit, that in its tile."""
+    monkeypatch.setattr(evaluation, "_SMALL_TILE", (5, 7))
+    dense, other = make_model(split, 0, intra="features"), make_model(split, 1)
+    shapes, positives = [], []
+
+    class Counter(evaluation.RankCounter):
+        def __init__(self, own, *arguments):
+            positives.append(own)
+            super().__init__(own, *arguments)
+
+    monkeypatch.setattr(evaluation, "RankCounter", Counter)
+    for model, _ in (dense, other):
+
+        def score(regions, words, pairs=None, attention=model.attention.forward):
+            shapes.append((len(regions.features), len(words.features), pairs))
+            return attention(regions, words, pairs)
+
+        monkeypatch.setattr(model.attention, "forward", score)
+    for models, room in (([dense], 1 << 20), ([dense, other], 1 << 20), ([dense], 0), ([dense], 500)):
+        shapes.clear()
+        monkeypatch.setattr(evaluation, "_TILES_BYTES", room)
+        evaluate(models, split, save_scores=tmp_path / "scores.npy")
+        assert shapes and all(i <= 5 and t <= 7 and pairs is None for i, t, pairs in shapes)
+        scored = sum(i * t for i, t, _ in shapes)
+        assert (scored == len(models) * 24 * 120) == (room == 1 << 20)
+        scores = np.load(tmp_path / "scores.npy")
+        assert (positives[-1].numpy() == scores[split.image_of_caption, np.arange(120)]).all()
 
 
 def test_folds_alone_score_only_their_own_pairs(split, monkeypatch):
@@ -118,21 +164,21 @@ def test_only_one_block_of_images_is_held(split, monkeypatch):
     model, vocabulary = make_model(split, 0)
     alive, most = weakref.WeakSet(), 0
 
-    class Projected:
-        def __init__(self, projected):
-            self.projected = projected
+    class Prepared:
+        def __init__(self, prepared):
+            self.prepared = prepared
             alive.add(self)
 
-    def project(batch, project=model.project_images):
+    def prepare(batch, prepare=model.prepare_images):
         nonlocal most
-        result = Projected(project(batch))
+        result = Prepared(prepare(batch))
         most = max(most, len(alive))
         return result
 
     def score(regions, words, pairs=None, attention=model.attention.forward):
-        return attention(regions.projected, words, pairs)
+        return attention(regions.prepared, words, pairs)
 
-    monkeypatch.setattr(model, "project_images", project)
+    monkeypatch.setattr(model, "prepare_images", prepare)
     monkeypatch.setattr(model.attention, "forward", score)
     evaluate([(model, vocabulary)], split)
     assert most == 3

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from ablation import TABLE_4
+from torch.nn.functional import normalize
 
 import caan_kernels as ck
 from caan import CAAN, ModelConfig, Vocabulary, triplet_loss
@@ -34,11 +36,17 @@ def one_batch(dataset, size=100):
 def test_parameters(vocabulary):
     model = make_model(vocabulary, affinity_scale=3.0)
     attention = model.attention
-    assert [tuple(weight.shape) for weight in attention.weights] == [(16, 16), *[(16, 12)] * 4, (12,), (12,)]
-    assert torch.equal(attention.affinity.detach(), 3 * torch.eye(16))
-    assert set(dict(attention.named_parameters())) == set(ck.ContextAttentionWeights._fields)
+    assert [tuple(weight.shape) for weight in attention.weights[:7]] == [(16, 16), *[(16, 12)] * 4, (12,), (12,)]
+    assert torch.equal(attention.affinity.detach(), 3 * torch.eye(16)) and attention.weights[7:] == (None, None)
+    assert set(dict(attention.named_parameters())) == set(ck.ContextAttentionWeights._fields[:7])
     assert all(weight is getattr(attention, name) for name, weight in attention.weights._asdict().items())
     assert ContextAwareAttention(8).region_score.shape == (8,)
+
+    features = make_model(vocabulary, affinity_scale=3.0, intra="features").attention
+    assert set(dict(features.named_parameters())) == set(ck.ContextAttentionWeights._fields)
+    assert all(torch.equal(weight.detach(), torch.eye(16)) for weight in features.weights[7:])
+    # What both have starts the same.
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(attention.weights[:7], features.weights[:7], strict=True))
 
 
 def test_encodings_are_unit_vectors_of_their_own_item(split, vocabulary):
@@ -57,6 +65,21 @@ def test_encodings_are_unit_vectors_of_their_own_item(split, vocabulary):
     torch.testing.assert_close(features, words.features[3, :length])
 
 
+def test_words_are_the_mean_of_both_directions_and_unit_length_is_an_option(split, vocabulary):
+    plain, unit = make_model(vocabulary, unit_length=False), make_model(vocabulary)
+    batch = one_batch(Pairs(split, vocabulary))
+    words, gru = plain.encode_captions(batch.captions).features, plain.word_encoder.gru
+    length = int(batch.captions.word_lengths[3])
+    states, _ = gru(plain.word_encoder.embedding(batch.captions.words[3:4, :length]))
+    torch.testing.assert_close(words[3, :length], states[0].reshape(length, 2, 16).mean(dim=1))
+    assert not words[3, length:].any()
+    torch.testing.assert_close(normalize(words, dim=-1), unit.encode_captions(batch.captions).features)
+    regions = plain.encode_images(batch.images).features
+    torch.testing.assert_close(regions, plain.region_encoder.projection(batch.images.regions))
+    torch.testing.assert_close(normalize(regions, dim=-1), unit.encode_images(batch.images).features)
+    assert not torch.allclose(plain(batch), unit(batch))
+
+
 def test_half_precision_features_are_taken(scan_folder, vocabulary, features):
     np.save(scan_folder / "dev_ims.npy", features.astype(np.float16))
     batch = one_batch(Pairs(load_scan_split(scan_folder, "dev"), vocabulary))
@@ -64,10 +87,7 @@ def test_half_precision_features_are_taken(scan_folder, vocabulary, features):
     assert make_model(vocabulary)(batch).dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"intra": False}, {"inter": False}, {"normalization": "softmax", "temperature": 4.0}, {"similarity": "dot"}],
-)
+@pytest.mark.parametrize("options", [*TABLE_4.values(), {"similarity": "cosine"}], ids=[*TABLE_4, "cosine"])
 def test_scores_are_those_of_the_operator(split, vocabulary, options):
     model = make_model(vocabulary, **options)
     batch = one_batch(Pairs(split, vocabulary))
@@ -86,25 +106,46 @@ def test_scores_are_those_of_the_operator(split, vocabulary, options):
     torch.testing.assert_close(maps.scores, expected[pairs[:, 0], pairs[:, 1]].detach())
 
 
-def test_every_parameter_learns(split, vocabulary):
-    model = make_model(vocabulary)
+UNREAD = {
+    "baseline": set(ck.ContextAttentionWeights._fields[:7]),
+    "IA": {"region_intra", "word_intra"},
+    "FA": {"affinity", "region_inter", "word_inter"},
+    "SA": {"region_inter", "word_inter"},
+    "IA+FA": set(),
+    "CAAN": set(),
+}
+
+
+@pytest.mark.parametrize("row", TABLE_4)
+def test_every_parameter_that_is_read_learns(split, vocabulary, row):
+    model = make_model(vocabulary, **TABLE_4[row])
     batch = one_batch(Pairs(split, vocabulary))
     triplet_loss(model(batch), batch.images.images).backward()
+    without = {name.removeprefix("attention.") for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert without == UNREAD[row]
     for name, parameter in model.named_parameters():
-        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+        assert parameter.grad is None or (parameter.grad.isfinite().all() and parameter.grad.any()), name
+
+
+def test_the_baseline_pools_uniformly(split, vocabulary):
+    model = make_model(vocabulary, **TABLE_4["baseline"])
+    batch = one_batch(Pairs(split, vocabulary))
+    regions, words = model.encode_images(batch.images), model.encode_captions(batch.captions)
+    means = [side.features[3, : side.lengths[3]].mean(dim=0) for side in (regions, words)]
+    torch.testing.assert_close(model(batch)[3, 3], means[0] @ means[1])
 
 
 def test_gallery_in_tiles_is_the_whole_matrix(split, vocabulary):
     """Images once, captions by length, and ranks from tiles and single pairs."""
     model = make_model(vocabulary).eval()
     images, captions = Images(split), Captions(split, vocabulary)
-    regions = model.project_images(one_batch(images))
+    regions = model.prepare_images(one_batch(images))
     whole = torch.full((7, 35), float("nan"))
     positives = torch.full((35,), float("nan"))
     own = torch.from_numpy(split.image_of_caption)
     tiles = []
     for batch in make_loader(captions, LengthBatches(captions.lengths, 6)):
-        words = model.project_captions(batch)
+        words = model.prepare_captions(batch)
         with torch.no_grad():
             tiles.append((model.attention(regions, words), slice(None), batch.captions))
             positives[batch.captions] = model.attention(regions, words, positive_pairs(own[batch.captions]))
@@ -118,6 +159,19 @@ def test_gallery_in_tiles_is_the_whole_matrix(split, vocabulary):
     for tile in tiles:
         counter.add(*tile)
     assert 0 <= counter.figures().rsum <= 600
+
+
+def test_a_dense_model_is_prepared_but_not_projected(split, vocabulary):
+    model, other = (make_model(vocabulary, **TABLE_4[row]).eval() for row in ("FA", "SA"))
+    assert model.dense and not other.dense
+    for name, items in (("images", Images(split)), ("captions", Captions(split, vocabulary))):
+        batch = one_batch(items)
+        prepared, projected = (getattr(x, f"prepare_{name}")(batch) for x in (model, other))
+        encoded = getattr(model, f"encode_{name}")(batch)
+        assert isinstance(prepared, Encoded) and not prepared.features.requires_grad
+        torch.testing.assert_close(prepared.features, encoded.features.detach())
+        assert isinstance(projected, (ck.ProjectedRegions, ck.ProjectedWords))
+        assert torch.equal(prepared.features, projected.features)
 
 
 def test_empty_images_score_zero(split, vocabulary):
@@ -219,6 +273,10 @@ def test_every_item_is_left_out_as_often():
         ({"hidden_width": -1}, "hidden_width: expected at least 0, got -1"),
         ({"dropout": 1.0}, "dropout: expected at least 0 and less than 1, got 1.0"),
         ({"word_drop": -0.1}, "word_drop: expected at least 0 and less than 1, got -0.1"),
+        ({"affinity_scale": float("inf")}, "affinity_scale: expected a finite number, got inf"),
+        ({"similarity": "euclid"}, "similarity: expected one of dot, cosine, got 'euclid'"),
+        ({"intra": "none"}, "intra: expected one of semantics, features, None, got 'none'"),
+        ({"intra": False}, "intra: expected one of semantics, features, None, got False"),
     ],
 )
 def test_shapes_out_of_range(change, message):

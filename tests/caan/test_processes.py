@@ -1,5 +1,6 @@
 """Several processes: scores, ranks, losses and gradients of one; a lost process ends the job, and what was done is kept."""
 
+import csv
 import json
 import os
 import re
@@ -7,15 +8,18 @@ import signal
 from contextlib import nullcontext
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from ablation import TABLE_4
 from jobs import run_job
 from test_evaluation import make_model, split  # noqa: F401
-from test_training import CONFIG, assert_same_weights, trainer, world  # noqa: F401
+from test_training import CONFIG, assert_same_metrics, assert_same_weights, trainer, world  # noqa: F401
 
-from caan import checkpoint, evaluation, kept
+from caan import checkpoint, evaluation, kept, training
 from caan.data import load_scan_split
 from caan.evaluation import evaluate
+from caan.metrics import GRADIENTS
 from caan.processes import LostProcessError, Processes
 
 
@@ -130,6 +134,20 @@ def cannot_tell(processes, run, data):
     raise SystemExit(main(["evaluate", str(run), "--data", str(data)]))
 
 
+@pytest.fixture
+def dense_file(split, tmp_path):  # noqa: F811
+    path = tmp_path / "dense.safetensors"
+    checkpoint.save_model(path, *make_model(split, 0, intra="features"))
+    return path
+
+
+def test_a_dense_model_is_evaluated_by_two_processes(split, tmp_path, dense_file):  # noqa: F811
+    alone = evaluate(load(dense_file), split, fold_size=8, save_scores=tmp_path / "alone.npy")
+    assert run_job(evaluate_shared, tmp_path, dense_file, None, tmp_path / "shared.npy") == [0, 0]
+    np.testing.assert_allclose(np.load(tmp_path / "shared.npy"), np.load(tmp_path / "alone.npy"), atol=2e-6)
+    assert json.loads((tmp_path / "found-1.json").read_text())[0] == repr(alone.figures)
+
+
 def test_nobody_forgets_before_the_figures_are_safe(split, tmp_path, model_file):  # noqa: F811
     assert run_job(cannot_tell, model_file, tmp_path) == [1, 1]
     assert list(tmp_path.glob("evaluation-*/ranks-*"))
@@ -150,6 +168,7 @@ PLAIN = {"region_drop": 0.0, "word_drop": 0.0, "dropout": 0.0}
 
 
 def train_shared(processes, world, folder, model, config, dies_at=None):  # noqa: F811
+    training._ROW_STEPS = 1
     run = trainer(world, folder, config, model, processes=processes, save_seconds=0.0)
     step = run._train_step
     kept_gradients = {}
@@ -159,7 +178,9 @@ def train_shared(processes, world, folder, model, config, dies_at=None):  # noqa
             os.kill(os.getpid(), signal.SIGKILL)
         result = step(batch, images, form)
         if not kept_gradients:
-            kept_gradients.update({name: parameter.grad.clone() for name, parameter in run.model.named_parameters()})
+            kept_gradients.update(
+                {name: parameter.grad.clone() for name, parameter in run.model.named_parameters() if parameter.grad is not None}
+            )
         return result
 
     run._train_step = watched
@@ -170,22 +191,32 @@ def train_shared(processes, world, folder, model, config, dies_at=None):  # noqa
     checkpoint.write(folder.with_name(f"{folder.name}-{processes.number}"), kept_gradients, {"said": run.said})
 
 
+def epochs(folder):
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["rsum"]]
+
+
 def losses(folder):
     rows = (folder / "metrics.csv").read_text().splitlines()
     return [float(row.split(",")[3]) for row in rows[1:] if row.split(",")[3]]
 
 
-@pytest.mark.parametrize("warmup", [0.0, 1.0], ids=["hardest", "mean"])
-def test_training_is_that_of_one_process_with_the_whole_batch(warmup, world, tmp_path):  # noqa: F811
+@pytest.mark.parametrize(("warmup", "row"), [(0.0, "CAAN"), (1.0, "CAAN"), (0.0, "baseline"), (0.0, "IA+FA")])
+def test_training_is_that_of_one_process_with_the_whole_batch(warmup, row, world, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(training, "_ROW_STEPS", training._ROW_STEPS)
     config = replace(CONFIG, warmup_epochs=warmup)
-    train_shared(Processes(), world, tmp_path / "alone", PLAIN, config)
-    assert run_job(train_shared, world, tmp_path / "shared", PLAIN, config) == [0, 0]
+    model = PLAIN | TABLE_4[row]
+    train_shared(Processes(), world, tmp_path / "alone", model, config)
+    assert run_job(train_shared, world, tmp_path / "shared", model, config) == [0, 0]
     alone, *shared = (checkpoint.read(tmp_path / name) for name in ("alone-0", "shared-0", "shared-1"))
+    assert set(alone.tensors) == set(shared[0].tensors) and ("attention.affinity" in alone.tensors) == (row != "baseline")
     assert not shared[1].facts["said"] and any("epoch 2 of 2" in line for line in shared[0].facts["said"])
     for name, gradient in alone.tensors.items():
         assert torch.equal(shared[0].tensors[name], shared[1].tensors[name])
         # After clipping; of one and the same batch, whose rows are added up in another order.
         torch.testing.assert_close(shared[0].tensors[name], gradient, atol=2e-6, rtol=1e-4)
+    norms = [[float(row[name]) for name in GRADIENTS] for row in epochs(tmp_path / "shared")]
+    assert norms[0] == pytest.approx([float(epochs(tmp_path / "alone")[0][name]) for name in GRADIENTS], rel=0.02)
     # Later, hardest negatives make much of last bits.
     assert losses(tmp_path / "shared")[:6] == pytest.approx(losses(tmp_path / "alone")[:6], rel=1e-4)
     ours, theirs = (checkpoint.read(tmp_path / name / "last.safetensors") for name in ("shared", "alone"))
@@ -199,6 +230,7 @@ def test_training_goes_on_after_a_lost_process(world, tmp_path):  # noqa: F811
     assert checkpoint.read(tmp_path / "lost" / "last.safetensors").facts["place"]["step"] == 7
     assert run_job(train_shared, world, tmp_path / "lost", random, CONFIG) == [0, 0]
     assert_same_weights(tmp_path / "undisturbed", tmp_path / "lost")
+    assert_same_metrics(tmp_path / "undisturbed", tmp_path / "lost")
 
 
 def test_batches_that_cannot_be_shared(world, tmp_path):  # noqa: F811

@@ -10,16 +10,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from ablation import TABLE_4
 from PIL import Image
 from test_evaluation import make_model, split, whole_matrix  # noqa: F401
 from test_training import trainer, world  # noqa: F401
 
 import caan_kernels as ck
-from caan import checkpoint, errors, pictures
+from caan import checkpoint, errors, pictures, ranking
 from caan.attention import RegionBoxes, explain
 from caan.commands import main
 from caan.data import Captions, Images, load_scan_split
 from caan.heat import heat_image
+from caan.model import Encoded
 from caan.pages import Answer, Hit, write_retrieval_page
 from caan.photographs import PhotoFolder
 
@@ -73,8 +75,9 @@ class Page(HTMLParser):
         self.text += [data.strip()] if data.strip() else []
 
 
-def test_an_explained_pair_is_what_the_operator_says(split, boxes):  # noqa: F811
-    model, vocabulary = make_model(split, 0)
+@pytest.mark.parametrize("options", TABLE_4.values(), ids=TABLE_4)
+def test_an_explained_pair_is_what_the_operator_says(split, boxes, options):  # noqa: F811
+    model, vocabulary = make_model(split, 0, **options)
     pairs = [(3, 15), (3, 99), (7, "word1 nothing word2")]
     found = list(explain(model, vocabulary, split, pairs))
     images, captions = Images(split), Captions(split, vocabulary)
@@ -82,8 +85,8 @@ def test_an_explained_pair_is_what_the_operator_says(split, boxes):  # noqa: F81
         regions = model.encode_images(images.collate([images[image]]))
         words = model.encode_captions(captions.collate([captions[caption]]))
         expected = ck.attention_maps(
-            regions.features, words.features, model.attention.weights, regions.lengths, words.lengths,
-            pairs=torch.tensor([[0, 0]]), backend="reference",
+            regions.features, words.features, model.attention.weights, torch.tensor([[0, 0]]), regions.lengths, words.lengths,
+            **model.attention.options, backend="reference",
         )  # fmt: skip
         for name in expected._fields:
             ours = pair.score if name == "scores" else getattr(pair, name)
@@ -93,6 +96,50 @@ def test_an_explained_pair_is_what_the_operator_says(split, boxes):  # noqa: F81
     assert found[2].words == ["<start>", "word1", "<unk:nothing>", "word2", "<end>"]
     with pytest.raises(ValueError, match="pairs: expected images from 0 to 23, got 24"):
         explain(model, vocabulary, split, [(24, 0)])
+
+
+def test_a_pair_made_by_hand(split, boxes, model_file, tmp_path, monkeypatch):  # noqa: F811
+    """Two regions; a word that looks at the first, one that looks at both, one at neither, and one at the second alone."""
+    model, vocabulary = make_model(split, 0, width=3)
+    regions = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
+    words = torch.tensor([[[0.9, 0, 0], [0.4, 0.3, 0], [-0.5, -0.5, 0.5], [-0.1, 0.2, 0]]])
+    monkeypatch.setattr(type(model), "encode_images", lambda *_: Encoded(regions, torch.tensor([2])))
+    monkeypatch.setattr(type(model), "encode_captions", lambda *_: Encoded(words, torch.tensor([4])))
+    split.region_counts[3] = 2
+    [pair] = explain(model, vocabulary, split, [(3, "word1 word2")])
+
+    # K is the identity: the alignment of a region and a word is the tanh of one of the word's numbers.
+    A = np.tanh(words[0, :, :2].numpy()).T
+    np.testing.assert_allclose(pair.alignment, A, atol=1e-6)
+    both = A[:, 1] / np.linalg.norm(A[:, 1])
+    looks = np.array([[1, both[0], 0, 0], [0, both[1], 0, 1]])
+    np.testing.assert_allclose(pair.word_to_region, looks, atol=1e-6)
+    seen = np.maximum(A, 0)
+    seen /= np.linalg.norm(seen, axis=1, keepdims=True)
+    np.testing.assert_allclose(pair.region_to_word, seen.T, atol=1e-6)
+    # Of the second word more is seen by the second region, though it looks at the first one most.
+    assert seen[1, 1] > seen[0, 1] and looks[1, 1] < looks[0, 1]
+    responses = seen.T / np.maximum(np.linalg.norm(seen.T, axis=1, keepdims=True), 1e-8)
+    np.testing.assert_allclose(pair.word_affinity, responses @ responses.T, atol=1e-6)
+    assert pair.word_affinity[0, 3] == 0 < pair.word_affinity[0, 1]
+
+    figure = pictures.pair_figure(pair)
+    panels = {axis.get_title().split("  ≤")[0]: axis for axis in figure.axes}
+    for title, weights in zip(pair.words, looks.T, strict=True):
+        painted = panels[title].images[0].get_array()
+        np.testing.assert_allclose(np.ma.filled(painted, np.nan), heat_image(pair.boxes, weights.astype(np.float32)), atol=1e-6)
+    figure.clear()
+
+    command = ["pair", model_file, "--data", tmp_path, "--image", 3, "--text", "word1 word2", "--out", tmp_path / "pair.html"]
+    np.save(tmp_path / "test_num_boxes.npy", split.region_counts)
+    checkpoint.save_model(model_file, model, vocabulary)
+    assert show(*command) == 0
+    texts = Page(tmp_path / "pair.html").text
+    first = texts.index("Words: g, and the region each looks at most")
+    cells = texts[first + 4 : first + 16]
+    assert cells[::3] == ["<start>", "word1", "word2", "<end>"] and cells[2::3] == ["0", "0", "none", "1"]
+    second = texts.index("Regions: f, and the word each looks at most")
+    assert texts[second + 4 : second + 10][2::3] == [pair.words[row.argmax()] for row in seen] == ["<start>", "word1"]
 
 
 def test_boxes(split, boxes, tmp_path):  # noqa: F811
@@ -129,17 +176,27 @@ def test_a_figure_shows_the_numbers(split, boxes):  # noqa: F811
     labels = [label.get_text() for label in axes["word attention g"].get_xticklabels()]
     assert labels == pair.words
     for title, matrix in (
-        ("regions with regions, Hᵛ = R Rᵀ", pair.region_affinity),
-        ("words with words, Hᵘ = Cᵀ C", pair.word_affinity),
+        ("regions with regions, Hᵛ", pair.region_affinity),
+        ("words with words, Hᵘ", pair.word_affinity),
     ):
         np.testing.assert_array_equal(axes[title].images[0].get_array(), matrix)
     word = next(number for number, text in enumerate(pair.words) if pair.words.count(text) == 1)
-    photograph, heat = axes[f"{pair.words[word]}  ≤ {pair.word_to_region[word].max():.2f}"].images
-    assert heat.get_clim() == (0, pytest.approx(pair.word_to_region[word].max()))
-    expected = heat_image(pair.boxes, pair.word_to_region[word])
+    weights = pair.word_to_region[:, word]
+    photograph, heat = axes[f"{pair.words[word]}  ≤ {weights.max():.2f}"].images
+    assert heat.get_clim() == (0, pytest.approx(weights.max()))
+    expected = heat_image(pair.boxes, weights)
     np.testing.assert_allclose(np.ma.filled(heat.get_array(), np.nan), expected)
     assert list(photograph.get_extent()) == list(heat.get_extent()) == [0, 60, 40, 0]
     assert Image.open(io.BytesIO(pictures.to_png(figure))).size[0] == 1650
+
+
+def test_affinities_of_features_are_drawn_where_they_are_negative(split, boxes):  # noqa: F811
+    model, vocabulary = make_model(split, 0, intra="features")
+    image = int(split.region_counts.argmax())
+    [pair] = explain(model, vocabulary, split, [(image, 5 * image)])
+    axes = {axis.get_title(): axis for axis in pictures.pair_figure(pair).axes}
+    least = pair.region_affinity.min()
+    assert least < 0 and axes["regions with regions, Hᵛ"].images[0].get_clim()[0] == pytest.approx(least)
 
 
 def test_any_text_can_be_drawn(split, boxes):  # noqa: F811
@@ -202,6 +259,15 @@ def test_the_retrieval_command(split, boxes, photos, model_file, tmp_path, capsy
     assert len(page.images) == 2 and split.captions[int(scores[0].argmax())] in page.text
 
 
+@pytest.mark.parametrize("options", [{}, {"intra": "features"}], ids=["projected", "dense"])
+def test_some_are_scored_as_in_the_whole_matrix(split, monkeypatch, options):  # noqa: F811
+    monkeypatch.setattr(ranking, "_BATCH", {"cpu": 5})
+    monkeypatch.setattr(ranking, "_SMALL_BATCH", 3)
+    model, images, captions = make_model(split, 0, **options), np.array([2, 0, 9, 23]), np.arange(7, 119, 9)
+    found = ranking.score_some(*model, split, images, captions)
+    torch.testing.assert_close(found, whole_matrix([model], split)[images][:, captions], atol=2e-6, rtol=0)
+
+
 def test_pair_and_training(split, boxes, photos, model_file, world, tmp_path, capsys):  # noqa: F811
     data = ["--data", tmp_path, "--photos", photos]
     assert show("pair", model_file, *data, "--image", 3, "--caption", 2, "--out", tmp_path / "pair.png") == 0
@@ -215,21 +281,30 @@ def test_pair_and_training(split, boxes, photos, model_file, world, tmp_path, ca
     page = Page(tmp_path / "training.html")
     assert f"{run.best_rsum:.4g}" in page.text and len(page.images) == 1
     rows = pictures.read_metrics(tmp_path / "run")
-    curve = pictures.training_figure(rows).axes[0].lines[0]
+    figure = pictures.training_figure(rows)
+    curve = figure.axes[0].lines[0]
     assert curve.get_ydata().tolist() == [row["loss"] for row in rows if "loss" in row] and len(curve.get_ydata()) == 2
+    axes = {axis.get_title() or axis.get_ylabel(): axis for axis in figure.axes}
+    epochs = [row for row in rows if "rsum" in row]
+    for line in axes["gradient norm before clipping"].lines:
+        assert line.get_ydata().tolist() == [row[f"gradient_norm_{line.get_label()}"] for row in epochs]
+    [clipped] = axes["% of steps clipped"].lines
+    assert clipped.get_ydata().tolist() == [100 * row["clipped_share"] for row in epochs]
+    assert "clipped_share" in page.text and f"{epochs[-1]['gradient_norm_median']:.4g}" in page.text
 
 
 def test_runs_beside_each_other(tmp_path, capsys):
-    header = ",".join(("epoch", "loss", "learning_rate", *pictures.VALIDATION))
+    header = ",".join(("epoch", "loss", "learning_rate", *pictures.EPOCH))
+    width = len(pictures.EPOCH)
     for name, losses in (("one", (2, 1)), ("two$", (3, 2.5, 2))):
         (tmp_path / name).mkdir()
-        rows = [f"{epoch},{loss},1e-3{8 * ','}" for epoch, loss in enumerate(losses)]
-        rows += [f"{epoch},,{''.join(f',{7 * epoch + k}' for k in range(8))}" for epoch in range(len(losses))]
+        rows = [f"{epoch},{loss},1e-3{width * ','}" for epoch, loss in enumerate(losses)]
+        rows += [f"{epoch},,{''.join(f',{7 * epoch + k}' for k in range(width))}" for epoch in range(len(losses))]
         (tmp_path / name / "metrics.csv").write_text("\n".join((header, *rows)))
     runs = [tmp_path / "one", tmp_path / "two$"]
     assert show("training", *runs, "--out", tmp_path / "both.html") == 0
     page = Page(tmp_path / "both.html")
-    assert len(page.images) == 1 and all(f"Validation of {run}" in page.text for run in runs)
+    assert len(page.images) == 1 and all(f"Epochs of {run}: validation, gradients" in page.text for run in runs)
     figure = pictures.comparison_figure({run.name: pictures.read_metrics(run) for run in runs})
     loss, recall = ([line.get_ydata().tolist() for line in axes.lines] for axes in figure.axes)
     assert loss == [[2, 1], [3, 2.5, 2]] and [len(values) for values in recall] == [2, 3]

@@ -1,7 +1,9 @@
 """Training: it learns, says what goes wrong, and continues where it was killed as if it had not been."""
 
 import csv
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ablation import TABLE_4
+from safetensors.torch import save_file
 
-from caan import ModelConfig, Vocabulary, checkpoint, errors, loss, training
+from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, loss, metrics, training
 from caan.data import load_scan_split
 from caan.model import RegionEncoder
 from caan.presets import PRESETS, TrainingConfig
@@ -98,35 +102,62 @@ def test_it_learns(world, tmp_path):
     assert vocabulary.words == Vocabulary.load(tmp_path / "run" / "vocabulary.json").words
     assert facts["validation"]["image_to_text"]["r10"] > 60 and facts["training"]["epochs"] == 12
     assert not torch.equal(model.region_encoder.deviation, torch.ones(10))
-    assert any("epoch 12 of 12" in text and "rsum" in text for text in run.said)
+    said = r"epoch 12 of 12: .* rsum [\d.]+; gradient norm [\d.]+ \(median\) to [\d.]+, \d+% of steps clipped"
+    assert any(re.match(said, text) for text in run.said)
 
 
 def test_metrics(world, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = trainer(world, tmp_path)
+    run = trainer(world, tmp_path, replace(CONFIG, clip_norm=17.0))
+    norms = []
+
+    def train_step(batch, images, form):
+        loss, norm = Trainer._train_step(run, batch, images, form)
+        norms.append(float(norm))
+        return loss, norm
+
+    run._train_step = train_step
     run.run()
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert run.steps_per_epoch == 9 and tuple(rows[0]) == training.COLUMNS
+    assert run.steps_per_epoch == 9 and tuple(rows[0]) == metrics.COLUMNS
     assert [int(row["step"]) for row in rows] == [9, 9, 18, 18]
     assert [bool(row["rsum"]) for row in rows] == [False, True, False, True]
     assert float(rows[-1]["epoch"]) == 2 and float(rows[2]["learning_rate"]) == pytest.approx(5e-4)
     assert all(float(row["pairs_per_second"]) > 0 and float(row["loss"]) > 0 for row in rows if row["loss"])
+    for row, own in ((rows[1], norms[:9]), (rows[3], norms[9:])):
+        found = [float(row[f"gradient_norm_{name}"]) for name in ("median", "mean", "max")]
+        assert found == pytest.approx([np.median(own), np.mean(own), max(own)])
+        assert float(row["clipped_share"]) == pytest.approx(sum(norm > 17 for norm in own) / 9)
+    assert 0 < sum(norm > 17 for norm in norms) < 18 and float(rows[0]["gradient_norm"]) == norms[8]
     events = EventAccumulator(str(tmp_path)).Reload()
+    shares = [float(row["clipped_share"]) for row in rows if row["clipped_share"]]
+    assert [event.value for event in events.Scalars("clipped_share")] == pytest.approx(shares)
     assert [event.step for event in events.Scalars("rsum")] == [9, 18]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([float(row["loss"]) for row in rows if row["loss"]])
 
 
 @pytest.mark.parametrize(
-    ("kills", "precision"), [((1,), "float32"), ((4, 5, 13), "float32"), ((9,), "bfloat16"), ((17,), "float16")]
+    ("kills", "precision", "row"),
+    [
+        ((1,), "float32", "CAAN"),
+        ((4, 5, 13), "float32", "CAAN"),
+        ((9,), "bfloat16", "CAAN"),
+        ((17,), "float16", "CAAN"),
+        *(((6,), "float32", row) for row in TABLE_4 if row != "CAAN"),
+        ((6,), "bfloat16", "IA+FA"),
+        ((6,), "float16", "baseline"),
+    ],
 )
-def test_continued_is_as_good_as_undisturbed(world, tmp_path, kills, precision, monkeypatch):
+def test_continued_is_as_good_as_undisturbed(world, tmp_path, kills, precision, row, monkeypatch):
+    # Rows of metrics.csv after steps 4, 8, 9, 12, 16 and 18.
+    monkeypatch.setattr(training, "_ROW_STEPS", 4)
     config = replace(CONFIG, precision=precision)
-    trainer(world, tmp_path / "undisturbed", config).run()
+    trainer(world, tmp_path / "undisturbed", config, TABLE_4[row]).run()
 
     for kill in kills:
-        run = trainer(world, tmp_path / "killed", config, save_seconds=0)
+        run = trainer(world, tmp_path / "killed", config, TABLE_4[row], save_seconds=0)
 
         def step(batch, images, form, run=run, kill=kill):
             if run.step == kill:
@@ -136,17 +167,29 @@ def test_continued_is_as_good_as_undisturbed(world, tmp_path, kills, precision, 
         monkeypatch.setattr(run, "_train_step", step)
         with pytest.raises(MemoryError):
             run.run()
-    final = trainer(world, tmp_path / "killed", config, save_seconds=0)
+    final = trainer(world, tmp_path / "killed", config, TABLE_4[row], save_seconds=0)
     assert final.step == kills[-1] and "continuing" in final.said[0]
     final.run()
     assert_same_weights(tmp_path / "undisturbed", tmp_path / "killed")
-    assert validations(tmp_path / "undisturbed") == validations(tmp_path / "killed")
+    assert_same_metrics(tmp_path / "undisturbed", tmp_path / "killed")
 
 
-def validations(folder):
-    """Validation rows of metrics.csv, without the time."""
-    with (folder / "metrics.csv").open(newline="") as file:
-        return [{**row, "seconds": None} for row in csv.DictReader(file) if row["rsum"]]
+def assert_same_metrics(first, second):
+    """The rows of metrics.csv, without what the clock has to do with."""
+    rows = []
+    for folder in (first, second):
+        with (folder / "metrics.csv").open(newline="") as file:
+            rows.append([{**row, "seconds": None, "pairs_per_second": None} for row in csv.DictReader(file)])
+    assert rows[0] == rows[1] and any(row["clipped_share"] for row in rows[0])
+
+
+def test_a_step_without_a_finite_gradient_does_not_count():
+    assert metrics.gradient_row([1.0, float("inf"), 3.0, 5.0, float("nan")], 2.5) == {
+        "gradient_norm_median": 3.0,
+        "gradient_norm_mean": 3.0,
+        "gradient_norm_max": 5.0,
+        "clipped_share": pytest.approx(2 / 3),
+    }
 
 
 SCRIPT = f"""
@@ -185,6 +228,7 @@ def test_a_killed_process_continues(world, tmp_path, number):
 
 @pytest.mark.parametrize("step", [5, 9, 18])
 def test_a_stop_request_loses_nothing(world, tmp_path, step, monkeypatch):
+    monkeypatch.setattr(training, "_ROW_STEPS", 4)
     trainer(world, tmp_path / "undisturbed").run()
     run = trainer(world, tmp_path / "stopped")
 
@@ -200,7 +244,7 @@ def test_a_stop_request_loses_nothing(world, tmp_path, step, monkeypatch):
     assert final.step == step
     final.run()
     assert_same_weights(tmp_path / "undisturbed", tmp_path / "stopped")
-    assert validations(tmp_path / "undisturbed") == validations(tmp_path / "stopped")
+    assert_same_metrics(tmp_path / "undisturbed", tmp_path / "stopped")
 
 
 def test_a_run_belongs_to_one_process(world, tmp_path, monkeypatch):
@@ -234,6 +278,8 @@ def test_other_settings_are_refused(world, tmp_path, write_split):
         trainer(world, tmp_path, replace(CONFIG, decay_epochs=(1.0, 2.0)))
     with pytest.raises(ValueError, match="inter: expected True, as in the run"):
         trainer(world, tmp_path, model={"inter": False})
+    with pytest.raises(ValueError, match="intra: expected semantics, as in the run in .*, got None"):
+        trainer(world, tmp_path, model={"intra": None})
     with pytest.raises(ValueError, match=r"epochs: expected at least the 2 that .* has had, got 1"):
         trainer(world, tmp_path, replace(CONFIG, epochs=1))
     for split in ("dev", "train"):
@@ -260,6 +306,9 @@ def test_a_broken_state_is_named(world, tmp_path):
     tensors, facts = checkpoint.read(path)
     checkpoint.write(path, {name: tensor for name, tensor in tensors.items() if name != "random.cpu"}, facts)
     with pytest.raises(errors.FormatError, match=r"last\.safetensors: expected the state of a run.*random\.cpu"):
+        trainer(world, tmp_path)
+    save_file(tensors, path, {"caan": json.dumps({"format": "caan-1", **facts})})
+    with pytest.raises(errors.FormatError, match=r"last\.safetensors: .* before the operator followed the paper's equations"):
         trainer(world, tmp_path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(errors.FormatError, match=r"last\.safetensors"):
@@ -373,10 +422,19 @@ def test_settings_out_of_range(change, message):
     assert str(error.value) == message
 
 
-def test_presets_are_the_published_defaults():
+def test_presets_are_the_papers_where_it_says():
     for name, rate, half in (("f30k", 2e-4, 15), ("coco", 5e-4, 10)):
-        training_config, model = PRESETS[name].training, ModelConfig(2048, 8481, **PRESETS[name].model)
-        assert (training_config.batch_size, training_config.margin, training_config.clip_norm) == (128, 0.2, 2.0)
-        assert (training_config.learning_rate, training_config.decay_epochs) == (rate, (half,))
-        assert training_config.epochs == 2 * half and training_config.warmup_epochs == 1
-        assert (model.width, model.word_width, model.inter, model.intra) == (1024, 300, True, True)
+        config, model = PRESETS[name].training, ModelConfig(2048, 8481, **PRESETS[name].model)
+        assert (config.learning_rate, config.decay_epochs, config.decay_factor) == (rate, (half,), 0.1)
+        assert config.epochs == 2 * half
+        assert (model.similarity, model.inter, model.intra, model.word_width) == ("dot", True, "semantics", 300)
+        # "only 11 M" parameters, which the embeddings cannot be among: their number depends on the data.
+        counted = {name: parameter.numel() for name, parameter in CAAN(model).named_parameters()}
+        assert 11e6 < sum(counted.values()) - counted["word_encoder.embedding.weight"] < 12e6
+        # What it does not say, as the field has it.
+        assert (config.batch_size, config.margin, config.clip_norm, config.warmup_epochs) == (128, 0.2, 2.0, 1)
+        assert (model.width, model.hidden_width, model.unit_length) == (1024, 64, True)
+        # And nothing beyond.
+        off = ("standardize", "dropout", "region_drop", "word_drop")
+        assert not any(getattr(model, name) for name in off) and not config.average and not config.ramp_steps
+    assert PRESETS["cpu"].model["similarity"] == "cosine"

@@ -11,11 +11,11 @@ import torch
 def takes_too_long(backend, dtype, parameters):
     """The interpreter takes a thousand times as long as a kernel; on a GPU kernels are compiled for every dtype, option and width.
 
-    All options and lists of pairs go through one shape, the two normalisations through the others.
+    All options and lists of pairs go through one shape, the two similarities through the others.
     """
     if backend != "triton":
         return False
-    rest = parameters.get("options", {}) not in (cases.OPTIONS["default"], cases.OPTIONS["softmax"])
+    rest = parameters.get("options", {}) not in (cases.OPTIONS["default"], cases.OPTIONS["cosine"])
     if cases.KERNELS[backend] == "cuda" and dtype == torch.float16:
         return rest or "path" in parameters
     return (rest or parameters.get("pairs", False)) and parameters.get("shape", "odd") != "odd"

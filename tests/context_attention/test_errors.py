@@ -1,6 +1,5 @@
 """Every argument that does not fit: the error's type, and that it names the argument, the expectation and what came."""
 
-import math
 from dataclasses import replace
 
 import cases
@@ -102,13 +101,11 @@ WRONG_TENSORS = [
 ]
 
 WRONG_OPTIONS = [
-    ({"similarity": "l2"}, ValueError, "similarity: expected 'cosine' or 'dot', got 'l2'"),
-    ({"normalization": None}, ValueError, "normalization: expected 'l2' or 'softmax', got None"),
-    ({"temperature": "9"}, TypeError, "temperature: expected a number, got str"),
-    ({"temperature": True}, TypeError, "temperature: expected a number, got bool"),
-    ({"temperature": math.nan}, ValueError, "temperature: expected a finite number, got nan"),
+    ({"similarity": "l2"}, ValueError, "similarity: expected 'dot' or 'cosine', got 'l2'"),
     ({"inter": 1}, TypeError, "inter: expected True or False, got 1"),
-    ({"intra": None}, TypeError, "intra: expected True or False, got None"),
+    ({"intra": True}, TypeError, "intra: expected 'semantics', 'features' or None, got True"),
+    ({"intra": "cosine"}, ValueError, "intra: expected 'semantics', 'features' or None, got 'cosine'"),
+    ({"intra": "features"}, TypeError, "weights.region_bilinear: expected a tensor, got NoneType"),
     ({"backend": "gpu"}, ValueError, "backend: expected 'auto', .* got 'gpu'"),
     ({"backend": None}, ValueError, "backend: expected 'auto', .* got None"),
 ]
@@ -139,6 +136,22 @@ def test_options(case, options, error, message):
 def test_maps_need_pairs(case):
     with pytest.raises(TypeError, match=r"^pairs: expected a tensor of shape \(P, 2\), got None$"):
         case.call(ck.attention_maps)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'pairs'"):
+        ck.attention_maps(case.regions, case.words, case.weights)
+
+
+def test_options_are_keywords(case):
+    with pytest.raises(TypeError, match="positional arguments but 7 were given"):
+        ck.context_attention(case.regions, case.words, case.weights, None, None, None, "cosine")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'normalization'"):
+        case.call(normalization="softmax")
+
+
+def test_bilinear(case):
+    case = replace(case, weights=case.weights._replace(region_bilinear=torch.eye(6), word_bilinear=torch.eye(5)))
+    assert case.call().isfinite().all()
+    with pytest.raises(ValueError, match=r"^weights.word_bilinear: expected shape \(D, D\) = \(6, 6\), .*got \(5, 5\)$"):
+        case.call(intra="features")
 
 
 def test_projection(case):

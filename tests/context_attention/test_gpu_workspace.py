@@ -48,7 +48,7 @@ def operands(images, captions, width, hidden, dtype, backend, *, pairs=0, projec
     V, U = torch.empty(images, 36, width, dtype=dtype), torch.empty(captions, 16, width, dtype=dtype)
     lengths = torch.randint(1, 37, (images,)), torch.randint(1, 17, (captions,))
     listed = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1) if pairs else None
-    rest = *torch.ones(2, hidden, dtype=dtype).unbind(), *lengths, listed, True, False, 9.0, True, True, backend
+    rest = *torch.ones(2, hidden, dtype=dtype).unbind(), *lengths, listed, False, True, True, backend
     if projected:
         return V, V.new_empty(images, 36, 2 * hidden), U, U.new_empty(captions, 16, width + 2 * hidden), *rest
     return V, None, U, None, *(torch.empty(width, x, dtype=dtype) for x in (width, *[hidden] * 4)), *rest

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.parametrize("backend", cases.KERNELS), pytest.mark.use
 SHAPE = (4, 36, 8, 33, 12, 16) if cases.INTERPRETED else (4, 36, 11, 33, 16, 24) if cases.EMULATED else (11, 36, 45, 23, 96, 130)
 IMAGES, CAPTIONS = SHAPE[0], SHAPE[2]
 dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
-normalizations = pytest.mark.parametrize("normalization", ["l2", "softmax"])
+similarities = pytest.mark.parametrize("similarity", ["dot", "cosine"])
 
 
 def scores_of_pairs(case, pairs, **options):
@@ -23,10 +23,10 @@ def scores_of_pairs(case, pairs, **options):
 
 
 @dtypes
-@normalizations
-def test_alone_or_in_company(backend, dtype, normalization):
-    options = {"backend": backend, "normalization": normalization}
-    case = cases.problem(SHAPE, dtype).on(backend)
+@similarities
+def test_alone_or_in_company(backend, dtype, similarity):
+    options = {"backend": backend, "similarity": similarity}
+    case = cases.problem(SHAPE, dtype, near_zero=True).on(backend)
     scores = case.call(**options)
     for i, t in ((0, 0), (3, 7), (IMAGES - 1, CAPTIONS - 1), (IMAGES // 2, CAPTIONS // 2), (1, 1)):
         m, n = case.region_lengths[i], case.word_lengths[t]
@@ -36,12 +36,12 @@ def test_alone_or_in_company(backend, dtype, normalization):
 
 
 @dtypes
-@normalizations
-def test_lists_and_shards(backend, dtype, normalization):
-    options = {"backend": backend, "normalization": normalization}
-    case = cases.problem(SHAPE, dtype)
+@similarities
+def test_lists_and_shards(backend, dtype, similarity):
+    options = {"backend": backend, "similarity": similarity}
+    case = cases.problem(SHAPE, dtype, near_zero=True)
     scores = case.call(**options)
-    chosen = cases.problem(SHAPE, dtype, pairs=True).pairs
+    chosen = cases.problem(SHAPE, dtype, near_zero=True, pairs=True).pairs
     for pairs in (chosen, chosen.flip(0), chosen[5:100:3]):
         assert torch.equal(replace(case, pairs=pairs).call(**options), scores[pairs[:, 0], pairs[:, 1]])
     for start, stop in ((0, 1), (1, 6), (6, CAPTIONS)):
@@ -53,10 +53,9 @@ def test_lists_and_shards(backend, dtype, normalization):
 
 @dtypes
 def test_projected_or_raw(backend, dtype):
-    case = cases.problem(SHAPE, dtype).on(backend)
+    case = cases.problem(SHAPE, dtype, near_zero=True).on(backend)
     scores = case.call(backend=backend)
-    V = ck.project_regions(case.regions, case.weights, case.region_lengths, backend)
-    U = ck.project_words(case.words, case.weights, case.word_lengths, backend)
+    V, U = case.project(backend)
     assert torch.equal(ck.context_attention(V, U, case.weights, backend=backend), scores)
     assert torch.equal(ck.context_attention(V, case.words, case.weights, word_lengths=case.word_lengths, backend=backend), scores)
     assert torch.equal(
@@ -69,7 +68,7 @@ def test_projected_or_raw(backend, dtype):
 @pytest.mark.cpu_only
 @dtypes
 def test_thread_counts(backend, dtype, threads):
-    case = cases.problem(SHAPE, dtype)
+    case = cases.problem(SHAPE, dtype, near_zero=True)
     results = []
     for count in (1, 2, 3, 7):
         threads(count)
@@ -81,7 +80,7 @@ def test_thread_counts(backend, dtype, threads):
 
 @dtypes
 def test_run_to_run(backend, dtype):
-    case = cases.problem(SHAPE, dtype, pairs=True)
+    case = cases.problem(SHAPE, dtype, near_zero=True, pairs=True)
     first = cases.run(case, backend=backend)
     for _ in range(1 if cases.INTERPRETED else 3):
         cases.assert_same(first, cases.run(case, backend=backend))
@@ -89,7 +88,7 @@ def test_run_to_run(backend, dtype):
 
 @dtypes
 def test_gradients_do_not_depend_on_the_order_of_pairs(backend, dtype):
-    case = cases.problem(SHAPE, dtype, pairs=True)
+    case = cases.problem(SHAPE, dtype, near_zero=True, pairs=True)
     case = replace(case, pairs=case.pairs.unique(dim=0))
     order = torch.randperm(len(case.pairs), generator=torch.Generator().manual_seed(0))
     grad = torch.randn(len(order), generator=torch.Generator().manual_seed(2))
@@ -101,7 +100,7 @@ def test_gradients_do_not_depend_on_the_order_of_pairs(backend, dtype):
 @dtypes
 def test_gradients_of_one_pair_in_company(backend, dtype):
     """The features' gradients of a single pair are the same whether the others are listed with gradient 0 or absent."""
-    case = cases.problem(SHAPE, dtype)
+    case = cases.problem(SHAPE, dtype, near_zero=True)
     i, t = IMAGES - 2, CAPTIONS - 2
     grad = torch.zeros(SHAPE[0], SHAPE[2])
     grad[i, t] = 1.7
@@ -120,7 +119,7 @@ def test_gradients_of_one_pair_in_company(backend, dtype):
 
 @pytest.mark.skipif(cases.INTERPRETED, reason="Triton's interpreter is not made for threads")
 def test_calls_at_once(backend):
-    problems = [cases.problem(SHAPE, torch.float32, seed=seed) for seed in range(4)]
+    problems = [cases.problem(SHAPE, torch.float32, near_zero=True, seed=seed) for seed in range(4)]
     expected = [cases.run(case, backend=backend) for case in problems]
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda k: cases.run(problems[k % 4], backend=backend), range(24)))

@@ -5,11 +5,9 @@ import pytest
 import torch
 from torch.library import opcheck
 
-import caan_kernels as ck
-
 ops = torch.ops.caan_kernels
-OPTIONS = (True, False, 9.0, True, True)
-SOFTMAX_DOT = (False, True, 4.0, True, False)
+OPTIONS = (False, True, True)
+COSINE_INTER = (True, True, False)
 
 pytestmark = pytest.mark.parametrize("backend", cases.KERNELS)
 
@@ -35,8 +33,7 @@ def raw_operands(backend, projected=(), **given):
 def operands(backend, lengths=True, pairs=False, options=OPTIONS, gradient=False, dtype=torch.float32):
     """Arguments of pair_scores, but for the backend."""
     case = cases.problem((3, 4, 2, 5, 6, 9), dtype, lengths=lengths, pairs=pairs, padding=0.0).on(backend)
-    V = ck.project_regions(case.regions, case.weights, case.region_lengths)
-    U = ck.project_words(case.words, case.weights, case.word_lengths)
+    V, U = case.project()
     tensors = (*V[:2], *U[:2], case.weights.region_score, case.weights.word_score)
     tensors = tuple(x.detach().clone().requires_grad_(gradient) for x in tensors)
     pairs = None if case.pairs is None else case.pairs.to(V.features.device)
@@ -59,7 +56,7 @@ def test_project(backend, lengths):
     [
         {"lengths": False},
         {"pairs": True},
-        {"options": SOFTMAX_DOT},
+        {"options": COSINE_INTER},
     ],
     ids=str,
 )
@@ -101,7 +98,7 @@ def test_gradients_that_nobody_needs_are_not_made(backend):
             return function(*arguments, **(given or {}))
 
     case = cases.problem("odd", torch.float32).on(backend)
-    weights = ck.ContextAttentionWeights(*(x.requires_grad_() for x in case.weights))
+    weights = [x.requires_grad_() for x in case.weights[: -len(cases.BILINEAR)]]
     with Watch():
         case.with_tensors([case.regions, case.words, *weights]).call(backend=backend).sum().backward()
     assert seen == [(False, True)] * 2

@@ -1,6 +1,7 @@
 """The reference against the stored cases, against a literal form of one pair, and against finite differences."""
 
 import math
+from dataclasses import replace
 
 import cases
 import pytest
@@ -8,26 +9,35 @@ import torch
 
 import caan_kernels as ck
 
+ALL_OPTIONS = cases.OPTIONS | cases.FEATURE_OPTIONS
+options_of_all = pytest.mark.parametrize("options", ALL_OPTIONS.values(), ids=ALL_OPTIONS)
 
-def one_pair(V, U, weights, similarity="cosine", normalization="l2", temperature=9.0, inter=True, intra=True):
+
+def one_pair(V, U, weights, similarity="dot", inter=True, intra="semantics"):
     """docs/operator.md word for word: one image, one caption, no padding, no batch."""
-    K, Q1, Q2, Q3, Q4, w_v, w_u = weights
+    K, Q1, Q2, Q3, Q4, w_v, w_u, M1, M2 = weights
+
+    def unit(row):
+        return row / max(row.norm(), 1e-8)
+
     A = torch.tanh(V @ K @ U.T)
-    if normalization == "softmax":
-        R, C = (temperature * A).softmax(1), (temperature * A).softmax(0)
+    positive = A.clamp_min(0)
+    C = torch.stack([unit(column) for column in positive.T]).T
+    Rt = torch.stack([unit(row) for row in positive]).T
+    if intra == "features":
+        Hv, Hu = V @ M1 @ V.T, U @ M2 @ U.T
     else:
-        P = A.clamp_min(0)
-        R = torch.stack([row / max(row.norm(), 1e-8) for row in P])
-        C = torch.stack([column / max(column.norm(), 1e-8) for column in P.T]).T
-    Hv, Hu = R @ R.T, C.T @ C
-    f = (torch.tanh(intra * Hv @ V @ Q1 + inter * R @ U @ Q2) @ w_v).softmax(0)
-    g = (torch.tanh(intra * Hu @ U @ Q3 + inter * C.T @ V @ Q4) @ w_u).softmax(0)
+        Hv, Hu = (torch.stack([unit(row) for row in x]) for x in (C, Rt))
+        Hv, Hu = Hv @ Hv.T, Hu @ Hu.T
+    own, other = intra is not None, float(inter)
+    f = (torch.tanh(own * Hv @ V @ Q1 + other * C @ U @ Q2) @ w_v).softmax(0)
+    g = (torch.tanh(own * Hu @ U @ Q3 + other * Rt @ V @ Q4) @ w_u).softmax(0)
     v, u = f @ V, g @ U
-    score = v @ u if similarity == "dot" else v @ u / (max(v.norm(), 1e-8) * max(u.norm(), 1e-8))
-    return ck.AttentionMaps(score, f, g, R, C.T, Hv, Hu)
+    score = v @ u if similarity == "dot" else unit(v) @ unit(u)
+    return ck.AttentionMaps(score, f, g, A, C, Rt, Hv, Hu)
 
 
-@pytest.mark.parametrize("path", cases.GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", cases.ALL_GOLDEN, ids=lambda path: path.stem)
 def test_golden(path):
     case, options, scores, grad_scores, gradients = cases.golden(path)
     found, found_gradients = cases.run(case, grad_scores, **options, backend="reference")
@@ -37,13 +47,27 @@ def test_golden(path):
     cases.assert_inert(case, found_gradients)
 
 
-@pytest.mark.parametrize("options", cases.OPTIONS.values(), ids=cases.OPTIONS)
+@pytest.mark.parametrize("path", cases.ALL_GOLDEN, ids=lambda path: path.stem)
+def test_golden_maps(path):
+    case, options, *_ = cases.golden(path)
+    maps = replace(case, pairs=torch.tensor([[0, 0]])).call(ck.attention_maps, **options, backend="reference")._asdict()
+    expected = cases.golden_maps(path)
+    expected["scores"] = expected.pop("score")
+    for name, x in expected.items():
+        found = maps.pop(name)[0]
+        torch.testing.assert_close(found[tuple(slice(size) for size in x.shape)], x, rtol=0, atol=1e-13, msg=name)
+        assert math.isclose(found.abs().sum(), x.abs().sum(), abs_tol=1e-10), f"{name} is not 0 beyond the lengths"
+    # With no intra term the affinities were not stored; test_agrees_with_one_pair_at_a_time has them.
+    assert not set(maps) - {"region_affinity", "word_affinity"}
+
+
+@options_of_all
 @pytest.mark.parametrize("shape", ["odd", "wide_hidden"])
 def test_agrees_with_one_pair_at_a_time(shape, options):
-    case = cases.problem(shape)
+    case = cases.problem(shape, bilinear=True)
     pairs = torch.cartesian_prod(torch.arange(len(case.regions)), torch.arange(len(case.words)))
     scores = case.call(**options, backend="reference")
-    maps = ck.attention_maps(*case.call(lambda *tensors: tensors[:5]), pairs, **options, backend="reference")
+    maps = replace(case, pairs=pairs).call(ck.attention_maps, **options, backend="reference")
     assert torch.equal(maps.scores.isnan(), torch.zeros(len(pairs), dtype=torch.bool))
     for (i, t), *found in zip(pairs.tolist(), *maps, strict=True):
         m, n = case.region_lengths[i], case.word_lengths[t]
@@ -60,9 +84,9 @@ def test_agrees_with_one_pair_at_a_time(shape, options):
             assert math.isclose(x.abs().sum(), y.abs().sum(), abs_tol=1e-12), f"{name} is not 0 beyond the lengths"
 
 
-@pytest.mark.parametrize("options", cases.OPTIONS.values(), ids=cases.OPTIONS)
+@options_of_all
 def test_derivatives_of_first_and_second_order(options):
-    case = cases.problem((3, 2, 2, 3, 2, 3), padding=0.0)
+    case = cases.problem((3, 2, 2, 3, 2, 3), padding=0.0, bilinear=True)
     leaves = [x.requires_grad_() for x in case.tensors().values()]
 
     def scores(*tensors):
@@ -82,9 +106,9 @@ def test_maps_have_a_gradient():
 
 
 @pytest.mark.parametrize("dtype", cases.HALF_DTYPES, ids=str)
-@pytest.mark.parametrize("options", cases.OPTIONS.values(), ids=cases.OPTIONS)
+@options_of_all
 def test_half_precision_is_finite(dtype, options):
-    case = cases.problem("odd", dtype)
+    case = cases.problem("odd", dtype, bilinear=True)
     scores, gradients = cases.run(case, **options, backend="reference")
     assert scores.dtype == torch.float32
     assert scores.isfinite().all()

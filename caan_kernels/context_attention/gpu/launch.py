@@ -27,8 +27,6 @@ class Options(NamedTuple):
     """How pairs are scored, as `reference.attend` has it."""
 
     cosine: bool
-    softmax: bool
-    temperature: float
     inter: bool
     intra: bool
 
@@ -71,8 +69,8 @@ class Kernels(Protocol):
         `maps` reads.
         """
 
-    def maps(self, slots: "Slots", count: int, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """f (count, M), g (count, N), R and C (count, M, N) of the pairs last worked on; anything beyond lengths."""
+    def maps(self, slots: "Slots", count: int, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """f (count, M), g (count, N), A, C and R (count, M, N) of the pairs last worked on; anything beyond lengths."""
 
     def sum_gradients(
         self, slots: "Slots", walk: Walk, first: int, vectors: Vectors, sums: tuple[Tensor, ...], options: Options
@@ -115,7 +113,7 @@ def pair_scores(
     region_lengths: Tensor | None,
     word_lengths: Tensor | None,
     pairs: Tensor | None,
-    *options: bool | float | str,
+    *options: bool | str,
 ) -> Tensor:
     """`reference.pair_scores`; NaN for a pair whose index, or an item's length, is out of range."""
     V = Side("region", regions, region_products, None, region_lengths)
@@ -141,7 +139,7 @@ def raw_scores(
     region_lengths: Tensor | None,
     word_lengths: Tensor | None,
     pairs: Tensor | None,
-    *options: bool | float | str,
+    *options: bool | str,
 ) -> Tensor:
     """`pair_scores` of sides that may come unprojected: those are projected block by block."""
     of_regions = {"region_intra": region_intra, "word_inter": word_inter}
@@ -151,7 +149,7 @@ def raw_scores(
     check_call(V, U, region_score, word_score, pairs)
     scores, vectors, backend = _unscored(V, U, pairs), Vectors(region_score, word_score), options[-1]
     images, captions, listed = _blocks(V, U)
-    if pairs is not None and (len(regions) > images or len(words) > captions):
+    if pairs is not None and len(regions) and len(words) and (len(regions) > images or len(words) > captions):
         # A gallery is not projected for a few pairs, nor kept for many: each block of the list brings its own items.
         for start in range(0, len(pairs), listed):
             some = pairs[start : start + listed]
@@ -206,7 +204,7 @@ def pair_scores_backward(
     region_lengths: Tensor | None,
     word_lengths: Tensor | None,
     pairs: Tensor | None,
-    *options: bool | float | str,
+    *options: bool | str,
 ) -> tuple[Tensor, ...]:
     """Gradients of the six tensors of `pair_scores`; a pair whose score has the gradient 0 is not looked at."""
     V = Side("region", regions, region_products, None, region_lengths)
@@ -216,7 +214,7 @@ def pair_scores_backward(
     # Sums over pairs are float32 and go on from one launch to the next.
     sums = [torch.zeros_like(x, dtype=torch.float32) for x in tensors]
     vector_sums = [torch.zeros(len(regions), len(x), dtype=torch.float32, device=x.device) for x in (region_score, word_score)]
-    if grad.numel() and regions.shape[1] and words.shape[1]:
+    if grad.numel() and regions.shape[0] and words.shape[0] and regions.shape[1] and words.shape[1]:
         _differentiate(grad.contiguous(), V, U, Vectors(region_score, word_score), pairs, (*sums, *vector_sums), *options)
     gradients = *sums, *(x.sum(0) for x in vector_sums)
     return tuple(x.to(regions.dtype) for x in gradients)
@@ -232,19 +230,18 @@ def pair_maps(
     region_lengths: Tensor | None,
     word_lengths: Tensor | None,
     pairs: Tensor | None,
-    *options: bool | float | str,
+    *options: bool | str,
 ) -> tuple[Tensor, ...]:
-    """Scores, those of `pair_scores`, and f, g, R and Cᵀ."""
+    """Scores, those of `pair_scores`, and f, g, A, C and Rᵀ."""
     scores = pair_scores(
         regions, region_products, words, word_products, region_score, word_score, region_lengths, word_lengths, pairs, *options
     )
     V, U = Side("region", regions, region_products, None, region_lengths), Side("word", words, word_products, None, word_lengths)
     count, m, n = len(pairs), regions.shape[1], words.shape[1]
-    f, g, R = (scores.new_zeros(count, *shape) for shape in ((m,), (n,), (m, n)))
-    C = torch.zeros_like(R)
-    if R.numel():
-        _trace(V, U, Vectors(region_score, word_score), pairs, (f, g, R, C), *options)
-    return scores, f, g, R, C.mT.contiguous()
+    f, g, A, C, R = (scores.new_zeros(count, *shape) for shape in ((m,), (n,), (m, n), (m, n), (m, n)))
+    if R.numel() and len(regions) and len(words):
+        _trace(V, U, Vectors(region_score, word_score), pairs, (f, g, A, C, R), *options)
+    return scores, f, g, A, C, R.mT.contiguous()
 
 
 @dataclass(frozen=True)
@@ -337,9 +334,9 @@ def _unscored(V: Side, U: Side, pairs: Tensor | None) -> Tensor:
     return scores
 
 
-def _score(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, *options: bool | float | str) -> None:
+def _score(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, *options: bool | str) -> None:
     """Write the scores of projected sides: in tiles where tiles hold them, else one by one."""
-    if scores.numel() == 0:
+    if scores.numel() == 0 or not len(V.features) or not len(U.features):
         return
     if pairs is not None and len(pairs) > MOST_LISTED:
         for start in range(0, len(pairs), MOST_LISTED):
@@ -383,7 +380,7 @@ class Slots:
 
 
 def _differentiate(
-    grad: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, sums: tuple[Tensor, ...], *options: bool | float | str
+    grad: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, sums: tuple[Tensor, ...], *options: bool | str
 ) -> None:
     """Add to the sums what every pair with a gradient gives."""
     kernels, options = KERNELS[options[-1]], Options(*options[:-1])
@@ -401,10 +398,10 @@ def _trace(
     U: Side,
     vectors: Vectors,
     pairs: Tensor,
-    maps: tuple[Tensor, Tensor, Tensor, Tensor],
-    *options: bool | float | str,
+    maps: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+    *options: bool | str,
 ) -> None:
-    """Write f, g, R and C of the pairs that have any."""
+    """Write f, g, A, C and R of the pairs that have any."""
     kernels, options = KERNELS[options[-1]], Options(*options[:-1])
     slots = Slots(kernels, V, U, SCRATCH_BYTES, gradient=False)
     unused = torch.empty(len(pairs), dtype=torch.float32, device=pairs.device)
@@ -418,6 +415,6 @@ def _trace(
         u_exists = real[:, None] & (words < slots.words.lengths[caption, None])
         v_exists, u_exists = v_exists & u_exists.any(1, keepdim=True), u_exists & v_exists.any(1, keepdim=True)
         exists = v_exists[:, :, None] & u_exists[:, None, :]
-        found = zip((v_exists, u_exists, exists, exists), kernels.maps(slots, len(some), options), strict=True)
+        found = zip((v_exists, u_exists, exists, exists, exists), kernels.maps(slots, len(some), options), strict=True)
         for target, (mask, x) in zip(maps, found, strict=True):
             target[first : first + len(some)] = torch.where(mask, x, 0)

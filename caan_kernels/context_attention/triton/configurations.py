@@ -63,8 +63,8 @@ def score_candidates(regions: int, words: int, capability: tuple[int, int]) -> l
     # multiprocessor's registers hold two programs of 36 regions, one at the tensor cores while the other waits for tanh;
     # with eight, which read an image once for twice the captions, they hold one.
     most = max(1, min(128, 8192 // size_of(regions)) // words) if words <= 32 else 1
-    # Ampere's tensor cores take both factors from registers.
-    panels = [16] if capability < (9, 0) or regions > 64 else [32, 16]
+    # Ampere's tensor cores take both factors from registers, and a large tile leaves few of them.
+    panels = [16] if capability < (9, 0) or regions > 64 or words > 32 else [32, 16]
     candidates = []
     for captions in dict.fromkeys((max(1, most // 2), most)):
         for panel in panels:

@@ -67,9 +67,15 @@ def add_with_rest(total, rest, x):
 
 
 @triton.jit
-def inverse_norm(squares):
-    """1 / max(sqrt(squares), 1e-8)."""
-    return 1.0 / tl.maximum(tl.sqrt(squares), 1e-8)
+def norm(squares):
+    """max(sqrt(squares), 1e-8), rounded so that the norm of a single number is that number."""
+    return tl.maximum(tl.sqrt_rn(squares), 1e-8)
+
+
+@triton.jit
+def positive_part(A, exists):
+    """max(A, 0) where A exists, 0 elsewhere; NaN stays NaN."""
+    return tl.where(exists, tl.where(A <= 0, 0.0, A), 0.0)
 
 
 @triton.jit

@@ -3,9 +3,10 @@
 A pair that has a gradient holds a slot of scratch memory, float32 in this order, nothing larger than (m, n):
 
     A (M, N)
-    regions, M each: shift and scale of R's rows, f, gradient of the logits
-    words, N each: shift and scale of C's columns, g, gradient of the logits
-    for derivatives only: gradient of A (M, N), of C (M, N), of v̂ (D) and of û (D)
+    regions, M each: norms of the rows of A₊ and of C, f, gradient of the logits
+    words, N each: norms of the columns of A₊ and of R, g, gradient of the logits
+    for derivatives only, (M, N) each: gradients of C, Ĉ, R and R̂ᵀ, of which the first becomes that of the alignment before
+        tanh; and gradients of v̂ (D) and of û (D)
 
 `pair_kernel` fills it. The other kernels then give every image, and every caption, a program that walks its pairs in a
 fixed order and recomputes, from the slots, a panel of the contexts: no two programs write to one place, so nothing is
@@ -17,13 +18,13 @@ Products are of float32 numbers, in TF32 where the features are half precision: 
 import triton
 import triton.language as tl
 
-from .functions import add_with_rest, inverse_norm, softmax_where, tanh
+from .functions import add_with_rest, norm, positive_part, softmax_where, tanh
 
 
 def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
     """float32 numbers of a pair's slot."""
     numbers = regions * words + 4 * (regions + words)
-    return numbers + 2 * (regions * words + width) if gradient else numbers
+    return numbers + 4 * regions * words + 2 * width if gradient else numbers
 
 
 @triton.jit
@@ -38,7 +39,7 @@ def word_part(slot, region_rows, word_rows, part):
 
 @triton.jit
 def gradient_part(slot, region_rows, word_rows, part):
-    """Gradient of A (part 0), of C (part 1), and after them those of v̂ and û (part 2)."""
+    """Gradients of C, Ĉ, R and R̂ᵀ (parts 0 to 3), and after them those of v̂ and û (part 4)."""
     return slot + (1 + part) * region_rows * word_rows + 4 * (region_rows + word_rows)
 
 
@@ -63,53 +64,53 @@ def add_to(pointers, x, mask):
 
 
 @triton.jit
-def attention_weights(A, exists, shift, scale, temperature, SOFTMAX: tl.constexpr):
-    """Equation 2 along one side, from what the sums over that side left behind."""
-    if SOFTMAX:
-        return tl.where(exists, tl.exp(temperature * A - shift) * scale, 0.0)
-    else:
-        return tl.where(exists, tl.maximum(A, 0.0) * scale, 0.0)
+def load_norm(pointers, mask):
+    """Norms, and 1 for what does not exist: it is divided by."""
+    return tl.load(pointers, mask=mask, other=1.0)
 
 
 @triton.jit
-def attention_tile(slot, row_shift, row_scale, region, word, m, n, temperature, region_rows, word_rows, SOFTMAX: tl.constexpr):
-    """A, R and C for all regions and a tile of words."""
+def alignment_tile(slot, region, word, m, n, word_rows):
+    """A and A₊ for all regions and a tile of words, 0 where there is none."""
     exists = (region < m)[:, None] & (word < n)[None, :]
     A = load_float(slot + region[:, None] * word_rows + word[None, :], exists)
-    column_shift = load_float(word_part(slot, region_rows, word_rows, 0) + word, word < n)
-    column_scale = load_float(word_part(slot, region_rows, word_rows, 1) + word, word < n)
-    R = attention_weights(A, exists, row_shift[:, None], row_scale[:, None], temperature, SOFTMAX)
-    C = attention_weights(A, exists, column_shift[None, :], column_scale[None, :], temperature, SOFTMAX)
-    return A, R, C
+    return A, positive_part(A, exists)
 
 
 @triton.jit
-def gathered_words(R, VQ1, UQ2, INTER: tl.constexpr, INTRA: tl.constexpr, PRECISION: tl.constexpr):
-    """Rᵀ (V Q1) + U Q2 for a tile of words."""
-    z = tl.zeros(UQ2.shape, tl.float32)
-    if INTER:
-        z = UQ2
-    if INTRA:
-        z = tl.dot(tl.trans(R), VQ1, z, input_precision=PRECISION)
-    return z
+def word_to_region(slot, region, word, m, n, region_rows, word_rows):
+    """C and Ĉ for all regions and a tile of words, from the alignment and the norms in the slot."""
+    _, P = alignment_tile(slot, region, word, m, n, word_rows)
+    C = tl.div_rn(P, load_norm(word_part(slot, region_rows, word_rows, 0) + word, word < n)[None, :])
+    return C, tl.div_rn(C, load_norm(region_part(slot, region_rows, word_rows, 1) + region, region < m)[:, None])
 
 
 @triton.jit
-def contexts(
+def region_to_word(slot, region, word, m, n, region_rows, word_rows):
+    """R and R̂ᵀ for all regions and a tile of words, likewise."""
+    _, P = alignment_tile(slot, region, word, m, n, word_rows)
+    R = tl.div_rn(P, load_norm(region_part(slot, region_rows, word_rows, 0) + region, region < m)[:, None])
+    return R, tl.div_rn(R, load_norm(word_part(slot, region_rows, word_rows, 1) + word, word < n)[None, :])
+
+
+@triton.jit
+def word_products(of_words, word, h, n, part, WIDTH: tl.constexpr, HIDDEN: tl.constexpr):
+    """U Q2 (part 0) or U Q3 (part 1) for a tile of words in a panel h."""
+    rows = of_words + word[:, None] * (WIDTH + 2 * HIDDEN) + WIDTH + part * HIDDEN
+    return load_float(rows + h[None, :], (word < n)[:, None] & (h < HIDDEN)[None, :])
+
+
+@triton.jit
+def region_context(
     slot,
-    row_shift,
-    row_scale,
     VQ1,
-    VQ4,
     of_words,
     region,
     h,
     m,
     n,
-    temperature,
     region_rows,
     word_rows,
-    SOFTMAX: tl.constexpr,
     INTER: tl.constexpr,
     INTRA: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -117,22 +118,61 @@ def contexts(
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Y = R (Rᵀ V Q1 + U Q2), the regions' context, and Z = C (U Q3) + V Q4, where the words' is Cᵀ Z, in a panel h."""
-    PRODUCTS: tl.constexpr = WIDTH + 2 * HIDDEN
+    """Y = Ĉ (Ĉᵀ V Q1) + C (U Q2) in a panel h of the hidden width."""
     Y = tl.zeros(VQ1.shape, tl.float32)
-    Z = tl.zeros(VQ1.shape, tl.float32)
-    if INTER:
-        Z = VQ4
     for j0 in tl.range(0, n, TILE):
         word = j0 + tl.arange(0, TILE)
-        _, R, C = attention_tile(slot, row_shift, row_scale, region, word, m, n, temperature, region_rows, word_rows, SOFTMAX)
-        mask = (word < n)[:, None] & (h < HIDDEN)[None, :]
-        rows = of_words + word[:, None] * PRODUCTS + WIDTH + h[None, :]
-        z = gathered_words(R, VQ1, load_float(rows, mask), INTER, INTRA, PRECISION)
-        Y = tl.dot(R, z, Y, input_precision=PRECISION)
+        C, C_unit = word_to_region(slot, region, word, m, n, region_rows, word_rows)
         if INTRA:
-            Z = tl.dot(C, load_float(rows + HIDDEN, mask), Z, input_precision=PRECISION)
-    return Y, Z
+            gathered = tl.dot(tl.trans(C_unit), VQ1, input_precision=PRECISION)
+            Y = tl.dot(C_unit, gathered, Y, input_precision=PRECISION)
+        if INTER:
+            Y = tl.dot(C, word_products(of_words, word, h, n, 0, WIDTH, HIDDEN), Y, input_precision=PRECISION)
+    return Y
+
+
+@triton.jit
+def gathered_words(
+    slot,
+    of_words,
+    region,
+    h,
+    m,
+    n,
+    region_rows,
+    word_rows,
+    INTRA: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Z = R̂ᵀ (U Q3) in a panel h of the hidden width; 0 where it is not needed."""
+    Z = tl.zeros((region.shape[0], h.shape[0]), tl.float32)
+    if INTRA:
+        for j0 in tl.range(0, n, TILE):
+            word = j0 + tl.arange(0, TILE)
+            _, R_unit = region_to_word(slot, region, word, m, n, region_rows, word_rows)
+            UQ3 = word_products(of_words, word, h, n, 1, WIDTH, HIDDEN)
+            Z = tl.dot(R_unit, UQ3, Z, input_precision=PRECISION)
+    return Z
+
+
+@triton.jit
+def word_context(R, R_unit, Z, VQ4, INTER: tl.constexpr, INTRA: tl.constexpr, PRECISION: tl.constexpr):
+    """X = R̂ Z + Rᵀ (V Q4) for a tile of words."""
+    X = tl.zeros((R.shape[1], Z.shape[1]), tl.float32)
+    if INTRA:
+        X = tl.dot(tl.trans(R_unit), Z, X, input_precision=PRECISION)
+    if INTER:
+        X = tl.dot(tl.trans(R), VQ4, X, input_precision=PRECISION)
+    return X
+
+
+@triton.jit
+def through_norm(g, y, along, held_norm):
+    """Gradient of x from that of y = x / held_norm, g, where along = y·g. A norm held at 1e-8 passes none."""
+    return tl.div_rn(g - tl.where(held_norm > 1e-8, y * along, 0.0), held_norm)
 
 
 @triton.jit
@@ -150,19 +190,17 @@ def pair_gradients(
     of_words,
     region_score,
     word_score,
-    row_shift,
-    row_scale,
     f,
     g,
-    across,
+    grad,
+    v_norm,
+    u_norm,
     along_v,
     along_u,
     m,
     n,
-    temperature,
     region_rows,
     word_rows,
-    SOFTMAX: tl.constexpr,
     INTER: tl.constexpr,
     INTRA: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -176,27 +214,28 @@ def pair_gradients(
 ):
     """From v̂ and û in the slot to the gradients of v̂, û, the logits and the alignment there.
 
-    The gradient of v̂ is across û - along_v v̂, that of û is across v̂ - along_u û.
+    With v = v̂ / v_norm and u likewise, the gradient of v̂ is grad (u - along_v v) / v_norm, and that of û is likewise.
     """
-    PRODUCTS: tl.constexpr = WIDTH + 2 * HIDDEN
     region = tl.arange(0, REGIONS)
     region_exists = region < m
     every_word = tl.arange(0, WORDS)
     of_word_logits = word_part(slot, region_rows, word_rows, 3)
-    of_v = gradient_part(slot, region_rows, word_rows, 2)
+    of_dC = gradient_part(slot, region_rows, word_rows, 0)
+    of_dC_unit = gradient_part(slot, region_rows, word_rows, 1)
+    of_dR = gradient_part(slot, region_rows, word_rows, 2)
+    of_dR_unit = gradient_part(slot, region_rows, word_rows, 3)
+    of_v = gradient_part(slot, region_rows, word_rows, 4)
     of_u = of_v + WIDTH
-    of_dA = gradient_part(slot, region_rows, word_rows, 0)
-    of_dC = gradient_part(slot, region_rows, word_rows, 1)
     df = tl.zeros((REGIONS,), tl.float32)
     for d0 in tl.range(0, WIDTH, WIDTH_BLOCK):
         d = d0 + tl.arange(0, WIDTH_BLOCK)
         V = load_float(V_rows + region[:, None] * WIDTH + d[None, :], region_exists[:, None] & (d < WIDTH)[None, :])
-        v = load_float(of_v + d, d < WIDTH)
-        u = load_float(of_u + d, d < WIDTH)
-        dv = across * u - along_v * v
+        v = tl.div_rn(load_float(of_v + d, d < WIDTH), v_norm)
+        u = tl.div_rn(load_float(of_u + d, d < WIDTH), u_norm)
+        dv = grad * tl.div_rn(u - along_v * v, v_norm)
         tl.debug_barrier()
         tl.store(of_v + d, dv, mask=d < WIDTH)
-        tl.store(of_u + d, across * v - along_u * u, mask=d < WIDTH)
+        tl.store(of_u + d, grad * tl.div_rn(v - along_u * u, u_norm), mask=d < WIDTH)
         df += tl.sum(V * dv[None, :], 1)
     tl.debug_barrier()
     dfv = tl.where(region_exists, f * (df - tl.sum(f * df)), 0.0)
@@ -215,85 +254,101 @@ def pair_gradients(
     tl.debug_barrier()
     tl.store(of_word_logits + every_word, dg, mask=every_word < n)
 
-    # Gradients of R and C, summed over the panels in the slot.
+    # Gradients of C, Ĉ, R and R̂ᵀ, summed over the panels in the slot.
     for j0 in tl.range(0, n, TILE):
         word = j0 + tl.arange(0, TILE)
         exists = region_exists[:, None] & (word < n)[None, :]
         at = region[:, None] * word_rows + word[None, :]
-        tl.store(of_dA + at, tl.zeros((REGIONS, TILE), tl.float32), mask=exists)
-        tl.store(of_dC + at, tl.zeros((REGIONS, TILE), tl.float32), mask=exists)
+        none = tl.zeros((REGIONS, TILE), tl.float32)
+        tl.store(of_dC + at, none, mask=exists)
+        tl.store(of_dC_unit + at, none, mask=exists)
+        tl.store(of_dR + at, none, mask=exists)
+        tl.store(of_dR_unit + at, none, mask=exists)
     tl.debug_barrier()
     if INTER or INTRA:
         for h0 in tl.range(0, HIDDEN, HIDDEN_BLOCK):
             h = h0 + tl.arange(0, HIDDEN_BLOCK)
             mask = region_exists[:, None] & (h < HIDDEN)[None, :]
             VQ1 = load_float(of_regions + region[:, None] * (2 * HIDDEN) + h[None, :], mask)
+            Y = region_context(
+                slot, VQ1, of_words, region, h, m, n, region_rows, word_rows, INTER, INTRA, WIDTH, HIDDEN, TILE, PRECISION
+            )
+            dY = logit_gradient(dfv, load_float(region_score + h, h < HIDDEN), tanh(Y))
+            for j0 in tl.range(0, n, TILE):
+                word = j0 + tl.arange(0, TILE)
+                exists = region_exists[:, None] & (word < n)[None, :]
+                at = region[:, None] * word_rows + word[None, :]
+                if INTER:
+                    UQ2 = word_products(of_words, word, h, n, 0, WIDTH, HIDDEN)
+                    add_to(of_dC + at, tl.dot(dY, tl.trans(UQ2), input_precision=PRECISION), exists)
+                if INTRA:
+                    _, C_unit = word_to_region(slot, region, word, m, n, region_rows, word_rows)
+                    gathered = tl.dot(tl.trans(C_unit), VQ1, input_precision=PRECISION)
+                    dC_unit = tl.dot(dY, tl.trans(gathered), input_precision=PRECISION)
+                    dgathered = tl.dot(tl.trans(C_unit), dY, input_precision=PRECISION)
+                    dC_unit = tl.dot(VQ1, tl.trans(dgathered), dC_unit, input_precision=PRECISION)
+                    add_to(of_dC_unit + at, dC_unit, exists)
+
             VQ4 = load_float(of_regions + region[:, None] * (2 * HIDDEN) + HIDDEN + h[None, :], mask)
-            wv = load_float(region_score + h, h < HIDDEN)
             wu = load_float(word_score + h, h < HIDDEN)
-            Y, Z = contexts(
-                slot, row_shift, row_scale, VQ1, VQ4, of_words, region, h, m, n, temperature, region_rows, word_rows,
-                SOFTMAX, INTER, INTRA, WIDTH, HIDDEN, TILE, PRECISION,
-            )  # fmt: skip
-            dY = logit_gradient(dfv, wv, tanh(Y))
+            Z = gathered_words(slot, of_words, region, h, m, n, region_rows, word_rows, INTRA, WIDTH, HIDDEN, TILE, PRECISION)
             dZ = tl.zeros((REGIONS, HIDDEN_BLOCK), tl.float32)
             for j0 in tl.range(0, n, TILE):
                 word = j0 + tl.arange(0, TILE)
                 exists = region_exists[:, None] & (word < n)[None, :]
                 at = region[:, None] * word_rows + word[None, :]
-                _, R, C = attention_tile(
-                    slot, row_shift, row_scale, region, word, m, n, temperature, region_rows, word_rows, SOFTMAX
-                )
-                word_mask = (word < n)[:, None] & (h < HIDDEN)[None, :]
-                UQ2 = load_float(of_words + word[:, None] * PRODUCTS + WIDTH + h[None, :], word_mask)
-                z = gathered_words(R, VQ1, UQ2, INTER, INTRA, PRECISION)
-                dR = tl.dot(dY, tl.trans(z), input_precision=PRECISION)
+                R, R_unit = region_to_word(slot, region, word, m, n, region_rows, word_rows)
+                X = word_context(R, R_unit, Z, VQ4, INTER, INTRA, PRECISION)
+                dX = logit_gradient(load_float(of_word_logits + word, word < n), wu, tanh(X))
+                if INTER:
+                    add_to(of_dR + at, tl.dot(VQ4, tl.trans(dX), input_precision=PRECISION), exists)
                 if INTRA:
-                    dz = tl.dot(tl.trans(R), dY, input_precision=PRECISION)
-                    dR = tl.dot(VQ1, tl.trans(dz), dR, input_precision=PRECISION)
-                add_to(of_dA + at, dR, exists)
-                context = tl.dot(tl.trans(C), Z, input_precision=PRECISION)
-                dcontext = logit_gradient(load_float(of_word_logits + word, word < n), wu, tanh(context))
-                add_to(of_dC + at, tl.dot(Z, tl.trans(dcontext), input_precision=PRECISION), exists)
-                dZ = tl.dot(C, dcontext, dZ, input_precision=PRECISION)
+                    add_to(of_dR_unit + at, tl.dot(Z, tl.trans(dX), input_precision=PRECISION), exists)
+                    dZ = tl.dot(R_unit, dX, dZ, input_precision=PRECISION)
             tl.debug_barrier()
             if INTRA:
                 for j0 in tl.range(0, n, TILE):
                     word = j0 + tl.arange(0, TILE)
                     exists = region_exists[:, None] & (word < n)[None, :]
                     at = region[:, None] * word_rows + word[None, :]
-                    word_mask = (word < n)[:, None] & (h < HIDDEN)[None, :]
-                    UQ3 = load_float(of_words + word[None, :] * PRODUCTS + WIDTH + HIDDEN + h[:, None], tl.trans(word_mask))
-                    add_to(of_dC + at, tl.dot(dZ, UQ3, input_precision=PRECISION), exists)
+                    UQ3 = word_products(of_words, word, h, n, 1, WIDTH, HIDDEN)
+                    add_to(of_dR_unit + at, tl.dot(dZ, tl.trans(UQ3), input_precision=PRECISION), exists)
                 tl.debug_barrier()
 
-    # Through equations 2 and 1.
-    along_rows = tl.zeros((REGIONS,), tl.float32)
+    # Back through the norms, the last one first. What alignment is not positive gives nothing: an overflow there must not meet
+    # a factor of 0.
+    along_C_unit = tl.zeros((REGIONS,), tl.float32)
+    along_R = tl.zeros((REGIONS,), tl.float32)
     for j0 in tl.range(0, n, TILE):
         word = j0 + tl.arange(0, TILE)
-        exists = region_exists[:, None] & (word < n)[None, :]
-        _, R, C = attention_tile(slot, row_shift, row_scale, region, word, m, n, temperature, region_rows, word_rows, SOFTMAX)
-        along_rows += tl.sum(load_float(of_dA + region[:, None] * word_rows + word[None, :], exists) * R, 1)
-    for j0 in tl.range(0, n, TILE):
-        word = j0 + tl.arange(0, TILE)
-        exists = region_exists[:, None] & (word < n)[None, :]
         at = region[:, None] * word_rows + word[None, :]
-        A, R, C = attention_tile(slot, row_shift, row_scale, region, word, m, n, temperature, region_rows, word_rows, SOFTMAX)
-        dR = load_float(of_dA + at, exists)
-        dC = load_float(of_dC + at, exists)
-        along_columns = tl.sum(dC * C, 0)
-        if SOFTMAX:
-            dA = temperature * (R * (dR - along_rows[:, None]) + C * (dC - along_columns[None, :]))
-        else:
-            column_scale = load_float(word_part(slot, region_rows, word_rows, 1) + word, word < n)
-            # A scale of 1e8 is that of a norm held at 1e-8.
-            kept_rows = tl.where(row_scale < 1e8, along_rows, 0.0)
-            kept_columns = tl.where(column_scale < 1e8, along_columns, 0.0)
-            dP = row_scale[:, None] * (dR - R * kept_rows[:, None])
-            dP += column_scale[None, :] * (dC - C * kept_columns[None, :])
-            dA = tl.where(A > 0, dP, 0.0)
+        _, P = alignment_tile(slot, region, word, m, n, word_rows)
+        _, C_unit = word_to_region(slot, region, word, m, n, region_rows, word_rows)
+        R, R_unit = region_to_word(slot, region, word, m, n, region_rows, word_rows)
+        along_C_unit += tl.sum(C_unit * load_float(of_dC_unit + at, P > 0), 1)
+        dR_unit = load_float(of_dR_unit + at, P > 0)
+        word_norm = load_norm(word_part(slot, region_rows, word_rows, 1) + word, word < n)
+        dR = load_float(of_dR + at, P > 0)
+        dR += through_norm(dR_unit, R_unit, tl.sum(R_unit * dR_unit, 0)[None, :], word_norm[None, :])
+        along_R += tl.sum(R * dR, 1)
         tl.debug_barrier()
-        tl.store(of_dA + at, dA * (1.0 - A * A), mask=exists)
+        tl.store(of_dR + at, dR, mask=P > 0)
+    tl.debug_barrier()
+    row_norm = load_norm(region_part(slot, region_rows, word_rows, 0) + region, region_exists)
+    region_norm = load_norm(region_part(slot, region_rows, word_rows, 1) + region, region_exists)
+    for j0 in tl.range(0, n, TILE):
+        word = j0 + tl.arange(0, TILE)
+        at = region[:, None] * word_rows + word[None, :]
+        A, P = alignment_tile(slot, region, word, m, n, word_rows)
+        C, C_unit = word_to_region(slot, region, word, m, n, region_rows, word_rows)
+        R, _ = region_to_word(slot, region, word, m, n, region_rows, word_rows)
+        dC = load_float(of_dC + at, P > 0)
+        dC += through_norm(load_float(of_dC_unit + at, P > 0), C_unit, along_C_unit[:, None], region_norm[:, None])
+        column_norm = load_norm(word_part(slot, region_rows, word_rows, 0) + word, word < n)
+        dP = through_norm(dC, C, tl.sum(C * dC, 0)[None, :], column_norm[None, :])
+        dP += through_norm(load_float(of_dR + at, P > 0), R, along_R[:, None], row_norm[:, None])
+        tl.debug_barrier()
+        tl.store(of_dC + at, dP * (1.0 - A * A), mask=region_exists[:, None] & (word < n)[None, :])
 
 
 @triton.jit(
@@ -322,11 +377,9 @@ def pair_kernel(
     region_rows,
     word_rows,
     slot_stride,
-    temperature,
     LISTED: tl.constexpr,
     GRADIENT: tl.constexpr,
     COSINE: tl.constexpr,
-    SOFTMAX: tl.constexpr,
     INTER: tl.constexpr,
     INTRA: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -377,8 +430,7 @@ def pair_kernel(
     region = tl.arange(0, REGIONS)
     region_exists = region < m
 
-    # Equations 1 and 2.
-    highest = tl.full((REGIONS,), -float("inf"), tl.float32)
+    # Equation 7.
     squares = tl.zeros((REGIONS,), tl.float32)
     for j0 in tl.range(0, n, TILE):
         word = j0 + tl.arange(0, TILE)
@@ -397,37 +449,26 @@ def pair_kernel(
         A = tanh(alignment + rest)
         exists = region_exists[:, None] & word_exists[None, :]
         tl.store(slot + region[:, None] * word_rows + word[None, :], A, mask=exists)
-        column_stats = word_part(slot, region_rows, word_rows, 0) + word
-        if SOFTMAX:
-            x = tl.where(exists, temperature * A, -float("inf"))
-            highest = tl.maximum(highest, tl.max(x, 1))
-            shift = tl.where(word_exists, tl.max(x, 0), 0.0)
-            total = tl.sum(tl.where(exists, tl.exp(x - shift[None, :]), 0.0), 0)
-            tl.store(column_stats, shift, mask=word_exists)
-            tl.store(column_stats + word_rows, 1.0 / total, mask=word_exists)
-        else:
-            P = tl.where(exists, tl.maximum(A, 0.0), 0.0)
-            squares += tl.sum(P * P, 1)
-            tl.store(column_stats, tl.zeros((TILE,), tl.float32), mask=word_exists)
-            tl.store(column_stats + word_rows, inverse_norm(tl.sum(P * P, 0)), mask=word_exists)
+        P = positive_part(A, exists)
+        squares += tl.sum(P * P, 1)
+        tl.store(word_part(slot, region_rows, word_rows, 0) + word, norm(tl.sum(P * P, 0)), mask=word_exists)
+    row_norm = norm(squares)
+    tl.store(region_part(slot, region_rows, word_rows, 0) + region, row_norm, mask=region_exists)
     # A barrier stands wherever one thread may read from the slot what another wrote.
     tl.debug_barrier()
-    row_shift = tl.zeros((REGIONS,), tl.float32)
-    if SOFTMAX:
-        row_shift = tl.where(region_exists, highest, 0.0)
-        totals = tl.zeros((REGIONS,), tl.float32)
-        for j0 in tl.range(0, n, TILE):
-            word = j0 + tl.arange(0, TILE)
-            exists = region_exists[:, None] & (word < n)[None, :]
-            A = load_float(slot + region[:, None] * word_rows + word[None, :], exists)
-            totals += tl.sum(tl.where(exists, tl.exp(temperature * A - row_shift[:, None]), 0.0), 1)
-        row_scale = 1.0 / tl.where(region_exists, totals, 1.0)
-    else:
-        row_scale = inverse_norm(squares)
-    tl.store(region_part(slot, region_rows, word_rows, 0) + region, row_shift, mask=region_exists)
-    tl.store(region_part(slot, region_rows, word_rows, 1) + region, row_scale, mask=region_exists)
 
-    # Equations 4 and 5: f, and the logits of g, which wait where their gradient will be.
+    # Equations 12 and 13: the norms of C and R take all of those of A₊.
+    squares = tl.zeros((REGIONS,), tl.float32)
+    for j0 in tl.range(0, n, TILE):
+        word = j0 + tl.arange(0, TILE)
+        _, P = alignment_tile(slot, region, word, m, n, word_rows)
+        C = tl.div_rn(P, load_norm(word_part(slot, region_rows, word_rows, 0) + word, word < n)[None, :])
+        R = tl.div_rn(P, row_norm[:, None])
+        squares += tl.sum(C * C, 1)
+        tl.store(word_part(slot, region_rows, word_rows, 1) + word, norm(tl.sum(R * R, 0)), mask=word < n)
+    tl.store(region_part(slot, region_rows, word_rows, 1) + region, norm(squares), mask=region_exists)
+
+    # Equations 8 to 11: f, and the logits of g, which wait where their gradient will be.
     of_word_logits = word_part(slot, region_rows, word_rows, 3)
     every_word = tl.arange(0, WORDS)
     tl.store(of_word_logits + every_word, tl.zeros((WORDS,), tl.float32), mask=every_word < n)
@@ -438,21 +479,19 @@ def pair_kernel(
             h = h0 + tl.arange(0, HIDDEN_BLOCK)
             mask = region_exists[:, None] & (h < HIDDEN)[None, :]
             VQ1 = load_float(of_regions + region[:, None] * (2 * HIDDEN) + h[None, :], mask)
-            VQ4 = load_float(of_regions + region[:, None] * (2 * HIDDEN) + HIDDEN + h[None, :], mask)
             wv = load_float(region_score + h, h < HIDDEN)
-            wu = load_float(word_score + h, h < HIDDEN)
-            Y, Z = contexts(
-                slot, row_shift, row_scale, VQ1, VQ4, of_words, region, h, m, n, temperature, region_rows, word_rows,
-                SOFTMAX, INTER, INTRA, WIDTH, HIDDEN, TILE, PRECISION,
-            )  # fmt: skip
+            Y = region_context(
+                slot, VQ1, of_words, region, h, m, n, region_rows, word_rows, INTER, INTRA, WIDTH, HIDDEN, TILE, PRECISION
+            )
             region_logits += tl.sum(tanh(Y) * wv[None, :], 1)
+            VQ4 = load_float(of_regions + region[:, None] * (2 * HIDDEN) + HIDDEN + h[None, :], mask)
+            wu = load_float(word_score + h, h < HIDDEN)
+            Z = gathered_words(slot, of_words, region, h, m, n, region_rows, word_rows, INTRA, WIDTH, HIDDEN, TILE, PRECISION)
             for j0 in tl.range(0, n, TILE):
                 word = j0 + tl.arange(0, TILE)
-                _, _, C = attention_tile(
-                    slot, row_shift, row_scale, region, word, m, n, temperature, region_rows, word_rows, SOFTMAX
-                )
-                context = tl.dot(tl.trans(C), Z, input_precision=PRECISION)
-                add_to(of_word_logits + word, tl.sum(tanh(context) * wu[None, :], 1), word < n)
+                R, R_unit = region_to_word(slot, region, word, m, n, region_rows, word_rows)
+                X = word_context(R, R_unit, Z, VQ4, INTER, INTRA, PRECISION)
+                add_to(of_word_logits + word, tl.sum(tanh(X) * wu[None, :], 1), word < n)
             tl.debug_barrier()
     f = softmax_where(region_logits, region_exists, 0)
     g = softmax_where(load_float(of_word_logits + every_word, every_word < n), every_word < n, 0)
@@ -461,8 +500,8 @@ def pair_kernel(
     tl.store(of_g + every_word, g, mask=every_word < n)
     tl.debug_barrier()
 
-    # Equations 6 and 7.
-    of_v = gradient_part(slot, region_rows, word_rows, 2)
+    # Equations 5, 6 and 18.
+    of_v = gradient_part(slot, region_rows, word_rows, 4)
     of_u = of_v + WIDTH
     product = tl.zeros((WIDTH_BLOCK,), tl.float32)
     v_squares = tl.zeros((WIDTH_BLOCK,), tl.float32)
@@ -482,30 +521,30 @@ def pair_kernel(
         if GRADIENT:
             tl.store(of_v + d, v, mask=d < WIDTH)
             tl.store(of_u + d, u, mask=d < WIDTH)
-    v_square = tl.sum(v_squares)
-    u_square = tl.sum(u_squares)
-    across = 1.0
+    score = tl.sum(product)
+    v_norm = 1.0
+    u_norm = 1.0
     if COSINE:
-        across = inverse_norm(v_square) * inverse_norm(u_square)
+        v_norm = norm(tl.sum(v_squares))
+        u_norm = norm(tl.sum(u_squares))
+        score = tl.div_rn(score, v_norm * u_norm)
     if GRADIENT:
-        across *= tl.load(scores + tl.load(order + place))
         along_v = 0.0
         along_u = 0.0
         if COSINE:
-            towards = across * tl.sum(product)
             # A norm held at 1e-8 passes no gradient.
-            along_v = tl.where(tl.sqrt(v_square) > 1e-8, towards / v_square, 0.0)
-            along_u = tl.where(tl.sqrt(u_square) > 1e-8, towards / u_square, 0.0)
+            along_v = tl.where(v_norm > 1e-8, score, 0.0)
+            along_u = tl.where(u_norm > 1e-8, score, 0.0)
         tl.debug_barrier()
         pair_gradients(
-            slot, V_rows, U_rows, of_regions, of_words, region_score, word_score, row_shift, row_scale, f, g,
-            across, along_v, along_u, m, n, temperature, region_rows, word_rows,
-            SOFTMAX, INTER, INTRA, WIDTH, HIDDEN, REGIONS, WORDS, TILE, WIDTH_BLOCK, HIDDEN_BLOCK, PRECISION,
+            slot, V_rows, U_rows, of_regions, of_words, region_score, word_score, f, g,
+            tl.load(scores + tl.load(order + place)), v_norm, u_norm, along_v, along_u, m, n, region_rows, word_rows,
+            INTER, INTRA, WIDTH, HIDDEN, REGIONS, WORDS, TILE, WIDTH_BLOCK, HIDDEN_BLOCK, PRECISION,
         )  # fmt: skip
     elif LISTED:
-        tl.store(scores + place, tl.sum(product) * across)
+        tl.store(scores + place, score)
     else:
-        tl.store(scores + image * score_row + caption, tl.sum(product) * across)
+        tl.store(scores + image * score_row + caption, score)
 
 
 @triton.jit(do_not_specialize=["captions", "first_slot", "slots", "region_rows", "word_rows", "slot_stride"])
@@ -550,7 +589,7 @@ def image_features_kernel(
         n = tl.load(word_lengths + caption).to(tl.int32)
         slot = scratch + (place - first_slot) * slot_stride
         f = load_float(region_part(slot, region_rows, word_rows, 2) + region, region < m)
-        dv = load_float(gradient_part(slot, region_rows, word_rows, 2) + d, d < WIDTH)
+        dv = load_float(gradient_part(slot, region_rows, word_rows, 4) + d, d < WIDTH)
         dV += f[:, None] * dv[None, :]
         for j0 in tl.range(0, n, TILE):
             word = j0 + tl.arange(0, TILE)
@@ -587,8 +626,6 @@ def image_hidden_kernel(
     region_rows,
     word_rows,
     slot_stride,
-    temperature,
-    SOFTMAX: tl.constexpr,
     INTER: tl.constexpr,
     INTRA: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -624,27 +661,28 @@ def image_hidden_kernel(
         n = tl.load(word_lengths + caption).to(tl.int32)
         of_words = word_products + caption * word_rows * PRODUCTS
         slot = scratch + (place - first_slot) * slot_stride
-        row_shift = load_float(region_part(slot, region_rows, word_rows, 0) + region, region < m)
-        row_scale = load_float(region_part(slot, region_rows, word_rows, 1) + region, region < m)
         dfv = load_float(region_part(slot, region_rows, word_rows, 3) + region, region < m)
-        Y, Z = contexts(
-            slot, row_shift, row_scale, VQ1, VQ4, of_words, region, h, m, n, temperature, region_rows, word_rows,
-            SOFTMAX, INTER, INTRA, WIDTH, HIDDEN, TILE, PRECISION,
-        )  # fmt: skip
+        Y = region_context(
+            slot, VQ1, of_words, region, h, m, n, region_rows, word_rows, INTER, INTRA, WIDTH, HIDDEN, TILE, PRECISION
+        )
         T = tanh(Y)
         dwv += tl.sum(dfv[:, None] * T, 0)
-        dY = logit_gradient(dfv, wv, T)
+        if INTRA:
+            dY = logit_gradient(dfv, wv, T)
+            for j0 in tl.range(0, n, TILE):
+                word = j0 + tl.arange(0, TILE)
+                _, C_unit = word_to_region(slot, region, word, m, n, region_rows, word_rows)
+                dgathered = tl.dot(tl.trans(C_unit), dY, input_precision=PRECISION)
+                dVQ1 = tl.dot(C_unit, dgathered, dVQ1, input_precision=PRECISION)
+        Z = gathered_words(slot, of_words, region, h, m, n, region_rows, word_rows, INTRA, WIDTH, HIDDEN, TILE, PRECISION)
         for j0 in tl.range(0, n, TILE):
             word = j0 + tl.arange(0, TILE)
-            _, R, C = attention_tile(slot, row_shift, row_scale, region, word, m, n, temperature, region_rows, word_rows, SOFTMAX)
-            if INTRA:
-                dz = tl.dot(tl.trans(R), dY, input_precision=PRECISION)
-                dVQ1 = tl.dot(R, dz, dVQ1, input_precision=PRECISION)
-            word_T = tanh(tl.dot(tl.trans(C), Z, input_precision=PRECISION))
+            R, R_unit = region_to_word(slot, region, word, m, n, region_rows, word_rows)
+            word_T = tanh(word_context(R, R_unit, Z, VQ4, INTER, INTRA, PRECISION))
             dg = load_float(word_part(slot, region_rows, word_rows, 3) + word, word < n)
             dwu += tl.sum(dg[:, None] * word_T, 0)
             if INTER:
-                dVQ4 = tl.dot(C, logit_gradient(dg, wu, word_T), dVQ4, input_precision=PRECISION)
+                dVQ4 = tl.dot(R, logit_gradient(dg, wu, word_T), dVQ4, input_precision=PRECISION)
     tl.store(gradients + row, dVQ1, mask=mask)
     tl.store(gradients + row + HIDDEN, dVQ4, mask=mask)
     tl.store(region_score_gradients + image * HIDDEN + h, dwv, mask=h < HIDDEN)
@@ -698,7 +736,7 @@ def caption_features_kernel(
                 m = tl.load(region_lengths + image).to(tl.int32)
                 slot = scratch + (place - first_slot) * slot_stride
                 g = load_float(word_part(slot, region_rows, word_rows, 2) + word, word < n)
-                du = load_float(gradient_part(slot, region_rows, word_rows, 2) + WIDTH + d, d < WIDTH)
+                du = load_float(gradient_part(slot, region_rows, word_rows, 4) + WIDTH + d, d < WIDTH)
                 dU += g[:, None] * du[None, :]
                 dS = load_float(
                     gradient_part(slot, region_rows, word_rows, 0) + region[None, :] * word_rows + word[:, None],
@@ -733,8 +771,6 @@ def caption_hidden_kernel(
     region_rows,
     word_rows,
     slot_stride,
-    temperature,
-    SOFTMAX: tl.constexpr,
     INTER: tl.constexpr,
     INTRA: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -767,34 +803,31 @@ def caption_hidden_kernel(
             row = (image * region_rows + region[:, None]) * (2 * HIDDEN) + h[None, :]
             VQ1 = load_float(region_products + row, mask)
             VQ4 = load_float(region_products + row + HIDDEN, mask)
-            row_shift = load_float(region_part(slot, region_rows, word_rows, 0) + region, region < m)
-            row_scale = load_float(region_part(slot, region_rows, word_rows, 1) + region, region < m)
-            dfv = load_float(region_part(slot, region_rows, word_rows, 3) + region, region < m)
-            Y, Z = contexts(
-                slot, row_shift, row_scale, VQ1, VQ4, of_words, region, h, m, n, temperature, region_rows, word_rows,
-                SOFTMAX, INTER, INTRA, WIDTH, HIDDEN, TILE, PRECISION,
-            )  # fmt: skip
-            dY = logit_gradient(dfv, wv, tanh(Y))
-            dZ = tl.zeros((REGIONS, HIDDEN_BLOCK), tl.float32)
-            for j0 in tl.range(0, n, TILE):
-                word = j0 + tl.arange(0, TILE)
-                _, R, C = attention_tile(
-                    slot, row_shift, row_scale, region, word, m, n, temperature, region_rows, word_rows, SOFTMAX
+            if INTER:
+                dfv = load_float(region_part(slot, region_rows, word_rows, 3) + region, region < m)
+                Y = region_context(
+                    slot, VQ1, of_words, region, h, m, n, region_rows, word_rows, INTER, INTRA, WIDTH, HIDDEN, TILE, PRECISION
                 )
-                word_mask = (word < n)[:, None] & (h < HIDDEN)[None, :]
-                if INTER:
-                    dz = tl.dot(tl.trans(R), dY, input_precision=PRECISION)
-                    add_to(targets + word[:, None] * PRODUCTS + h[None, :], dz, word_mask)
-                context = tl.dot(tl.trans(C), Z, input_precision=PRECISION)
-                dg = load_float(word_part(slot, region_rows, word_rows, 3) + word, word < n)
-                dZ = tl.dot(C, logit_gradient(dg, wu, tanh(context)), dZ, input_precision=PRECISION)
-            if INTRA:
+                dY = logit_gradient(dfv, wv, tanh(Y))
                 for j0 in tl.range(0, n, TILE):
                     word = j0 + tl.arange(0, TILE)
-                    _, _, C = attention_tile(
-                        slot, row_shift, row_scale, region, word, m, n, temperature, region_rows, word_rows, SOFTMAX
-                    )
+                    C, _ = word_to_region(slot, region, word, m, n, region_rows, word_rows)
+                    dUQ2 = tl.dot(tl.trans(C), dY, input_precision=PRECISION)
                     word_mask = (word < n)[:, None] & (h < HIDDEN)[None, :]
-                    dUQ3 = tl.dot(tl.trans(C), dZ, input_precision=PRECISION)
+                    add_to(targets + word[:, None] * PRODUCTS + h[None, :], dUQ2, word_mask)
+            if INTRA:
+                Z = gathered_words(slot, of_words, region, h, m, n, region_rows, word_rows, INTRA, WIDTH, HIDDEN, TILE, PRECISION)
+                dZ = tl.zeros((REGIONS, HIDDEN_BLOCK), tl.float32)
+                for j0 in tl.range(0, n, TILE):
+                    word = j0 + tl.arange(0, TILE)
+                    R, R_unit = region_to_word(slot, region, word, m, n, region_rows, word_rows)
+                    X = word_context(R, R_unit, Z, VQ4, INTER, INTRA, PRECISION)
+                    dg = load_float(word_part(slot, region_rows, word_rows, 3) + word, word < n)
+                    dZ = tl.dot(R_unit, logit_gradient(dg, wu, tanh(X)), dZ, input_precision=PRECISION)
+                for j0 in tl.range(0, n, TILE):
+                    word = j0 + tl.arange(0, TILE)
+                    _, R_unit = region_to_word(slot, region, word, m, n, region_rows, word_rows)
+                    dUQ3 = tl.dot(tl.trans(R_unit), dZ, input_precision=PRECISION)
+                    word_mask = (word < n)[:, None] & (h < HIDDEN)[None, :]
                     add_to(targets + word[:, None] * PRODUCTS + HIDDEN + h[None, :], dUQ3, word_mask)
             tl.debug_barrier()

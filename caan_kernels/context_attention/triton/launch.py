@@ -95,7 +95,7 @@ def _scaled(vectors: Vectors) -> Scaled:
 
 
 def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, options: Options) -> bool:
-    dtype, (cosine, softmax, temperature, inter, intra) = V.features.dtype, options
+    dtype, (cosine, inter, intra) = V.features.dtype, options
     regions, words = V.plan(halfway=True), U.plan()
     blocks = list(itertools.product(enumerate(regions.sizes), enumerate(words.sizes)))
     fused = [block for block in blocks if configurations.fused(dtype, block[0][1], block[1][1])]
@@ -105,7 +105,6 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
         shape = {
             "LISTED": listed is not None,
             "COSINE": cosine,
-            "SOFTMAX": softmax,
             "INTER": inter,
             "INTRA": intra,
             "WIDTH": V.features.shape[2],
@@ -140,7 +139,6 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
                     first_image,
                     *buckets,
                     buckets[0] * len(words.sizes) + buckets[1],
-                    temperature,
                     **shape,
                     **config.arguments(),
                 )
@@ -190,7 +188,7 @@ def _run_pairs(
     options: Options,
 ) -> None:
     """Run `pair_kernel` for `count` pairs from `first`: for every one, or for those that no tile takes."""
-    cosine, softmax, temperature, inter, intra = options
+    cosine, inter, intra = options
     dtype, unused = slots.V.features.dtype, slots.regions.lengths
     every = every or not configurations.fused(dtype, 1, 1)
     pair_kernel[(count,)](
@@ -211,11 +209,9 @@ def _run_pairs(
         first,
         *slots.rows,
         slots.numbers,
-        temperature,
         LISTED=pairs is not None,
         GRADIENT=walk is not None,
         COSINE=cosine,
-        SOFTMAX=softmax,
         INTER=inter,
         INTRA=intra,
         WIDTH=slots.width,
@@ -232,19 +228,13 @@ def _run_pairs(
 def maps(slots: Slots, count: int, options: Options) -> tuple[Tensor, ...]:
     m, n = slots.rows
     numbers = slots.scratch[:count].split([m * n, *[m] * 4, *[n] * 4], dim=1)
-    A, (row_shift, row_scale, f, _), (column_shift, column_scale, g, _) = numbers[0], numbers[1:5], numbers[5:]
-    A = A.unflatten(1, (m, n))
-    R = _weights(A, row_shift[:, :, None], row_scale[:, :, None], options)
-    return f, g, R, _weights(A, column_shift[:, None, :], column_scale[:, None, :], options)
-
-
-def _weights(A: Tensor, shift: Tensor, scale: Tensor, options: Options) -> Tensor:
-    """`gradients.attention_weights`, where they exist."""
-    return (torch.exp(options.temperature * A - shift) if options.softmax else A.relu()) * scale
+    A, (row_norm, _, f, _), (column_norm, _, g, _) = numbers[0].unflatten(1, (m, n)), numbers[1:5], numbers[5:]
+    P = A.relu()
+    return f, g, A, P / column_norm[:, None, :], P / row_norm[:, :, None]
 
 
 def sum_gradients(slots: Slots, walk: Walk, first: int, vectors: Vectors, sums: tuple[Tensor, ...], options: Options) -> None:
-    _, softmax, temperature, inter, intra = options
+    _, inter, intra = options
     V, U, (region_score, word_score), vector_sums = slots.V, slots.U, vectors, sums[4:]
     lengths = slots.regions.lengths, slots.words.lengths
     images, captions, hidden = len(V.features), len(U.features), len(region_score)
@@ -254,7 +244,7 @@ def sum_gradients(slots: Slots, walk: Walk, first: int, vectors: Vectors, sums: 
     shape["PRECISION"] = gradient_precision(V.features.dtype)
     of_width = {name: x for name, x in shape.items() if name != "HIDDEN_BLOCK"}
     of_hidden = {name: x for name, x in shape.items() if name != "WIDTH_BLOCK"}
-    of_hidden |= {"SOFTMAX": softmax, "INTER": inter, "INTRA": intra}
+    of_hidden |= {"INTER": inter, "INTRA": intra}
     place = captions, first, slots.count, *slots.rows, slots.numbers
     along_images = walk.keys, walk.image_starts, walk.count, slots.scratch
     along_captions = walk.keys, walk.by_caption, walk.caption_starts, walk.count, slots.scratch
@@ -262,7 +252,5 @@ def sum_gradients(slots: Slots, walk: Walk, first: int, vectors: Vectors, sums: 
     caption_features_kernel[(captions * width_blocks,)](V.features, *lengths, *along_captions, sums[2], sums[3], *place, **of_width)
     if inter or intra:
         read = V.products, U.products, region_score, word_score, *lengths
-        image_hidden_kernel[(images * hidden_blocks,)](
-            *read, *along_images, sums[1], *vector_sums, *place, temperature, **of_hidden
-        )
-        caption_hidden_kernel[(captions * hidden_blocks,)](*read, *along_captions, sums[3], *place, temperature, **of_hidden)
+        image_hidden_kernel[(images * hidden_blocks,)](*read, *along_images, sums[1], *vector_sums, *place, **of_hidden)
+        caption_hidden_kernel[(captions * hidden_blocks,)](*read, *along_captions, sums[3], *place, **of_hidden)

@@ -3,31 +3,30 @@
 A program scores one image against TOGETHER captions whose words are padded to WORDS, ROWS = TOGETHER · WORDS rows in all.
 Its three loops walk the width, the hidden width and the width again, and are the only ones that read memory:
 
-    1  alignment, ROWS x regions, in registers; then R and C in the inputs' dtype, in registers as factors of products
-    2  a panel of the hidden width at a time: Rᵀ V Q1 + U Q2 for all captions in one product, R times it and Cᵀ V Q4 + Hᵘ U Q3,
-       tanh, and the product with the score vector; of all this only the logits outlive the panel
+    1  alignment, ROWS x regions, in registers; then Ĉᵀ and R̂ in the inputs' dtype, in registers as factors of products
+    2  a panel of the hidden width at a time: Ĉ (Ĉᵀ V Q1) + C U Q2 and Hᵘ U Q3 + Rᵀ V Q4, tanh, and the product with the
+       score vector; of all this only the logits outlive the panel
     3  v̂ and û, a block of the width at a time, of which v̂·û, |v̂|² and |û|² are kept
+
+C is Ĉ with its rows scaled, and Rᵀ is R̂ so: one factor serves both products of a side, and float32 scales one of them.
 
 Nothing but the score is written. Rows of V, V Q1, V Q4, U Kᵀ, U, U Q2 and U Q3 pass through shared memory, on their way
 from the L2 cache; Hᵘ (n, n), one per caption, stays in registers; nothing of size (m, H) or (m, m) exists anywhere.
 
 For a pair of m regions and n words, with D and H the widths:
 
-    multiply-add flops   2mnD + (6mn + 2n²)H, on padded sizes; 4.0 M of real ones at m = 36, n = 12.5, D = H = 1024
-    tanh                 (m + n)H: 50 k real, 66 k on blocks of 48 and 16 rows
+    multiply-add flops   2mnD + (8mn + 2n²)H, on padded sizes
+    tanh                 (m + n)H: 50 k real at m = 36, n = 12.5, H = 1024, 66 k on blocks of 48 and 16 rows
     bytes from L2        2 (m (2D + 2H) / TOGETHER + n (2D + 2H)): 176 kB with 4 captions together, 139 kB with 8
 
-An H100 should wait longest for those bytes and for tanh; docs/triton.md has the estimate, from the compiled instructions.
-
-Why scores have the same bits in any company: a caption's rows begin at a multiple of 16, so that each step of a tensor
-core's sum holds rows of one caption only and the steps that hold others add exact zeros; the block comes from the pair's
-own lengths; and products of one launch have one shape, whatever fills it.
+Why scores have the same bits in any company: no sum goes over rows of two captions; the block comes from the pair's own
+lengths; and products of one launch have one shape, whatever fills it.
 """
 
 import triton
 import triton.language as tl
 
-from .functions import dot_each, inverse_norm, load_block, softmax_of_both, softmax_where, tanh, tanh_to_half
+from .functions import dot_each, load_block, norm, positive_part, softmax_of_both, softmax_where, tanh, tanh_to_half
 
 
 @triton.jit
@@ -77,10 +76,8 @@ def scores_kernel(
     region_bucket,
     word_bucket,
     pair_bucket,
-    temperature,
     LISTED: tl.constexpr,
     COSINE: tl.constexpr,
-    SOFTMAX: tl.constexpr,
     INTER: tl.constexpr,
     INTRA: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -145,7 +142,7 @@ def scores_kernel(
     word_exists = (row % WORDS < tl.load(word_lengths + caption, mask=row_present, other=0)) & row_present
     word_row = caption * word_rows + row % WORDS
 
-    # Equation 1, transposed: the words of one caption lie in one warp's rows.
+    # Equation 7, transposed: the words of one caption lie in one warp's rows.
     alignment = tl.zeros((ROWS, REGIONS), tl.float32)
     if TAIL:
         tail_alignment = tl.zeros((ROWS, TAIL), tl.float32)
@@ -158,49 +155,49 @@ def scores_kernel(
             V_tail = load_block(regions + tail_row[None, :] * WIDTH + d[:, None], d < WIDTH, tail_exists)
             tail_alignment = tl.dot(UK, V_tail, tail_alignment)
 
-    # Equation 2 for each caption of the tile: (TOGETHER, WORDS, REGIONS).
-    A = tl.reshape(tanh(alignment), (TOGETHER, WORDS, REGIONS))
+    # Equations 12 and 13 for each caption of the tile: (TOGETHER, WORDS, REGIONS).
     exists = tl.reshape(word_exists, (TOGETHER, WORDS, 1)) & tl.reshape(region_exists, (1, 1, REGIONS))
+    P = positive_part(tl.reshape(tanh(alignment), (TOGETHER, WORDS, REGIONS)), exists)
+    squares = tl.sum(P * P, 2, keep_dims=True)
     if TAIL:
-        A_tail = tl.reshape(tanh(tail_alignment), (TOGETHER, WORDS, TAIL))
         both_exist = tl.reshape(word_exists, (TOGETHER, WORDS, 1)) & tl.reshape(tail_exists, (1, 1, TAIL))
-    if SOFTMAX:
-        to_words = softmax_where(temperature * A, exists, 1)
-        if TAIL:
-            tail_to_words = softmax_where(temperature * A_tail, both_exist, 1)
-            to_regions, tail_to_regions = softmax_of_both(temperature * A, exists, temperature * A_tail, both_exist, 2)
-        else:
-            to_regions = softmax_where(temperature * A, exists, 2)
-    else:
-        P = tl.where(exists & (A > 0), A, 0.0)
-        squares = tl.sum(P * P, 2, keep_dims=True)
-        to_words = P * inverse_norm(tl.sum(P * P, 1, keep_dims=True))
-        if TAIL:
-            P_tail = tl.where(both_exist & (A_tail > 0), A_tail, 0.0)
-            squares += tl.sum(P_tail * P_tail, 2, keep_dims=True)
-            tail_to_words = P_tail * inverse_norm(tl.sum(P_tail * P_tail, 1, keep_dims=True))
-            tail_to_regions = P_tail * inverse_norm(squares)
-        to_regions = P * inverse_norm(squares)
-    # Rᵀ and Cᵀ; equation 3 for words: few are shorter than the detour by associativity.
-    Rt = to_words.to(dtype)
-    Ct = to_regions.to(dtype)
-    R = tl.permute(Rt, (0, 2, 1))
-    if INTRA:
-        Hu = dot_each(Ct, tl.permute(Ct, (0, 2, 1)), tl.zeros((TOGETHER, WORDS, WORDS), tl.float32), TOGETHER)
-    Rt = tl.reshape(Rt, (ROWS, REGIONS))
-    Ct = tl.reshape(Ct, (ROWS, REGIONS))
+        P_tail = positive_part(tl.reshape(tanh(tail_alignment), (TOGETHER, WORDS, TAIL)), both_exist)
+        squares += tl.sum(P_tail * P_tail, 2, keep_dims=True)
+    column_norm = norm(squares)
+    Ct = tl.div_rn(P, column_norm)
+    Rt = tl.div_rn(P, norm(tl.sum(P * P, 1, keep_dims=True)))
+    squares = tl.sum(Rt * Rt, 2, keep_dims=True)
     if TAIL:
-        Rt_tail = tail_to_words.to(dtype)
-        Ct_tail = tail_to_regions.to(dtype)
-        R_tail = tl.permute(Rt_tail, (0, 2, 1))
+        Ct_tail = tl.div_rn(P_tail, column_norm)
+        Rt_tail = tl.div_rn(P_tail, norm(tl.sum(P_tail * P_tail, 1, keep_dims=True)))
+        squares += tl.sum(Rt_tail * Rt_tail, 2, keep_dims=True)
+
+    # Ĉᵀ and R̂, and the norms that lead back to C and Rᵀ; equation 17, since few captions are longer than the detour by
+    # association.
+    region_norm = norm(tl.sum(Ct * Ct, 1, keep_dims=True))
+    word_norm = norm(squares)
+    Ct_unit = tl.div_rn(Ct, region_norm).to(dtype)
+    Rt_unit = tl.div_rn(Rt, word_norm).to(dtype)
+    C_unit = tl.permute(Ct_unit, (0, 2, 1))
+    region_norm = tl.permute(region_norm, (0, 2, 1))
+    if INTRA:
+        Hu = dot_each(Rt_unit, tl.permute(Rt_unit, (0, 2, 1)), tl.zeros((TOGETHER, WORDS, WORDS), tl.float32), TOGETHER)
+    Ct_unit = tl.reshape(Ct_unit, (ROWS, REGIONS))
+    Rt_unit = tl.reshape(Rt_unit, (ROWS, REGIONS))
+    if TAIL:
+        tail_norm = norm(tl.sum(Ct_tail * Ct_tail, 1, keep_dims=True))
+        Ct_unit_tail = tl.div_rn(Ct_tail, tail_norm).to(dtype)
+        Rt_unit_tail = tl.div_rn(Rt_tail, word_norm).to(dtype)
+        C_unit_tail = tl.permute(Ct_unit_tail, (0, 2, 1))
+        tail_norm = tl.permute(tail_norm, (0, 2, 1))
         if INTRA:
-            Hu = dot_each(Ct_tail, tl.permute(Ct_tail, (0, 2, 1)), Hu, TOGETHER)
-        Rt_tail = tl.reshape(Rt_tail, (ROWS, TAIL))
-        Ct_tail = tl.reshape(Ct_tail, (ROWS, TAIL))
+            Hu = dot_each(Rt_unit_tail, tl.permute(Rt_unit_tail, (0, 2, 1)), Hu, TOGETHER)
+        Ct_unit_tail = tl.reshape(Ct_unit_tail, (ROWS, TAIL))
+        Rt_unit_tail = tl.reshape(Rt_unit_tail, (ROWS, TAIL))
     if INTRA:
         Hu = Hu.to(dtype)
 
-    # Equations 4 and 5, a panel of the hidden width at a time.
+    # Equations 8 to 11, a panel of the hidden width at a time.
     LOGITS: tl.constexpr = 8
     region_logits = tl.zeros((TOGETHER * REGIONS, LOGITS), tl.float32)
     word_logits = tl.zeros((ROWS, LOGITS), tl.float32)
@@ -220,29 +217,36 @@ def scores_kernel(
 
             context = tl.zeros((ROWS, HIDDEN_BLOCK), tl.float32)
             if INTER:
-                context = tl.dot(Ct, load_block(of_regions + HIDDEN, region_exists, h_exists), context)
+                context = tl.dot(Rt_unit, load_block(of_regions + HIDDEN, region_exists, h_exists), context)
                 if TAIL:
-                    context = tl.dot(Ct_tail, load_block(of_tail + HIDDEN, tail_exists, h_exists), context)
-            context = tl.reshape(context, (TOGETHER, WORDS, HIDDEN_BLOCK))
+                    context = tl.dot(Rt_unit_tail, load_block(of_tail + HIDDEN, tail_exists, h_exists), context)
+            context = tl.reshape(context, (TOGETHER, WORDS, HIDDEN_BLOCK)) * word_norm
             if INTRA:
                 UQ3 = load_block(of_words + HIDDEN, word_exists, h_exists)
                 context = dot_each(Hu, tl.reshape(UQ3, (TOGETHER, WORDS, HIDDEN_BLOCK)), context, TOGETHER)
             word_logits = context_logits(context, wu, word_logits)
 
-            # Hᵛ (V Q1) + R (U Q2) = R (Rᵀ (V Q1) + U Q2): no (m, m) matrix.
-            gathered = tl.zeros((ROWS, HIDDEN_BLOCK), tl.float32)
+            context = tl.zeros((TOGETHER, REGIONS, HIDDEN_BLOCK), tl.float32)
+            if TAIL:
+                tail_context = tl.zeros((TOGETHER, TAIL, HIDDEN_BLOCK), tl.float32)
             if INTER:
-                gathered = load_block(of_words, word_exists, h_exists).to(tl.float32)
-            if INTRA:
-                gathered = tl.dot(Rt, load_block(of_regions, region_exists, h_exists), gathered)
+                UQ2 = tl.reshape(load_block(of_words, word_exists, h_exists), (TOGETHER, WORDS, HIDDEN_BLOCK))
+                context = dot_each(C_unit, UQ2, context, TOGETHER) * region_norm
                 if TAIL:
-                    gathered = tl.dot(Rt_tail, load_block(of_tail, tail_exists, h_exists), gathered)
-            gathered = tl.reshape(gathered.to(dtype), (TOGETHER, WORDS, HIDDEN_BLOCK))
-            context = dot_each(R, gathered, tl.zeros((TOGETHER, REGIONS, HIDDEN_BLOCK), tl.float32), TOGETHER)
+                    tail_context = dot_each(C_unit_tail, UQ2, tail_context, TOGETHER) * tail_norm
+            if INTRA:
+                # Hᵛ (V Q1) = Ĉ (Ĉᵀ (V Q1)): no (m, m) matrix.
+                gathered = tl.zeros((ROWS, HIDDEN_BLOCK), tl.float32)
+                gathered = tl.dot(Ct_unit, load_block(of_regions, region_exists, h_exists), gathered)
+                if TAIL:
+                    gathered = tl.dot(Ct_unit_tail, load_block(of_tail, tail_exists, h_exists), gathered)
+                gathered = tl.reshape(gathered.to(dtype), (TOGETHER, WORDS, HIDDEN_BLOCK))
+                context = dot_each(C_unit, gathered, context, TOGETHER)
+                if TAIL:
+                    tail_context = dot_each(C_unit_tail, gathered, tail_context, TOGETHER)
             region_logits = context_logits(context, wv, region_logits)
             if TAIL:
-                context = dot_each(R_tail, gathered, tl.zeros((TOGETHER, TAIL, HIDDEN_BLOCK), tl.float32), TOGETHER)
-                tail_logits = context_logits(context, wv, tail_logits)
+                tail_logits = context_logits(tail_context, wv, tail_logits)
 
     region_logits = tl.reshape(tl.sum(region_logits, 1), (TOGETHER, REGIONS)) * tl.load(score_scales)
     word_logits = tl.reshape(tl.sum(word_logits, 1), (TOGETHER, WORDS)) * tl.load(score_scales + 1)
@@ -254,9 +258,9 @@ def scores_kernel(
         f = softmax_where(region_logits, region_exists[None, :], 1)
     g = softmax_where(word_logits, tl.reshape(word_exists, (TOGETHER, WORDS)), 1)
 
-    # Equations 6 and 7. Row t of `g` holds the attention of caption t where its words lie, and 0 elsewhere.
+    # Equations 5, 6 and 18.
     f = f.to(dtype)
-    g = tl.where((row // WORDS)[None, :] == member[:, None], tl.reshape(g, (1, ROWS)), 0.0).to(dtype)
+    g = tl.reshape(g.to(dtype), (TOGETHER, 1, WORDS))
     product = tl.zeros((TOGETHER, POOL_BLOCK), tl.float32)
     region_squares = tl.zeros((TOGETHER, POOL_BLOCK), tl.float32)
     word_squares = tl.zeros((TOGETHER, POOL_BLOCK), tl.float32)
@@ -266,11 +270,14 @@ def scores_kernel(
         v = tl.dot(f, load_block(regions + region_row[:, None] * WIDTH + d[None, :], region_exists, d < WIDTH), none)
         if TAIL:
             v = tl.dot(f_tail, load_block(regions + tail_row[:, None] * WIDTH + d[None, :], tail_exists, d < WIDTH), v)
-        u = tl.dot(g, load_block(words + word_row[:, None] * WIDTH + d[None, :], word_exists, d < WIDTH), none)
+        # Each caption by itself: 0 times a word that is not finite is no 0.
+        U = load_block(words + word_row[:, None] * WIDTH + d[None, :], word_exists, d < WIDTH)
+        U = tl.reshape(U, (TOGETHER, WORDS, POOL_BLOCK))
+        u = tl.reshape(dot_each(g, U, tl.reshape(none, (TOGETHER, 1, POOL_BLOCK)), TOGETHER), (TOGETHER, POOL_BLOCK))
         product += v * u
         region_squares += v * v
         word_squares += u * u
     score = tl.sum(product, 1)
     if COSINE:
-        score *= inverse_norm(tl.sum(region_squares, 1)) * inverse_norm(tl.sum(word_squares, 1))
+        score = tl.div_rn(score, norm(tl.sum(region_squares, 1)) * norm(tl.sum(word_squares, 1)))
     tl.store(scores + place, score, mask=present)

@@ -431,7 +431,7 @@ def test_presets_are_the_papers_where_it_says():
         # "only 11 M" parameters, which the embeddings cannot be among: their number depends on the data.
         counted = {name: parameter.numel() for name, parameter in CAAN(model).named_parameters()}
         assert 11e6 < sum(counted.values()) - counted["word_encoder.embedding.weight"] < 12e6
-        # What it does not say, as the field has it.
+        # What it does not say: the field's habits.
         assert (config.batch_size, config.margin, config.clip_norm, config.warmup_epochs) == (128, 0.2, 2.0, 1)
         assert (model.width, model.hidden_width, model.unit_length) == (1024, 64, True)
         # And nothing beyond.

@@ -2,7 +2,7 @@
 device, so that nothing waits for it and a CUDA graph can hold it.
 
 A kernel is compiled for a block of regions and words, and a pair takes the block that its own lengths need, whatever else
-is in the call. That is what makes its score the same in any company.
+is in the call. That makes its score batch invariant.
 """
 
 from typing import NamedTuple

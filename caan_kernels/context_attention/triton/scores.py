@@ -19,7 +19,7 @@ For a pair of m regions and n words, with D and H the widths:
     tanh                 (m + n)H: 50 k real at m = 36, n = 12.5, H = 1024, 66 k on blocks of 48 and 16 rows
     bytes from L2        2 (m (2D + 2H) / TOGETHER + n (2D + 2H)): 176 kB with 4 captions together, 139 kB with 8
 
-Why scores have the same bits in any company: no sum goes over rows of two captions; the block comes from the pair's own
+Batch invariance: no sum goes over rows of two captions; the block comes from the pair's own
 lengths; and products of one launch have one shape, whatever fills it.
 """
 

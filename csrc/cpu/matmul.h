@@ -225,25 +225,22 @@ inline constexpr int64_t gemm_left_row = gemm_depth + 16;
 // Numbers that a thread holds: both operands' blocks and the sums.
 inline constexpr int64_t gemm_scratch = gemm_rows * gemm_left_row + gemm_columns * gemm_depth + gemm_rows * gemm_columns;
 
+template <class F, class T>
+CAAN_INLINE void widen_run(F* out, const T* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + lanes<F> <= count; i += lanes<F>) store(out + i, load_wide(in + i));
+  for (; i < count; ++i) out[i] = widen(in[i]);
+}
+
 // Rows [first, first + count) and k in [k0, k0 + depth) of a left operand, gemm_left_row numbers a row.
 template <class F, class T>
 void pack_left_rows(F* out, const RowView<T>& view, int64_t first, int64_t count, int64_t k0, int64_t depth) {
-  for (int64_t r = 0; r < count; ++r, out += gemm_left_row) {
-    const T* in = view.row(first + r) + k0;
-    int64_t k = 0;
-    for (; k + lanes<F> <= depth; k += lanes<F>) store(out + k, load_wide(in + k));
-    for (; k < depth; ++k) out[k] = widen(in[k]);
-  }
+  for (int64_t r = 0; r < count; ++r) widen_run(out + r * gemm_left_row, view.row(first + r) + k0, depth);
 }
 // The same from a matrix whose columns are the operand's rows, k-major: gemm_rows numbers a k.
 template <class F, class T>
 void pack_left_columns(F* out, const RowView<T>& view, int64_t first, int64_t count, int64_t k0, int64_t depth) {
-  for (int64_t k = 0; k < depth; ++k, out += gemm_rows) {
-    const T* in = view.row(k0 + k) + first;
-    int64_t r = 0;
-    for (; r + lanes<F> <= count; r += lanes<F>) store(out + r, load_wide(in + r));
-    for (; r < count; ++r) out[r] = widen(in[r]);
-  }
+  for (int64_t k = 0; k < depth; ++k) widen_run(out + k * gemm_rows, view.row(k0 + k) + first, count);
 }
 
 // out row i = sum over k of left(i, k) right(k, :). `left_transposed`: view rows are k; `right_transposed`: view rows are columns.

@@ -51,10 +51,11 @@ class Scorer {
         (width_ + 2 * padded_hidden_) * real + (project_words ? (width_ + 2 * hidden_) * stored : 0) + int64_t(sizeof(int64_t));
     const int64_t region_bytes = 2 * hidden_ * stored + int64_t(sizeof(int64_t));
     const int64_t words = larger(n, smaller(block_words, caption_block_bytes / word_bytes));
-    const int64_t pooled = pooled_together * (width_ + m + n) + width_;
-    const int64_t worker_bytes =
-        (m * (width_ + 2 * padded_hidden_) + (words + panel_width<F>)*m + 10 * m * (n + lanes<F>)+pooled) * real +
-        (project_images || project_words ? gemm_scratch * real : 0);
+    constexpr int64_t panel = panel_width<F>, vector = lanes<F>;
+    const int64_t image = m * (width_ + 2 * padded_hidden_), alignment = (words + panel) * m;
+    const int64_t pair = 10 * m * (n + vector), pooled = pooled_together * (width_ + m + n) + width_;
+    const int64_t product = project_images || project_words ? gemm_scratch : 0;
+    const int64_t worker_bytes = (image + alignment + pair + pooled + product) * real;
     const int64_t plan_bytes = problem_.pairs ? smaller(problem_.pair_count, planned_pairs) * int64_t(sizeof(Entry) + 16) : 0;
     const int64_t left = workspace_bytes - executor_.threads * worker_bytes - plan_bytes - words * word_bytes;
     return {project_images ? larger(1, left / region_bytes) : INT64_MAX, words};

@@ -119,30 +119,31 @@ def attend(
     C_wide, Rt_wide = unit_rows(positive.mT).mT, unit_rows(positive).mT
     C, Rt = C_wide.to(A.dtype), Rt_wide.to(A.dtype)
 
-    def logits(terms: list[tuple[Tensor, str, Tensor]], w: Tensor) -> Tensor:
-        """tanh(context) w; the context sums attention of pairs times products of items, these with the item's letter."""
-        if not terms:
-            return A.new_zeros(())
-        context = sum(torch.einsum(f"{p}xy,{item}yh->{p}xh", attention, product) for attention, item, product in terms)
-        return torch.tanh(context) @ w
+    def logits(terms: list[Tensor], w: Tensor) -> Tensor:
+        """tanh(context) w, the context being the sum of its terms."""
+        return torch.tanh(sum(terms)) @ w if terms else A.new_zeros(())
 
+    # Attention of pairs times products of items, these with the item's letter.
+    attended = f"{p}xy,{{}}yh->{p}xh"
     region_terms, word_terms, Hv, Hu = [], [], None, None
     if inter:
-        region_terms.append((C, t, UQ2))
-        word_terms.append((Rt, i, VQ4))
+        region_terms.append(torch.einsum(attended.format(t), C, UQ2))
+        word_terms.append(torch.einsum(attended.format(i), Rt, VQ4))
     if intra and bilinear is None:
         Hv, Hu = (second_order(x, A.dtype) for x in (C_wide, Rt_wide))
+        region_terms.append(torch.einsum(attended.format(i), Hv, VQ1))
+        word_terms.append(torch.einsum(attended.format(t), Hu, UQ3))
     elif intra:
-        # They belong to one item; a pair with an empty side has none.
+        # They belong to one item, and so does their term; a pair with an empty side has none.
         M1, M2 = bilinear
-        of_pair = exists.any(-1).any(-1)[..., None, None]
         Hv, Hu = V @ M1 @ V.mT, U @ M2 @ U.mT
+        own = Hv @ VQ1, Hu @ UQ3
         if pairs is None:
-            Hv, Hu = Hv[:, None], Hu[None]
+            Hv, Hu, own = Hv[:, None], Hu[None], (own[0][:, None], own[1][None])
+        region_terms.append(own[0])
+        word_terms.append(own[1])
+        of_pair = exists.any(-1).any(-1)[..., None, None]
         Hv, Hu = (torch.where(of_pair, x, 0) for x in (Hv, Hu))
-    if intra:
-        region_terms.append((Hv, i, VQ1))
-        word_terms.append((Hu, t, UQ3))
     f = _softmax(logits(region_terms, region_score), exists.any(-1))
     g = _softmax(logits(word_terms, word_score), exists.any(-2))
 

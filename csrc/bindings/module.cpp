@@ -29,12 +29,13 @@ py::dict build_info() {
 }
 
 using Pair = std::pair<int64_t, int64_t>;
-// An image, and its captions of a unit with the positions of their scores.
-using UnitPairs = std::pair<int64_t, std::vector<Pair>>;
+// A unit's pairs: (image, caption, position of its score).
+using UnitPairs = std::vector<std::tuple<int64_t, int64_t, int64_t>>;
 
 std::vector<std::vector<UnitPairs>> plan_pairs(const std::vector<int64_t>& region_lengths, const std::vector<int64_t>& word_lengths,
                                                const std::optional<std::vector<Pair>>& pairs, int64_t width, int64_t hidden,
-                                               int64_t block_regions, int64_t block_words, int64_t threads) {
+                                               int64_t block_regions, int64_t block_words, int64_t word_multiple,
+                                               int64_t images_together, int64_t threads) {
   using namespace caan::cpu;
   std::vector<int64_t> flat;
   if (pairs)
@@ -49,17 +50,17 @@ std::vector<std::vector<UnitPairs>> plan_pairs(const std::vector<int64_t>& regio
   problem.hidden = hidden;
   problem.pairs = pairs ? flat.data() : nullptr;
   problem.pair_count = pairs ? int64_t(pairs->size()) : 0;
-  const Plan plan = plan_tiles(problem, {block_regions, block_words}, 0, problem.pair_count);
+  const Plan plan = plan_tiles(problem, {block_regions, block_words, word_multiple}, 0, problem.pair_count);
   std::vector<std::vector<UnitPairs>> tiles;
   for (const Tile& tile : plan.tiles) {
     auto& units = tiles.emplace_back();
-    for (const Unit& unit : split_tile(plan, tile, threads)) {
-      const int64_t image = plan.images[unit.image];
-      auto& listed = units.emplace_back(image, std::vector<Pair>{}).second;
-      for (int64_t e = unit.begin; e < unit.end; ++e) {
-        const int64_t caption = plan.captions[plan.all_pairs ? e : plan.entries[e].caption];
-        listed.emplace_back(caption, plan.all_pairs ? image * problem.captions + caption : plan.entries[e].out);
-      }
+    for (const Unit& unit : split_tile(plan, tile, images_together, threads)) {
+      UnitPairs& listed = units.emplace_back();
+      for (int64_t i = unit.image_begin; i < unit.image_end; ++i)
+        for (int64_t e = unit.begin; e < unit.end; ++e) {
+          const int64_t image = plan.images[i], caption = plan.captions[plan.all_pairs ? e : plan.entries[e].caption];
+          listed.emplace_back(image, caption, plan.all_pairs ? image * problem.captions + caption : plan.entries[e].out);
+        }
     }
   }
   return tiles;
@@ -85,8 +86,9 @@ std::vector<std::vector<Gradient>> gradient_levels(const std::vector<Gradient>& 
 PYBIND11_MODULE(_host, module) {
   module.def("build_info", &build_info, "What this build was made with and for, as a dict of strings and lists.");
   module.def("plan_pairs", &plan_pairs, py::arg("region_lengths"), py::arg("word_lengths"), py::arg("pairs"), py::arg("width"),
-             py::arg("hidden"), py::arg("block_regions"), py::arg("block_words"), py::arg("threads"),
-             "The CPU kernels' work, tile by tile: [(image, [(caption, position of its score), ...]), ...] for every tile.");
+             py::arg("hidden"), py::arg("block_regions"), py::arg("block_words"), py::arg("word_multiple"),
+             py::arg("images_together"), py::arg("threads"),
+             "The CPU kernels' work: for every tile its units, for every unit its (image, caption, position of the score).");
   module.def("gradient_levels", &gradient_levels, py::arg("gradients"), py::arg("images"), py::arg("captions"),
              "The order in which backward adds pairs: (image, caption, gradient) level by level.");
 }

@@ -29,80 +29,93 @@ CAAN_INLINE void add_tile(F* to, int64_t stride, int64_t columns, Vec<F> (&acc)[
   }
 }
 
-// to (rows, stride) += left (depth, rows; k-major) right (depth, panel of V vectors), in `columns` columns.
-template <int V, class F>
-void add_product(F* to, int64_t stride, int64_t columns, const F* left, int64_t lda, int64_t rows, const F* right, int64_t depth) {
+// to (rows, stride) += left (depth, rows; k-major) right (depth, columns). A few rows are walked from end to end: they come from
+// afar.
+template <class F>
+void add_product(F* to, int64_t stride, const F* left, int64_t lda, int64_t rows, const Products<F>& right, int64_t depth,
+                 int64_t columns) {
+  const Panels<F> panels(columns);
   for_row_tiles(rows, [&](int64_t r0, auto height) {
-    Vec<F> acc[height.count][V];
-    clear<F>(acc);
-    multiply_add<F>(acc, left + r0, lda, right, V * lanes<F>, depth);
-    add_tile<F>(to + r0 * stride, stride, columns, acc);
+    for_panels(panels, [&](int64_t p, auto vectors) {
+      constexpr int64_t W = vectors.count * lanes<F>;
+      const int64_t h = panels.begin(p);
+      Vec<F> acc[height.count][vectors.count];
+      clear<F>(acc);
+      multiply_add<F>(acc, left + r0, lda, right.panel(h), right.row(W), depth);
+      add_tile<F>(to + r0 * stride + h, stride, columns - h, acc);
+    });
   });
 }
 
-// lanes-wide partial sums: to[r][j] += sum over a panel of V vectors of left[r] * right[j].
-template <int V, class F>
-void add_dots(F* to, const F* left, int64_t rows, const F* right, int64_t columns) {
-  constexpr int64_t W = V * lanes<F>, L = lanes<F>;
-  const auto block = [&](int64_t r0, int64_t j0, auto height, auto breadth) {
-    Vec<F> acc[height.count][breadth.count];
-    for (int r = 0; r < height.count; ++r)
-      for (int j = 0; j < breadth.count; ++j) acc[r][j] = load(to + ((r0 + r) * columns + j0 + j) * L);
-    for (int c = 0; c < V; ++c) {
-      Vec<F> b[breadth.count];
-      for (int j = 0; j < breadth.count; ++j) b[j] = load(right + (j0 + j) * W + c * L);
-      for (int r = 0; r < height.count; ++r) {
-        const Vec<F> a = load(left + (r0 + r) * W + c * L);
-        for (int j = 0; j < breadth.count; ++j) acc[r][j] += a * b[j];
+inline constexpr int dot_rows = CAAN_REGISTERS >= 32 ? 6 : 3;
+inline constexpr int dot_columns = 4;
+
+// to (p, q) = or += left (p, columns) rightᵀ, right (q, columns); both padded with 0 to whole vectors.
+template <class F>
+void dot_products(F* to, bool add, const Products<F>& left, int64_t p, const Products<F>& right, int64_t q, int64_t columns) {
+  const Panels<F> panels(columns);
+  for_row_tiles<dot_rows>(p, [&](int64_t r0, auto height) {
+    for_row_tiles<dot_columns>(q, [&](int64_t j0, auto breadth) {
+      Vec<F> acc[height.count][breadth.count];
+      clear<F>(acc);
+      for (int64_t panel = 0; panel < panels.count; ++panel) {
+        const int64_t h = panels.begin(panel), W = panels.width(panel), left_row = left.row(W), right_row = right.row(W);
+        const F *a = left.panel(h) + r0 * left_row, *b = right.panel(h) + j0 * right_row;
+        for (int64_t c = 0; c < W; c += lanes<F>) {
+          Vec<F> of_right[breadth.count];
+          for (int j = 0; j < breadth.count; ++j) of_right[j] = load(b + j * right_row + c);
+#pragma GCC unroll 8
+          for (int r = 0; r < height.count; ++r) {
+            const Vec<F> of_left = load(a + r * left_row + c);
+#pragma GCC unroll 4
+            for (int j = 0; j < breadth.count; ++j) acc[r][j] += of_left * of_right[j];
+          }
+        }
       }
-    }
-    for (int r = 0; r < height.count; ++r)
-      for (int j = 0; j < breadth.count; ++j) store(to + ((r0 + r) * columns + j0 + j) * L, acc[r][j]);
-  };
-  for (int64_t j = 0; j < columns;) {
-    const bool wide = j + 4 <= columns;
-    int64_t r = 0;
-    for (; r + 2 <= rows; r += 2) wide ? block(r, j, Count<2>{}, Count<4>{}) : block(r, j, Count<2>{}, Count<1>{});
-    for (; r < rows; ++r) wide ? block(r, j, Count<1>{}, Count<4>{}) : block(r, j, Count<1>{}, Count<1>{});
-    j += wide ? 4 : 1;
-  }
+      for (int r = 0; r < height.count; ++r)
+        for (int j = 0; j < breadth.count; ++j) {
+          F& out = to[(r0 + r) * q + j0 + j];
+          out = (add ? out : F(0)) + sum<F>(acc[r][j]);
+        }
+    });
+  });
 }
 
-// Gradients of a side's X and X̂ (p, q), without padding, and their partial sums, a vector each.
+// Gradients of a side's X and X̂ (p, q), without padding.
 template <class F>
 struct AttentionGradients {
   Buffer<F> x, unit;
-  Buffer<F> x_dots, unit_dots;
 
   void fit(int64_t count) {
-    for (Buffer<F>* b : {&x, &unit}) b->resize(count);
-    for (Buffer<F>* b : {&x_dots, &unit_dots}) b->resize(count * lanes<F>);
+    x.resize(count);
+    unit.resize(count);
   }
 };
 
 template <class F>
 struct GradientScratch {
-  AttentionGradients<F> of_c, of_r;     // (m, n) and (n, m)
-  Buffer<F> d_alignment;                // dS (m, ldn)
-  Buffer<F> d_alignment_t;              // (n + 1, ldm); row n is f, so that dV takes both its terms in one product
-  Buffer<F> dy, z, dz;                  // panels
+  AttentionGradients<F> of_c, of_r; // (m, n) and (n, m)
+  Buffer<F> d_alignment;            // dS (m, ldn)
+  Buffer<F> d_alignment_t;          // (n + 1, ldm); row n is f, so that dV takes both its terms in one product
+  Buffer<F> words;                  // (n + 1, word_row): U affinityᵀ, and dv̂ behind it likewise
+  int64_t word_row = 0;
+  Buffer<F> dy, z, dz;                  // a side's dY (p, H), Z and dZ (q, H), in panels
   Buffer<F> region_pooled, word_pooled; // v̂, û
   Buffer<F> d_region_pooled, d_word_pooled;
   Buffer<F> d_region_logits, d_word_logits;
-  Buffer<F> panel; // columns of V, or of U affinityᵀ with dv̂ behind them
 
-  void fit(int64_t m, int64_t n, int64_t ldm, int64_t ldn, int64_t width) {
-    constexpr int64_t W = panel_width<F>;
+  void fit(int64_t m, int64_t n, int64_t ldm, int64_t ldn, int64_t width, int64_t hidden) {
     const int64_t longer = larger(m, n);
     of_c.fit(m * n);
     of_r.fit(m * n);
     d_alignment.resize(m * ldn);
     d_alignment_t.resize((n + 1) * ldm);
-    for (Buffer<F>* b : {&dy, &z, &dz}) b->resize(longer * W);
+    word_row = spread_row<F>(width);
+    words.resize((n + 1) * word_row);
+    for (Buffer<F>* b : {&dy, &z, &dz}) b->resize(longer * padded<F>(hidden));
     for (Buffer<F>* b : {&region_pooled, &word_pooled, &d_region_pooled, &d_word_pooled}) b->resize(padded<F>(width));
     d_region_logits.resize(ldm);
     d_word_logits.resize(ldn);
-    panel.resize((longer + 1) * W);
   }
 };
 
@@ -119,25 +132,20 @@ void side_gradients(const Side<F>& side, const F* x, int64_t hidden, const Optio
                     GradientScratch<F>& g, AttentionGradients<F>& attention, F* d_own, int64_t own_stride, F* d_other,
                     int64_t other_stride, F* d_weight) {
   const int64_t p = side.p, q = side.q;
-  for (int64_t i = 0; i < p * q * lanes<F>; i += lanes<F>) {
-    store(attention.x_dots + i, Vec<F>{});
-    store(attention.unit_dots + i, Vec<F>{});
-  }
+  const Products<F> dy{g.dy, p, 0}, z{g.z, q, 0}, dz{g.dz, q, 0};
   const Panels<F> panels(hidden);
   for_panels(panels, [&](int64_t panel, auto vectors) {
     constexpr int V = vectors.count;
     constexpr int64_t W = V * lanes<F>;
-    const int64_t h = panels.begin(panel), columns = smaller(W, hidden - h);
-    const F* own = side.own + h * p;
-    const F* other = side.other + h * q;
-    if (options.intra) gather_own<V>(side, own, g.z.data());
+    const int64_t h = panels.begin(panel);
+    if (options.intra) gather_own<V>(side, h, g.z + h * q);
     Vec<F> weight[V], dw[V] = {};
     for (int c = 0; c < V; ++c) weight[c] = load(side.weight + h + c * lanes<F>);
     for_row_tiles(p, [&](int64_t r0, auto height) {
       Vec<F> acc[height.count][V];
       clear<F>(acc);
-      if (options.intra) multiply_add<F>(acc, side.unit_t + r0, side.ldp, g.z.data(), W, q);
-      if (options.inter) multiply_add<F>(acc, side.x_t + r0, side.ldp, other, W, q);
+      if (options.intra) multiply_add<F>(acc, side.unit_t + r0, side.ldp, z.panel(h), W, q);
+      if (options.inter) multiply_add<F>(acc, side.x_t + r0, side.ldp, side.other.panel(h), side.other.row(W), q);
       for (int r = 0; r < height.count; ++r)
         for (int c = 0; c < V; ++c) {
           const Vec<F> t = tanh(acc[r][c]);
@@ -145,28 +153,27 @@ void side_gradients(const Side<F>& side, const F* x, int64_t hidden, const Optio
           dw[c] += d * t;
           acc[r][c] = d * weight[c] * (F(1) - t * t);
         }
-      store_tile<F>(g.dy + r0 * W, W, acc);
+      store_tile<F>(g.dy + h * p + r0 * W, W, acc);
     });
     for (int c = 0; c < V; ++c) store(d_weight + h + c * lanes<F>, load(d_weight + h + c * lanes<F>) + dw[c]);
-    if (options.inter) {
-      add_dots<V, F>(attention.x_dots, g.dy, p, other, q);
-      if (d_other) add_product<V, F>(d_other + h, other_stride, columns, x, side.ldq, q, g.dy, p);
-    }
-    if (options.intra) {
-      for_row_tiles(q, [&](int64_t j0, auto height) {
-        Vec<F> acc[height.count][V];
-        clear<F>(acc);
-        multiply_add<F>(acc, side.unit + j0, side.ldq, g.dy.data(), W, p);
-        store_tile<F>(g.dz + j0 * W, W, acc);
-      });
-      add_dots<V, F>(attention.unit_dots, g.dy, p, g.z, q);
-      add_dots<V, F>(attention.unit_dots, own, p, g.dz, q);
-      if (d_own) add_product<V, F>(d_own + h, own_stride, columns, side.unit_t, side.ldp, p, g.dz, q);
-    }
+    if (!options.intra) return;
+    for_row_tiles(q, [&](int64_t j0, auto height) {
+      Vec<F> acc[height.count][V];
+      clear<F>(acc);
+      multiply_add<F>(acc, side.unit + j0, side.ldq, dy.panel(h), W, p);
+      store_tile<F>(g.dz + h * q + j0 * W, W, acc);
+    });
   });
-  for (int64_t i = 0; i < p * q; ++i) {
-    attention.x[i] = sum<F>(load(attention.x_dots + i * lanes<F>));
-    attention.unit[i] = sum<F>(load(attention.unit_dots + i * lanes<F>));
+  if (options.inter) {
+    dot_products<F>(attention.x, false, dy, p, side.other, q, hidden);
+    if (d_other) add_product<F>(d_other, other_stride, x, side.ldq, q, dy, p, hidden);
+  } else {
+    for (int64_t i = 0; i < p * q; ++i) attention.x[i] = 0;
+  }
+  if (options.intra) {
+    dot_products<F>(attention.unit, false, dy, p, z, q, hidden);
+    dot_products<F>(attention.unit, true, side.own, p, dz, q, hidden);
+    if (d_own) add_product<F>(d_own, own_stride, side.unit_t, side.ldp, p, dz, q, hidden);
   }
 }
 
@@ -281,9 +288,8 @@ class Differentiator {
     bool has(int64_t i) const { return begin <= i && i < end; }
   };
   struct Worker {
-    PackedImage<T> image;
-    int64_t packed = -1; // which image that is
-    Buffer<F> word_affinity, word_intra, word_inter;
+    Image<T> image;
+    Buffer<F> word_affinity, word_intra, word_inter; // U affinityᵀ, U Q3 and U Q2 in panels
     PairScratch<F> pair;
     GradientScratch<F> gradient;
   };
@@ -380,12 +386,9 @@ class Differentiator {
     PairScratch<F>& s = worker.pair;
     GradientScratch<F>& g = worker.gradient;
     s.fit(m, n);
-    g.fit(m, n, s.ldm, s.ldn, width_);
-    if (worker.packed != entry.image) {
-      pack_image(worker.image, regions, static_cast<const T*>(problem_.region_products) + first_region * 2 * hidden_, m, width_,
-                 hidden_);
-      worker.packed = entry.image;
-    }
+    g.fit(m, n, s.ldm, s.ldn, width_, hidden_);
+    load_image(worker.image, regions, static_cast<const T*>(problem_.region_products) + first_region * 2 * hidden_, m, width_,
+               hidden_, 1);
     worker.word_affinity.resize(padded<F>(n) * width_);
     worker.word_inter.resize(n * padded_hidden_);
     worker.word_intra.resize(n * padded_hidden_);
@@ -400,14 +403,15 @@ class Differentiator {
       F* affinity = worker.word_affinity + j * width_;
       pack_right_transposed<V>(affinity, view, j, n - j, 0, width_);
       for_row_tiles(m, [&](int64_t r0, auto height) {
-        multiply_in_chains<F, height.count, V>(s.alignment + r0 * s.ldn + j, s.ldn, true, worker.image.left + r0 * width_, 1,
-                                               height.count, affinity, V * lanes<F>, width_);
+        multiply_in_chains<F, height.count, V>(s.alignment + r0 * s.ldn + j, s.ldn, true,
+                                               worker.image.features + r0 * worker.image.row, worker.image.row, 1, affinity,
+                                               V * lanes<F>, width_);
       });
     });
-    attend<T>(worker.image, worker.word_intra, worker.word_inter, n, region_weight_, word_weight_, hidden_, problem_.options, true,
-              s);
-    pool<F>(g.region_pooled.data(), s.region_attention.data(), regions, m, width_);
-    pool<F>(g.word_pooled.data(), s.word_attention.data(), words, n, width_);
+    const Products<F> word_intra{worker.word_intra, n, 0}, word_inter{worker.word_inter, n, 0};
+    attend<T>(worker.image, word_intra, word_inter, n, region_weight_, word_weight_, hidden_, problem_.options, true, s);
+    pool<F>(g.region_pooled.data(), s.region_attention.data(), 0, 1, regions, m, width_);
+    pool<F>(g.word_pooled.data(), s.word_attention.data(), 0, 1, words, n, width_);
     const Similarity<F> similarity =
         caan::cpu::CAAN_NAMESPACE::similarity<F>(g.region_pooled, g.word_pooled, width_, problem_.options.cosine);
 
@@ -421,8 +425,8 @@ class Differentiator {
     F* d_regions = d_regions_.at(entry.image);
     F* d_words = d_words_.at(entry.caption);
     for (int64_t h = 0; h < 2 * padded_hidden_; ++h) d_weights[h] = 0;
-    const Side<F> of_regions = region_side<F>(s, m, n, worker.image.intra, worker.word_inter, region_weight_);
-    const Side<F> of_words = word_side<F>(s, m, n, worker.word_intra, worker.image.inter, word_weight_);
+    const Side<F> of_regions = region_side<F>(s, m, n, worker.image.intra, word_inter, region_weight_);
+    const Side<F> of_words = word_side<F>(s, m, n, word_intra, worker.image.inter, word_weight_);
     side_gradients<F>(of_regions, s.c, hidden_, problem_.options, g.d_region_logits, g, g.of_c, d_region_products, 2 * hidden_,
                       behind(d_word_products, width_), products, d_weights);
     side_gradients<F>(of_words, s.r_t, hidden_, problem_.options, g.d_word_logits, g, g.of_r,
@@ -430,21 +434,15 @@ class Differentiator {
                       d_weights + padded_hidden_);
 
     alignment_gradients<F>(s, g, m, n, problem_.options);
-    const Panels<F> width_panels(width_);
-    for_panels(width_panels, [&](int64_t p, auto vectors) {
-      constexpr int64_t V = vectors.count, W = V * lanes<F>;
-      const int64_t d = width_panels.begin(p), columns = smaller(W, width_ - d);
-      if (d_regions) {
-        pack_right<V>(g.panel.data(), view, d, columns, 0, n);
-        for (int c = 0; c < V; ++c) store(g.panel + n * W + c * lanes<F>, load(g.d_region_pooled + d + c * lanes<F>));
-        add_product<V, F>(d_regions + d, width_, columns, g.d_alignment_t, s.ldm, m, g.panel, n + 1);
-      }
-      if (!d_words) return;
-      pack_right<V>(g.panel.data(), RowView<T>{regions, width_, nullptr}, d, columns, 0, m);
-      add_product<V, F>(d_word_products + d, products, columns, g.d_alignment, s.ldn, n, g.panel, m);
-      for (int64_t j = 0; j < n; ++j)
-        for (int64_t c = 0; c < columns; ++c) d_words[j * width_ + d + c] += s.word_attention[j] * g.d_word_pooled[d + c];
-    });
+    if (d_regions) {
+      for (int64_t j = 0; j < n; ++j) copy_padded(g.words + j * g.word_row, view.row(j), width_, padded<F>(width_));
+      copy_padded(g.words + n * g.word_row, g.d_region_pooled.data(), padded<F>(width_), padded<F>(width_));
+      add_product<F>(d_regions, width_, g.d_alignment_t, s.ldm, m, {g.words, n + 1, g.word_row}, n + 1, width_);
+    }
+    if (d_words) {
+      add_product<F>(d_word_products, products, g.d_alignment, s.ldn, n, {worker.image.features, m, worker.image.row}, m, width_);
+      add_product<F>(d_words, width_, s.word_attention, s.ldn, n, {g.d_word_pooled, 1, width_}, 1, width_);
+    }
   }
 
   void pooled_gradients(const Similarity<F>& similarity, F gradient, GradientScratch<F>& g) const {

@@ -67,12 +67,12 @@ CAAN_INLINE void with_rows(int64_t rows, int64_t first, Body&& body) {
   }
   body(first, Count<R>{});
 }
-template <class Body>
+template <int R = tile_rows, class Body>
 CAAN_INLINE void for_row_tiles(int64_t rows, Body&& body) {
-  const int64_t tiles = (rows + tile_rows - 1) / tile_rows;
+  const int64_t tiles = (rows + R - 1) / R;
   for (int64_t t = 0, first = 0; t < tiles; ++t) {
     const int64_t height = rows / tiles + (t < rows % tiles);
-    with_rows(height, first, body);
+    with_rows<R>(height, first, body);
     first += height;
   }
 }
@@ -180,14 +180,20 @@ struct RowView {
   const T* row(int64_t i) const { return base + stride * (rows ? rows[i] : i); }
 };
 
-// Left operand, rows [first, first + height) and k in [k0, k0 + depth), from a matrix whose rows are the operand's rows.
 template <class F, class T>
-void pack_left(F* out, const RowView<T>& view, int64_t first, int64_t height, int64_t k0, int64_t depth) {
-  for (int64_t r = 0; r < height; ++r) {
-    const T* in = view.row(first + r) + k0;
-    for (int64_t k = 0; k < depth; ++k) out[k * height + r] = widen(in[k]);
-  }
+CAAN_INLINE void widen_run(F* out, const T* in, int64_t count) {
+  int64_t i = 0;
+  for (; i + lanes<F> <= count; i += lanes<F>) store(out + i, load_wide(in + i));
+  for (; i < count; ++i) out[i] = widen(in[i]);
 }
+
+// The same, and zeros behind them up to `padded` numbers.
+template <class F, class T>
+CAAN_INLINE void copy_padded(F* out, const T* in, int64_t count, int64_t padded) {
+  widen_run(out, in, count);
+  for (int64_t i = count; i < padded; ++i) out[i] = 0;
+}
+
 // One panel of V vectors of the right operand, columns [first, first + count) padded with 0, from a matrix whose rows are k.
 template <int V = tile_vectors, class F, class T>
 void pack_right(F* out, const RowView<T>& view, int64_t first, int64_t count, int64_t k0, int64_t depth) {
@@ -225,13 +231,6 @@ inline constexpr int64_t gemm_left_row = gemm_depth + 16;
 // Numbers that a thread holds: both operands' blocks and the sums.
 inline constexpr int64_t gemm_scratch = gemm_rows * gemm_left_row + gemm_columns * gemm_depth + gemm_rows * gemm_columns;
 
-template <class F, class T>
-CAAN_INLINE void widen_run(F* out, const T* in, int64_t count) {
-  int64_t i = 0;
-  for (; i + lanes<F> <= count; i += lanes<F>) store(out + i, load_wide(in + i));
-  for (; i < count; ++i) out[i] = widen(in[i]);
-}
-
 // Rows [first, first + count) and k in [k0, k0 + depth) of a left operand, gemm_left_row numbers a row.
 template <class F, class T>
 void pack_left_rows(F* out, const RowView<T>& view, int64_t first, int64_t count, int64_t k0, int64_t depth) {
@@ -248,7 +247,6 @@ template <class T, bool left_transposed, bool right_transposed>
 void gemm(RowView<T> left, RowView<T> right, int64_t rows, int64_t columns, int64_t depth, T* out, int64_t out_stride,
           const int64_t* out_rows, const Executor& executor) {
   using F = Real<T>;
-  constexpr int64_t W = panel_width<F>;
   const int64_t row_blocks = (rows + gemm_rows - 1) / gemm_rows;
   const int64_t column_blocks = (columns + gemm_columns - 1) / gemm_columns;
   const int64_t workers = smaller(executor.threads, row_blocks * column_blocks);
@@ -262,27 +260,28 @@ void gemm(RowView<T> left, RowView<T> right, int64_t rows, int64_t columns, int6
     F* sums = packed_right + right_size;
     const int64_t row0 = unit / column_blocks * gemm_rows, block_rows = smaller(gemm_rows, rows - row0);
     const int64_t column0 = unit % column_blocks * gemm_columns, block_columns = smaller(gemm_columns, columns - column0);
-    const int64_t panels = (block_columns + W - 1) / W;
+    const Panels<F> panels(block_columns);
     for (int64_t k0 = 0; k0 == 0 || k0 < depth; k0 += gemm_depth) {
       const int64_t block_depth = smaller(gemm_depth, depth - k0);
-      for (int64_t p = 0; p < panels; ++p) {
-        F* panel = packed_right + p * W * block_depth;
-        const int64_t first = column0 + p * W, count = block_columns - p * W;
+      for_panels(panels, [&](int64_t p, auto vectors) {
+        const int64_t begin = panels.begin(p), first = column0 + begin, count = block_columns - begin;
         if constexpr (right_transposed)
-          pack_right_transposed(panel, right, first, count, k0, block_depth);
+          pack_right_transposed<vectors.count>(packed_right + begin * block_depth, right, first, count, k0, block_depth);
         else
-          pack_right(panel, right, first, count, k0, block_depth);
-      }
+          pack_right<vectors.count>(packed_right + begin * block_depth, right, first, count, k0, block_depth);
+      });
       if constexpr (left_transposed)
         pack_left_columns(packed_left, left, row0, block_rows, k0, block_depth);
       else
         pack_left_rows(packed_left, left, row0, block_rows, k0, block_depth);
-      for (int64_t p = 0; p < panels; ++p)
+      for_panels(panels, [&](int64_t p, auto vectors) {
+        const int64_t begin = panels.begin(p);
         for_row_tiles(block_rows, [&](int64_t r0, auto height) {
-          multiply_in_chains<F, height.count, tile_vectors>(sums + r0 * gemm_columns + p * W, gemm_columns, k0 == 0,
-                                                            packed_left + r0 * row, row, step, packed_right + p * W * block_depth,
-                                                            W, block_depth);
+          multiply_in_chains<F, height.count, vectors.count>(sums + r0 * gemm_columns + begin, gemm_columns, k0 == 0,
+                                                             packed_left + r0 * row, row, step, packed_right + begin * block_depth,
+                                                             vectors.count * lanes<F>, block_depth);
         });
+      });
     }
     for (int64_t r = 0; r < block_rows; ++r) {
       T* to = out + (out_rows ? out_rows[row0 + r] : row0 + r) * out_stride + column0;

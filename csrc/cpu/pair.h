@@ -23,21 +23,37 @@ void load_padded(F* to, const T* from, int64_t hidden) {
   for (int64_t h = 0; h < padded<F>(hidden); ++h) to[h] = h < hidden ? widen(from[h]) : F(0);
 }
 
-// Everything that scoring one image takes from it, in the kernels' layout.
-template <class T>
-struct PackedImage {
-  using F = Real<T>;
-  int64_t regions = 0;
-  const T* features = nullptr; // V (m, D), the caller's
-  Buffer<F> left;              // V as left operand, row tile after row tile
-  Buffer<F> intra;             // V Q1, panel after panel, (m, width) each
-  Buffer<F> inter;             // V Q4 likewise
+// An item's rows times a weight, (rows, H): panel after panel, (rows, width) each, or `stride` numbers from row to row.
+template <class F>
+struct Products {
+  const F* base = nullptr;
+  int64_t rows = 0;
+  int64_t stride = 0; // 0: in panels
+  // The panel that begins with column h, and the numbers from one of its rows to the next.
+  const F* panel(int64_t h) const { return base + (stride ? h : h * rows); }
+  int64_t row(int64_t width) const { return stride ? stride : width; }
+  // The panel behind one of this width, which comes first.
+  const F* next(const F* panel, int64_t width) const { return panel + (stride ? width : width * rows); }
 };
 
-// The same for the captions of a block, whose words stand one behind the other.
+// Everything that scoring one image takes from it: the caller's memory, or a copy in the kernels' layout.
+template <class T>
+struct Image {
+  using F = Real<T>;
+  int64_t regions = 0;
+  const F* features = nullptr; // V (m, D), in whole vectors
+  int64_t row = 0;             // numbers from one row of features to the next
+  Products<F> intra, inter;    // V Q1 and V Q4
+  Buffer<F> copied_features, copied_intra, copied_inter;
+};
+
+// The same for the captions of a block, whose words stand one behind the other. For the alignment they are the columns of panels:
+// all captions together, where an image needs them all, or each by itself, where it needs some.
 template <class T>
 struct PackedCaptions {
   using F = Real<T>;
+  bool together;
+  Buffer<int64_t> column;    // first column of each caption among the block's, and the end
   Buffer<F> affinity;        // U affinityᵀ, panel of words after panel, (D, width) each
   Buffer<F> inter;           // U Q2, caption after caption, each in panels (H / W, n, W)
   Buffer<F> intra;           // U Q3 likewise
@@ -45,30 +61,59 @@ struct PackedCaptions {
   Buffer<const T*> features; // U (n, D) of each caption, the caller's
 };
 
-// Rows times columns as panels of columns, (count, width) each.
+// Rows times columns as panels of columns, (count, width) each. Row by row, as memory that comes from afar is best read.
 template <class F, class T>
 void pack_panels(F* out, const T* rows, int64_t count, int64_t stride, int64_t columns) {
   const Panels<F> panels(columns);
-  for_panels(panels, [&](int64_t p, auto vectors) {
-    const int64_t first = panels.begin(p);
-    pack_right<vectors.count>(out + first * count, RowView<T>{rows, stride, nullptr}, first, columns - first, 0, count);
-  });
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t p = 0; p < panels.count; ++p) {
+      const int64_t first = panels.begin(p), width = panels.width(p);
+      copy_padded(out + first * count + r * width, rows + r * stride + first, smaller(width, columns - first), width);
+    }
 }
 
-template <class T>
-void pack_image(PackedImage<T>& image, const T* features, const T* products, int64_t m, int64_t width, int64_t hidden) {
-  using F = Real<T>;
-  const int64_t padded_hidden = padded<F>(hidden);
-  image.regions = m;
-  image.features = features;
-  image.left.resize(m * width);
-  image.intra.resize(m * padded_hidden);
-  image.inter.resize(m * padded_hidden);
-  const RowView<T> view{features, width, nullptr};
-  for_row_tiles(m, [&](int64_t r0, auto height) { pack_left(image.left + r0 * width, view, r0, height.count, 0, width); });
-  pack_panels(image.intra.data(), products, m, 2 * hidden, hidden);
-  pack_panels(image.inter.data(), products + hidden, m, 2 * hidden, hidden);
+// An odd number of cache lines for a row, so that the rows of a tile lie in different sets of the cache.
+template <class F>
+CAAN_INLINE int64_t spread_row(int64_t columns) {
+  constexpr int64_t line = 64 / sizeof(F);
+  return ((columns + line - 1) / line | 1) * line;
 }
+
+// An image with so many pairs or fewer is read where it lies: a copy is paid back by the pairs after them.
+inline constexpr int64_t pairs_in_place = 16;
+
+template <class T>
+void load_image(Image<T>& image, const T* features, const T* products, int64_t m, int64_t width, int64_t hidden, int64_t pairs) {
+  using F = Real<T>;
+  image.regions = m;
+  if constexpr (sizeof(T) == sizeof(F))
+    if (pairs <= pairs_in_place && width % lanes<F> == 0 && hidden % lanes<F> == 0) {
+      image.features = features;
+      image.row = width;
+      image.intra = {products, m, 2 * hidden};
+      image.inter = {products + hidden, m, 2 * hidden};
+      return;
+    }
+  const int64_t padded_hidden = padded<F>(hidden);
+  image.row = spread_row<F>(width);
+  image.copied_features.resize(m * image.row);
+  image.copied_intra.resize(m * padded_hidden);
+  image.copied_inter.resize(m * padded_hidden);
+  for (int64_t r = 0; r < m; ++r) copy_padded(image.copied_features + r * image.row, features + r * width, width, padded<F>(width));
+  pack_panels(image.copied_intra.data(), products, m, 2 * hidden, hidden);
+  pack_panels(image.copied_inter.data(), products + hidden, m, 2 * hidden, hidden);
+  image.features = image.copied_features;
+  image.intra = {image.copied_intra, m, 0};
+  image.inter = {image.copied_inter, m, 0};
+}
+
+// Memory that will be read soon, asked for a few cache lines at a time while the arithmetic goes on.
+struct Ahead {
+  const char *next = nullptr, *end = nullptr;
+  CAAN_INLINE void ask(int lines) {
+    for (; lines > 0 && next < end; --lines, next += 64) __builtin_prefetch(next, 0, 2);
+  }
+};
 
 // Working memory of one thread for pairs of up to m regions and n words. A matrix named with _t is transposed.
 template <class F>
@@ -85,6 +130,7 @@ struct PairScratch {
   Buffer<F> z;                                // a panel of X̂ᵀ own
   Buffer<F> partial;                          // logits before their lanes are added up
   Buffer<F> region_attention, word_attention; // f, g
+  Ahead ahead;
 
   void fit(int64_t m, int64_t n) {
     ldm = padded<F>(m);
@@ -160,37 +206,38 @@ void transpose(F* out, int64_t ld_out, const F* in, int64_t ld_in, int64_t rows,
   }
 }
 
-// One side of the attention: X is (p, q), own (p, H), other (q, H), both in panels.
+// One side of the attention: X is (p, q), own (p, H), other (q, H).
 template <class F>
 struct Side {
   int64_t p, q;
   int64_t ldp, ldq;       // rows of (q, p) and of (p, q) matrices
   const F* x_t;           // (q, ldp)
   const F *unit, *unit_t; // X̂; (p, ldq) is not read by the Gram form
-  const F *own, *other;
-  const F* weight; // padded with 0
+  Products<F> own, other;
+  const F* weight;     // padded with 0
+  Products<F> later{}; // (p, H): what is read after this side; asked for where it is not in panels
 
   // X̂ X̂ᵀ own by the p x p matrix, or by association: whichever multiplies less.
   bool by_gram(int64_t hidden) const { return p * (hidden + q) <= 2 * q * hidden; }
 };
 
 template <class F>
-Side<F> region_side(const PairScratch<F>& s, int64_t m, int64_t n, const F* intra, const F* inter, const F* weight) {
+Side<F> region_side(const PairScratch<F>& s, int64_t m, int64_t n, Products<F> intra, Products<F> inter, const F* weight) {
   return {m, n, s.ldm, s.ldn, s.c_t, s.c_unit, s.c_unit_t, intra, inter, weight};
 }
 template <class F>
-Side<F> word_side(const PairScratch<F>& s, int64_t m, int64_t n, const F* intra, const F* inter, const F* weight) {
+Side<F> word_side(const PairScratch<F>& s, int64_t m, int64_t n, Products<F> intra, Products<F> inter, const F* weight) {
   return {n, m, s.ldn, s.ldm, s.r, s.r_unit_t, s.r_unit, intra, inter, weight};
 }
 
 // A panel of X̂ᵀ own, (q, width).
 template <int V, class F>
-CAAN_INLINE void gather_own(const Side<F>& side, const F* own, F* z) {
+CAAN_INLINE void gather_own(const Side<F>& side, int64_t h, F* z) {
   constexpr int64_t W = V * lanes<F>;
   for_row_tiles(side.q, [&](int64_t j0, auto height) {
     Vec<F> acc[height.count][V];
     clear<F>(acc);
-    multiply_add<F>(acc, side.unit + j0, side.ldq, own, W, side.p);
+    multiply_add<F>(acc, side.unit + j0, side.ldq, side.own.panel(h), side.own.row(W), side.p);
     store_tile<F>(z + j0 * W, W, acc);
   });
 }
@@ -216,24 +263,29 @@ void side_logits(const Side<F>& side, int64_t hidden, bool by_gram, const Option
     constexpr int V = vectors.count;
     constexpr int64_t W = V * lanes<F>;
     const int64_t h = panels.begin(panel);
-    const F* own = side.own + h * p;
-    const F* other = side.other + h * q;
-    if (!by_gram && options.intra) gather_own<V>(side, own, s.z.data());
+    const F *own = side.own.panel(h), *next_own = side.own.next(own, W);
+    const F *other = side.other.panel(h), *next_other = side.other.next(other, W);
+    const int64_t own_row = side.own.row(W), other_row = side.other.row(W);
+    if (!by_gram && options.intra) gather_own<V>(side, h, s.z.data());
     Vec<F> weight[V];
     for (int c = 0; c < V; ++c) weight[c] = load(side.weight + h + c * lanes<F>);
     for_row_tiles(p, [&](int64_t r0, auto height) {
-      // Each tile asks for its share of the next panels, which lie behind these ones, those of the next caption behind the last.
-      prefetch(own + (p + r0) * W, height.count * V);
-      prefetch(other + (q + r0 * q / p) * W, (height.count * q / p + 1) * V);
+      // Each tile asks for its share of the next panels: in copies, those of the next caption lie behind the last.
+      for (int64_t r = r0; r < r0 + height.count; ++r) {
+        prefetch(next_own + r * own_row, V);
+        if (side.later.stride) prefetch<2>(side.later.panel(h) + r * side.later.stride, V);
+      }
+      for (int64_t r = r0 * q / p, end = (r0 + height.count) * q / p + 1; r < end; ++r) prefetch(next_other + r * other_row, V);
+      s.ahead.ask(24);
       Vec<F> acc[height.count][V];
       clear<F>(acc);
       if (options.intra) {
         if (by_gram)
-          multiply_add<F>(acc, s.gram + r0, ldp, own, W, p);
+          multiply_add<F>(acc, s.gram + r0, ldp, own, own_row, p);
         else
           multiply_add<F>(acc, side.unit_t + r0, ldp, s.z.data(), W, q);
       }
-      if (options.inter) multiply_add<F>(acc, side.x_t + r0, ldp, other, W, q);
+      if (options.inter) multiply_add<F>(acc, side.x_t + r0, ldp, other, other_row, q);
       for (int r = 0; r < height.count; ++r) {
         F* partial = s.partial + (r0 + r) * lanes<F>;
         Vec<F> logit = load(partial);
@@ -258,59 +310,60 @@ void softmax_in_place(F* logits, int64_t count) {
   for (int64_t i = 0; i < count; ++i) logits[i] *= scale;
 }
 
-// pooled = attentionᵀ rows, (width,) padded with 0 to whole vectors. A few rows at a time are read from end to end, which the
-// processor's prefetching follows: three times as fast as a block of the width for all rows, where rows come from afar.
+// Images that are scored together: the words of their captions are then read once for all of them.
+inline constexpr int images_together = 4;
+// Captions whose pairs with an image are pooled together: its regions are then read once.
+inline constexpr int captions_together = tile_rows;
+
+// pooled = attention rows, (attentions, padded width): up to images_together attentions over the same rows, which follow each other
+// after `attention_row` numbers. A few rows at a time are read from end to end, which the processor's prefetching follows: three
+// times as fast as a block of the width for all rows, where rows come from afar.
 template <class F, class T>
-void pool(F* pooled, const F* attention, const T* rows, int64_t count, int64_t width) {
-  const auto add = [&](int64_t first, auto height) {
-    const auto at = [&](int64_t d, auto load_row) {
-      Vec<F> acc = first == 0 ? Vec<F>{} : load(pooled + d);
+void pool(F* pooled, const F* attention, int64_t attention_row, int64_t attentions, const T* rows, int64_t count, int64_t width) {
+  const int64_t stride = padded<F>(width);
+  with_rows<images_together>(attentions, 0, [&](int64_t, auto images) {
+    const auto add = [&](int64_t first, auto height) {
+      const auto at = [&](int64_t d, auto load_row) {
+        Vec<F> acc[images.count];
+        for (int i = 0; i < images.count; ++i) acc[i] = first == 0 ? Vec<F>{} : load(pooled + i * stride + d);
 #pragma GCC unroll 4
-      for (int r = 0; r < height.count; ++r) acc += attention[first + r] * load_row(rows + (first + r) * width + d);
-      store(pooled + d, acc);
+        for (int r = 0; r < height.count; ++r) {
+          const Vec<F> row = load_row(rows + (first + r) * width + d);
+          for (int i = 0; i < images.count; ++i) acc[i] += attention[i * attention_row + first + r] * row;
+        }
+        for (int i = 0; i < images.count; ++i) store(pooled + i * stride + d, acc[i]);
+      };
+      int64_t d = 0;
+      for (; d + lanes<F> <= width; d += lanes<F>) at(d, [](const T* p) { return load_wide(p); });
+      if (d < width) at(d, [&](const T* p) { return load_head(p, width - d); });
     };
-    int64_t d = 0;
-    for (; d + lanes<F> <= width; d += lanes<F>) at(d, [](const T* p) { return load_wide(p); });
-    if (d < width) at(d, [&](const T* p) { return load_head(p, width - d); });
-  };
-  for (int64_t r = 0; r < count; r += 4) with_rows<4>(smaller(4, count - r), r, add);
+    for (int64_t r = 0; r < count; r += 4) with_rows<4>(smaller(4, count - r), r, add);
+  });
 }
 
-// Pairs of one image that are pooled together: their V is then read once.
-inline constexpr int pooled_together = tile_rows;
-
-// The same for up to pooled_together attentions over the same rows, with the same order of sums: pooled (count, padded width);
-// attention (rows, pooled_together) is k-major.
-template <class F, class T>
-void pool_together(F* pooled, const F* attention, int64_t count, const T* rows, int64_t row_count, int64_t width) {
+// The same for up to captions_together attentions over the regions of an image: attention (m, captions_together) is k-major.
+template <class T>
+void pool_regions(Real<T>* pooled, const Real<T>* attention, int64_t count, const Image<T>& image, int64_t width) {
+  using F = Real<T>;
   const int64_t stride = padded<F>(width);
-  with_rows<pooled_together>(count, 0, [&](int64_t, auto height) {
-    constexpr int V = tile_vectors;
-    int64_t d = 0;
-    for (; d + V * lanes<F> <= width; d += V * lanes<F>) {
-      Vec<F> acc[height.count][V];
+  with_rows<captions_together>(count, 0, [&](int64_t, auto height) {
+    const Panels<F> panels(width);
+    for_panels(panels, [&](int64_t p, auto vectors) {
+      const F* columns = image.features + panels.begin(p);
+      Vec<F> acc[height.count][vectors.count];
       clear<F>(acc);
-      for (int64_t k = 0; k < row_count; ++k) {
-        prefetch(rows + k * width + d + V * lanes<F>, V);
-        Vec<F> right[V];
-        for (int c = 0; c < V; ++c) right[c] = load_wide(rows + k * width + d + c * lanes<F>);
+      for (int64_t k = 0; k < image.regions; ++k) {
+        const F* row = columns + k * image.row;
+        prefetch(row + vectors.count * lanes<F>, vectors.count);
+        Vec<F> right[vectors.count];
+        for (int c = 0; c < vectors.count; ++c) right[c] = load(row + c * lanes<F>);
 #pragma GCC unroll 16
         for (int r = 0; r < height.count; ++r)
 #pragma GCC unroll 4
-          for (int c = 0; c < V; ++c) acc[r][c] += attention[k * pooled_together + r] * right[c];
+          for (int c = 0; c < vectors.count; ++c) acc[r][c] += attention[k * captions_together + r] * right[c];
       }
-      store_tile<F>(pooled + d, stride, acc);
-    }
-    for (; d < width; d += lanes<F>) {
-      Vec<F> acc[height.count][1];
-      clear<F>(acc);
-      for (int64_t k = 0; k < row_count; ++k) {
-        const T* row = rows + k * width + d;
-        const Vec<F> right = d + lanes<F> <= width ? load_wide(row) : load_head(row, width - d);
-        for (int r = 0; r < height.count; ++r) acc[r][0] += attention[k * pooled_together + r] * right;
-      }
-      store_tile<F>(pooled + d, stride, acc);
-    }
+      store_tile<F>(pooled + panels.begin(p), stride, acc);
+    });
   });
 }
 
@@ -336,7 +389,7 @@ Similarity<F> similarity(const F* v, const F* u, int64_t width, bool cosine) {
 
 // f and g of a pair; s.alignment holds V affinity Uᵀ in n columns of every row. Backward reads every layout.
 template <class T>
-void attend(const PackedImage<T>& image, const Real<T>* word_intra, const Real<T>* word_inter, int64_t n,
+void attend(const Image<T>& image, Products<Real<T>> word_intra, Products<Real<T>> word_inter, int64_t n,
             const Real<T>* region_weight, const Real<T>* word_weight, int64_t hidden, const Options& options, bool every_layout,
             PairScratch<Real<T>>& s) {
   using F = Real<T>;
@@ -347,8 +400,9 @@ void attend(const PackedImage<T>& image, const Real<T>* word_intra, const Real<T
     for (int64_t j = 0; j < n; j += lanes<F>) store(row + j, tanh(load(row + j)));
   }
   normalize<F>(s, m, n);
-  const Side<F> regions = region_side<F>(s, m, n, image.intra.data(), word_inter, region_weight);
-  const Side<F> captions = word_side<F>(s, m, n, word_intra, image.inter.data(), word_weight);
+  Side<F> regions = region_side<F>(s, m, n, image.intra, word_inter, region_weight);
+  regions.later = image.inter;
+  const Side<F> captions = word_side<F>(s, m, n, word_intra, image.inter, word_weight);
   const bool word_gram = captions.by_gram(hidden);
   transpose<F>(s.c_t, s.ldm, s.c, s.ldn, m, n);
   transpose<F>(s.c_unit_t, s.ldm, s.c_unit, s.ldn, m, n);

@@ -82,8 +82,10 @@ Plan plan_pair_list(const Problem& problem, BlockLimits limits, int64_t pair_beg
       if (first || plan.captions.back() != entries[e].caption) plan.captions.push_back(entries[e].caption);
       entries[e].caption = int64_t(plan.captions.size()) - 1;
     }
-    const auto caption_blocks = cut(first_caption, int64_t(plan.captions.size()), limits.words,
-                                    [&](int64_t t) { return problem.word_count(plan.captions[t]); });
+    const auto caption_blocks = cut(first_caption, int64_t(plan.captions.size()), limits.words, [&](int64_t t) {
+      const int64_t words = problem.word_count(plan.captions[t]);
+      return (words + limits.multiple - 1) / limits.multiple * limits.multiple;
+    });
     for (auto [caption_begin, caption_end] : caption_blocks) {
       int64_t tile_end = begin;
       while (tile_end < end && entries[tile_end].caption < caption_end) ++tile_end;
@@ -103,25 +105,29 @@ Plan plan_tiles(const Problem& problem, BlockLimits limits, int64_t pair_begin, 
   return problem.pairs ? plan_pair_list(problem, limits, pair_begin, pair_end) : plan_all_pairs(problem, limits);
 }
 
-std::vector<Unit> split_tile(const Plan& plan, const Tile& tile, int64_t threads) {
+std::vector<Unit> split_tile(const Plan& plan, const Tile& tile, int64_t images, int64_t threads) {
   std::vector<Unit> units;
   if (plan.all_pairs) {
-    for (int64_t i = tile.image_begin; i < tile.image_end; ++i) units.push_back({i, tile.caption_begin, tile.caption_end});
+    for (int64_t i = tile.image_begin; i < tile.image_end; i += images)
+      units.push_back({i, std::min(tile.image_end, i + images), tile.caption_begin, tile.caption_end});
   } else {
     for (int64_t e = tile.entry_begin; e < tile.entry_end; ++e) {
-      if (units.empty() || units.back().image != plan.entries[e].image) units.push_back({plan.entries[e].image, e, e});
+      const int64_t image = plan.entries[e].image;
+      if (units.empty() || units.back().image_begin != image) units.push_back({image, image + 1, e, e});
       units.back().end = e + 1;
     }
   }
-  // Every unit packs its image anew, which costs about as much as scoring one caption: below 16 captions it would show.
+  // Every unit packs its images anew, which costs about as much as scoring one caption: below 16 captions it would show.
   const int64_t wanted = 8 * threads;
   if (threads == 1 || int64_t(units.size()) >= wanted) return units;
   std::vector<Unit> parts;
   for (const Unit& unit : units) {
-    const int64_t pairs = unit.end - unit.begin;
-    const int64_t pieces = std::max<int64_t>(1, std::min(pairs / 16, (wanted + int64_t(units.size()) - 1) / int64_t(units.size())));
+    const int64_t captions = unit.end - unit.begin;
+    const int64_t pieces =
+        std::max<int64_t>(1, std::min(captions / 16, (wanted + int64_t(units.size()) - 1) / int64_t(units.size())));
     for (int64_t p = 0; p < pieces; ++p)
-      parts.push_back({unit.image, unit.begin + pairs * p / pieces, unit.begin + pairs * (p + 1) / pieces});
+      parts.push_back(
+          {unit.image_begin, unit.image_end, unit.begin + captions * p / pieces, unit.begin + captions * (p + 1) / pieces});
   }
   return parts;
 }

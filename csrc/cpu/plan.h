@@ -22,9 +22,10 @@ struct Tile {
   int64_t entry_begin, entry_end;
 };
 
-// One image with some of a tile's captions: [begin, end) of Plan::entries, or of Plan::captions where all pairs are scored.
+// Some images with some of a tile's captions: [begin, end) of Plan::entries, which belong to one image, or of Plan::captions where
+// all pairs are scored.
 struct Unit {
-  int64_t image;
+  int64_t image_begin, image_end;
   int64_t begin, end;
 };
 
@@ -37,15 +38,17 @@ struct Plan {
 };
 
 struct BlockLimits {
-  int64_t regions; // at most so many regions in an image block (one image at the least)
-  int64_t words;   // at most so many words in a caption block (one caption at the least)
+  int64_t regions;  // at most so many regions in an image block (one image at the least)
+  int64_t words;    // at most so many words in a caption block (one caption at the least)
+  int64_t multiple; // what a caption of a pair list counts as: a multiple of so many words
 };
 
 // pair_begin..pair_end: the part of problem.pairs to plan; ignored when all pairs are scored.
 Plan plan_tiles(const Problem& problem, BlockLimits limits, int64_t pair_begin, int64_t pair_end);
 
-// Splits a tile so that every thread finds work. Scores do not depend on the split.
-std::vector<Unit> split_tile(const Plan& plan, const Tile& tile, int64_t threads);
+// Splits a tile so that every thread finds work, into units of up to `images` images where all pairs are scored. Scores do not
+// depend on the split.
+std::vector<Unit> split_tile(const Plan& plan, const Tile& tile, int64_t images, int64_t threads);
 
 // A pair with a gradient, in the order in which gradients are added up.
 struct GradientEntry {

@@ -1,5 +1,6 @@
 // All pairs, or a list of them: blocks of images against blocks of captions. A caption block is laid out once and read by all
-// threads; a thread takes an image, lays it out, multiplies it with the block's words panel by panel, and finishes pair after pair.
+// threads; a thread takes a few images, lays them out, multiplies them with the block's words panel by panel, and finishes the
+// pairs of a few captions at a time.
 
 // Words of a caption block: enough pairs to make laying out an image negligible (1-2% at 70 captions), few enough for the caches.
 inline constexpr int64_t block_words = 1024;
@@ -42,9 +43,9 @@ class Scorer {
   }
 
  private:
-  // Blocks that fit the workspace beside what every thread holds: an image, its alignment with a block, a pair, and while items are
-  // projected the matrix product's blocks. Where nothing is left, blocks of one item.
-  BlockLimits block_limits() const {
+  // Blocks that fit the workspace beside what every thread holds: its images, their alignment with a block, a pair, and while items
+  // are projected the matrix product's blocks. Where nothing is left, blocks of one item.
+  BlockLimits block_limits() {
     const int64_t m = problem_.regions_per_image, n = problem_.words_per_caption, real = sizeof(F), stored = sizeof(T);
     const bool project_images = !problem_.region_products, project_words = !problem_.word_products;
     const int64_t word_bytes =
@@ -52,30 +53,34 @@ class Scorer {
     const int64_t region_bytes = 2 * hidden_ * stored + int64_t(sizeof(int64_t));
     const int64_t words = larger(n, smaller(block_words, caption_block_bytes / word_bytes));
     constexpr int64_t panel = panel_width<F>, vector = lanes<F>;
-    const int64_t image = m * (width_ + 2 * padded_hidden_), alignment = (words + panel) * m;
-    const int64_t pair = 10 * m * (n + vector), pooled = pooled_together * (width_ + m + n) + width_;
+    const int64_t packed = m * (spread_row<F>(width_) + 2 * padded_hidden_), alignment = (words + panel) * m;
+    const int64_t image = packed + alignment + captions_together * (m + n + width_) + width_;
+    const int64_t pair = 10 * m * (n + vector);
     const int64_t product = project_images || project_words ? gemm_scratch : 0;
-    const int64_t worker_bytes = (image + alignment + pair + pooled + product) * real;
+    // Half of the workspace is the least that is left to the blocks.
+    const int64_t images = (workspace_bytes / 2 / executor_.threads / real - pair - product) / image;
+    images_ = smaller(images_together, larger(1, images));
+    const int64_t worker_bytes = (images_ * image + pair + product) * real;
     const int64_t plan_bytes = problem_.pairs ? smaller(problem_.pair_count, planned_pairs) * int64_t(sizeof(Entry) + 16) : 0;
     const int64_t left = workspace_bytes - executor_.threads * worker_bytes - plan_bytes - words * word_bytes;
-    return {project_images ? larger(1, left / region_bytes) : INT64_MAX, words};
+    return {project_images ? larger(1, left / region_bytes) : INT64_MAX, words, lanes<F>};
   }
 
-  // A pair whose f and g are known, but not its score.
-  struct Waiting {
-    int64_t caption, out;
+  // What a thread keeps of each image of its unit.
+  struct OfImage {
+    Image<T> item;
+    int64_t index;              // of the call's images
+    Buffer<F> alignment;        // panel of words after panel, (m, width) each
+    Buffer<F> region_attention; // (m, captions_together)
+    Buffer<F> region_pooled;    // (captions_together, padded D), v̂
   };
   struct Worker {
-    PackedImage<T> image;
-    PairScratch<F> pair;
-    Buffer<F> alignment; // panel of words after panel, (m, width) each
+    OfImage images[images_together];
+    int64_t image_count = 0;
     int64_t panels_done = 0;
-    Waiting waiting[pooled_together];
-    int waiting_count = 0;
-    Buffer<F> region_attention; // (m, pooled_together)
-    Buffer<F> word_attention;   // (pooled_together, padded N)
-    Buffer<F> region_pooled;    // (pooled_together, padded D), v̂
-    Buffer<F> word_pooled;      // (padded D), û
+    PairScratch<F> pair;
+    Buffer<F> word_attention; // (captions_together, images_together, padded N)
+    Buffer<F> word_pooled;    // (images_together, padded D), û
   };
 
   void run_plan(const Plan& plan) {
@@ -84,10 +89,21 @@ class Scorer {
       if (!problem_.region_products && (!loaded || loaded->image_begin != tile.image_begin)) project_images(plan, tile);
       if (!loaded || loaded->caption_begin != tile.caption_begin) pack_captions(plan, tile);
       loaded = &tile;
-      const auto units = split_tile(plan, tile, executor_.threads);
-      parallel_units(executor_, int64_t(units.size()),
-                     [&](int64_t u, int64_t worker) { run_unit(plan, tile, units[u], workers_[worker]); });
+      const auto units = split_tile(plan, tile, images_, executor_.threads);
+      parallel_units(executor_, int64_t(units.size()), [&](int64_t u, int64_t worker) {
+        ask_ahead(plan, units, u + 1, workers_[worker]);
+        run_unit(plan, tile, units[u], workers_[worker]);
+      });
     }
+  }
+
+  // Regions of a pair list's next unit, which come from afar and are soon done with.
+  void ask_ahead(const Plan& plan, const std::vector<Unit>& units, int64_t unit, Worker& worker) const {
+    worker.pair.ahead = {};
+    if (plan.all_pairs || unit == int64_t(units.size())) return;
+    const int64_t image = plan.images[units[unit].image_begin];
+    const char* features = reinterpret_cast<const char*>(image_features(image));
+    worker.pair.ahead = {features, features + problem_.region_count(image) * width_ * int64_t(sizeof(T))};
   }
 
   const T* image_features(int64_t image) const {
@@ -149,20 +165,34 @@ class Scorer {
       view = {projected_words_.data(), products, nullptr};
     }
     const int64_t captions = tile.caption_end - tile.caption_begin;
-    const Panels<F> panels(words);
+    captions_.together = plan.all_pairs;
+    captions_.column.resize(captions + 1);
+    captions_.column[0] = 0;
+    for (int64_t c = 0; c < captions; ++c) {
+      const int64_t n = captions_.first[c + 1] - captions_.first[c];
+      captions_.column[c + 1] = captions_.column[c] + (plan.all_pairs ? n : padded<F>(n));
+    }
+    const Panels<F> panels(captions_.column[captions]);
     captions_.affinity.resize(panels.columns() * width_);
     captions_.inter.resize(words * padded_hidden_);
     captions_.intra.resize(words * padded_hidden_);
     captions_.features.resize(captions);
-    parallel_units(executor_, panels.count, [&](int64_t panel, int64_t) {
-      with_panel(panels, panel, [&](int64_t p, auto vectors) {
-        const int64_t first = panels.begin(p);
-        pack_right_transposed<vectors.count>(captions_.affinity + first * width_, view, first, words - first, 0, width_);
+    const auto pack_affinity = [&](F* out, const Panels<F>& in, int64_t panel, int64_t first, int64_t n) {
+      with_panel(in, panel, [&](int64_t p, auto vectors) {
+        const int64_t begin = in.begin(p);
+        pack_right_transposed<vectors.count>(out + begin * width_, view, first + begin, n - begin, 0, width_);
       });
-    });
+    };
+    if (captions_.together)
+      parallel_units(executor_, panels.count,
+                     [&](int64_t panel, int64_t) { pack_affinity(captions_.affinity, panels, panel, 0, words); });
     parallel_units(executor_, captions, [&](int64_t c, int64_t) {
       const int64_t first = captions_.first[c], n = captions_.first[c + 1] - first;
       const T* rows = view.row(first);
+      if (!captions_.together) {
+        const Panels<F> own(n);
+        for (int64_t p = 0; p < own.count; ++p) pack_affinity(captions_.affinity + captions_.column[c] * width_, own, p, first, n);
+      }
       pack_panels(captions_.inter + first * padded_hidden_, rows + width_, n, products, hidden_);
       pack_panels(captions_.intra + first * padded_hidden_, rows + width_ + hidden_, n, products, hidden_);
       captions_.features[c] =
@@ -171,50 +201,101 @@ class Scorer {
   }
 
   void run_unit(const Plan& plan, const Tile& tile, const Unit& unit, Worker& worker) {
-    const int64_t image = plan.images[unit.image], m = problem_.region_count(image);
-    pack_image(worker.image, image_features(image), image_products(plan, unit.image), m, width_, hidden_);
-    const Panels<F> panels(captions_.first[tile.caption_end - tile.caption_begin]);
-    worker.alignment.resize(panels.columns() * m + lanes<F>);
+    const int64_t columns = Panels<F>(captions_.column[tile.caption_end - tile.caption_begin]).columns();
+    worker.image_count = unit.image_end - unit.image_begin;
     worker.panels_done = 0;
-    worker.region_attention.resize(m * pooled_together);
-    worker.word_attention.resize(pooled_together * padded<F>(problem_.words_per_caption));
-    worker.region_pooled.resize(pooled_together * padded<F>(width_));
-    worker.word_pooled.resize(padded<F>(width_));
-    for (int64_t e = unit.begin; e < unit.end; ++e) {
-      const int64_t position = plan.all_pairs ? e : plan.entries[e].caption;
-      const int64_t out = plan.all_pairs ? image * problem_.captions + plan.captions[e] : plan.entries[e].out;
-      attend_to(position - tile.caption_begin, out, panels, worker);
-      if (worker.waiting_count == pooled_together || e + 1 == unit.end) score_waiting(worker);
+    worker.word_attention.resize(captions_together * images_together * padded<F>(problem_.words_per_caption));
+    worker.word_pooled.resize(images_together * padded<F>(width_));
+    for (int64_t i = 0; i < worker.image_count; ++i) {
+      OfImage& image = worker.images[i];
+      const int64_t position = unit.image_begin + i;
+      image.index = plan.images[position];
+      const int64_t m = problem_.region_count(image.index);
+      load_image(image.item, image_features(image.index), image_products(plan, position), m, width_, hidden_,
+                 unit.end - unit.begin);
+      image.alignment.resize(columns * m + lanes<F>);
+      image.region_attention.resize(m * captions_together);
+      image.region_pooled.resize(captions_together * padded<F>(width_));
+    }
+    for (int64_t begin = unit.begin; begin < unit.end; begin += captions_together)
+      run_captions(plan, tile, begin, smaller(unit.end, begin + captions_together), worker);
+  }
+
+  // The worker's images with a few captions: [begin, end) of Plan::entries, or of Plan::captions where all pairs are scored.
+  void run_captions(const Plan& plan, const Tile& tile, int64_t begin, int64_t end, Worker& worker) {
+    const int64_t g_row = padded<F>(problem_.words_per_caption), count = end - begin;
+    // Where a caption stands in its block, and where the score of its pair with an image goes.
+    const auto caption = [&](int64_t c) {
+      return (plan.all_pairs ? begin + c : plan.entries[begin + c].caption) - tile.caption_begin;
+    };
+    const auto out = [&](const OfImage& image, int64_t c) {
+      return plan.all_pairs ? image.index * problem_.captions + plan.captions[begin + c] : plan.entries[begin + c].out;
+    };
+    for (int64_t c = 0; c < count; ++c) align(place(tile, caption(c)), worker);
+    for (int64_t i = 0; i < worker.image_count; ++i) {
+      OfImage& image = worker.images[i];
+      for (int64_t c = 0; c < count; ++c)
+        attend_to(place(tile, caption(c)), out(image, c), image, image.region_attention + c,
+                  worker.word_attention + (c * images_together + i) * g_row, worker.pair);
+      pool_regions(image.region_pooled.data(), image.region_attention.data(), count, image.item, width_);
+    }
+    for (int64_t c = 0; c < count; ++c) {
+      const int64_t first = captions_.first[caption(c)], n = captions_.first[caption(c) + 1] - first;
+      pool<F>(worker.word_pooled.data(), worker.word_attention + c * images_together * g_row, g_row, worker.image_count,
+              captions_.features[caption(c)], n, width_);
+      for (int64_t i = 0; i < worker.image_count; ++i) {
+        const OfImage& image = worker.images[i];
+        out_[out(image, c)] = similarity<F>(image.region_pooled + c * padded<F>(width_), worker.word_pooled + i * padded<F>(width_),
+                                            width_, problem_.options.cosine)
+                                  .score;
+      }
     }
   }
 
-  // S = V (U affinityᵀ)ᵀ for the panels that hold words [first, end) of the block, unless an earlier caption has brought them.
-  void align(int64_t first, int64_t end, const Panels<F>& panels, Worker& worker) {
-    const int64_t m = worker.image.regions;
-    const int64_t last = panels.of(end - 1);
-    for (int64_t panel = larger(worker.panels_done, panels.of(first)); panel <= last; ++panel) {
+  // A caption of the block: its words, and its columns in the panels of the alignment.
+  struct Place {
+    int64_t word, n;
+    int64_t base; // where the panels begin among the block's columns
+    Panels<F> panels;
+    int64_t first; // the caption's first column in them
+  };
+  Place place(const Tile& tile, int64_t caption) const {
+    const int64_t word = captions_.first[caption], n = captions_.first[caption + 1] - word, column = captions_.column[caption];
+    if (captions_.together) return {word, n, 0, Panels<F>(captions_.column[tile.caption_end - tile.caption_begin]), column};
+    return {word, n, column, Panels<F>(n), 0};
+  }
+
+  // S = V (U affinityᵀ)ᵀ for the panels that hold a caption's words, unless an earlier caption has brought them.
+  void align(const Place& caption, Worker& worker) {
+    const Panels<F>& panels = caption.panels;
+    const int64_t done = captions_.together ? worker.panels_done : 0, last = panels.of(caption.first + caption.n - 1);
+    for (int64_t panel = larger(done, panels.of(caption.first)); panel <= last; ++panel) {
       with_panel(panels, panel, [&](int64_t p, auto vectors) {
         constexpr int64_t W = vectors.count * lanes<F>;
-        const int64_t begin = panels.begin(p);
+        const int64_t begin = caption.base + panels.begin(p);
         for (int64_t k = 0; k == 0 || k < width_; k += gemm_depth)
-          for_row_tiles(m, [&](int64_t r0, auto height) {
-            multiply_in_chains<F, height.count, vectors.count>(
-                worker.alignment + begin * m + r0 * W, W, k == 0, worker.image.left + r0 * width_ + k * height.count, 1,
-                height.count, captions_.affinity + begin * width_ + k * W, W, smaller(gemm_depth, width_ - k));
-          });
+          for (int64_t i = 0; i < worker.image_count; ++i) {
+            OfImage& image = worker.images[i];
+            const Image<T>& item = image.item;
+            for_row_tiles(item.regions, [&](int64_t r0, auto height) {
+              multiply_in_chains<F, height.count, vectors.count>(
+                  image.alignment + begin * item.regions + r0 * W, W, k == 0, item.features + r0 * item.row + k, item.row, 1,
+                  captions_.affinity + begin * width_ + k * W, W, smaller(gemm_depth, width_ - k));
+            });
+          }
       });
       worker.panels_done = panel + 1;
     }
   }
 
   // Rows of a caption's alignment, out of the panels that hold its words.
-  void gather_alignment(int64_t first, int64_t n, const Panels<F>& panels, Worker& worker) {
-    const int64_t m = worker.image.regions;
-    PairScratch<F>& s = worker.pair;
+  void gather_alignment(const Place& caption, const OfImage& image, PairScratch<F>& s) {
+    const Panels<F>& panels = caption.panels;
+    const int64_t m = image.item.regions, n = caption.n;
     for (int64_t j = 0; j < n;) {
-      const int64_t p = panels.of(first + j), W = panels.width(p), from = first + j - panels.begin(p),
+      const int64_t p = panels.of(caption.first + j), W = panels.width(p), from = caption.first + j - panels.begin(p),
                     count = smaller(W - from, n - j);
-      const F* in = worker.alignment + panels.begin(p) * m + from;
+      const F* in = image.alignment + (caption.base + panels.begin(p)) * m + from;
       // What a vector leaves behind the part's end is written over by the next part, or with 0. Only the last could reach the next
       // row.
       const int64_t end = smaller(count, s.ldn - j - lanes<F> + 1);
@@ -228,34 +309,16 @@ class Scorer {
     }
   }
 
-  void attend_to(int64_t caption, int64_t out, const Panels<F>& panels, Worker& worker) {
-    const int64_t first = captions_.first[caption], n = captions_.first[caption + 1] - first, m = worker.image.regions;
-    PairScratch<F>& s = worker.pair;
+  // f of the pair, captions_together numbers from one to the next, and g.
+  void attend_to(const Place& caption, int64_t out, const OfImage& image, F* f, F* g, PairScratch<F>& s) {
+    const int64_t n = caption.n, m = image.item.regions, products = caption.word * padded_hidden_;
     s.fit(m, n);
-    align(first, first + n, panels, worker);
-    gather_alignment(first, n, panels, worker);
-    attend<T>(worker.image, captions_.intra + first * padded_hidden_, captions_.inter + first * padded_hidden_, n, region_weight_,
-              word_weight_, hidden_, problem_.options, false, s);
+    gather_alignment(caption, image, s);
+    attend<T>(image.item, {captions_.intra + products, n, 0}, {captions_.inter + products, n, 0}, n, region_weight_, word_weight_,
+              hidden_, problem_.options, false, s);
     if (maps_) write_maps(s, m, n, out);
-    const int slot = worker.waiting_count++;
-    worker.waiting[slot] = {caption, out};
-    for (int64_t r = 0; r < m; ++r) worker.region_attention[r * pooled_together + slot] = s.region_attention[r];
-    F* g = worker.word_attention + slot * padded<F>(problem_.words_per_caption);
+    for (int64_t r = 0; r < m; ++r) f[r * captions_together] = s.region_attention[r];
     for (int64_t j = 0; j < n; ++j) g[j] = s.word_attention[j];
-  }
-
-  void score_waiting(Worker& worker) {
-    pool_together<F>(worker.region_pooled.data(), worker.region_attention.data(), worker.waiting_count, worker.image.features,
-                     worker.image.regions, width_);
-    for (int w = 0; w < worker.waiting_count; ++w) {
-      const auto [caption, out] = worker.waiting[w];
-      const int64_t n = captions_.first[caption + 1] - captions_.first[caption];
-      pool<F>(worker.word_pooled.data(), worker.word_attention + w * padded<F>(problem_.words_per_caption),
-              captions_.features[caption], n, width_);
-      out_[out] =
-          similarity<F>(worker.region_pooled + w * padded<F>(width_), worker.word_pooled, width_, problem_.options.cosine).score;
-    }
-    worker.waiting_count = 0;
   }
 
   void write_maps(const PairScratch<F>& s, int64_t m, int64_t n, int64_t out) const {
@@ -280,6 +343,7 @@ class Scorer {
   const Maps* maps_;
   const Executor& executor_;
   const int64_t width_, hidden_, padded_hidden_;
+  int64_t images_ = 1; // of a unit
   Buffer<F> region_weight_, word_weight_;
   Worker* workers_;
   PackedCaptions<T> captions_;

@@ -49,10 +49,10 @@ CAAN_INLINE void store(F* p, Vec<F> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
-// Asks for vectors that will be read soon; the addresses need not exist.
-template <class T>
+// Asks for vectors that will be read soon, locality 3, or later, 2; the addresses need not exist.
+template <int locality = 3, class T>
 CAAN_INLINE void prefetch(const T* p, int64_t vectors) {
-  for (int64_t v = 0; v < vectors; ++v) __builtin_prefetch(p + v * int64_t(CAAN_VECTOR_BYTES / sizeof(T)));
+  for (int64_t v = 0; v < vectors; ++v) __builtin_prefetch(p + v * int64_t(CAAN_VECTOR_BYTES / sizeof(T)), 0, locality);
 }
 
 template <class F>

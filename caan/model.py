@@ -163,9 +163,9 @@ class ContextAwareAttention(nn.Module):
 
     - `affinity` is a multiple of the identity, so an alignment starts as tanh of the scaled cosine. The scale cancels in
       the L2 normalisations as far as tanh is linear.
-    - the four context matrices are normal with variance 1/D, the two score vectors with variance 1/H. Contexts and
-      logits of unit vectors are then small, and pooling starts near the plain mean. Matrices of variance 1, whose
-      contexts are near ±1, start with a pooling that is random and sharp, and learn later.
+    - the four context matrices are normal with variance 1/D, which keeps contexts out of the ends of tanh, and the two
+      score vectors are 0: pooling starts as the plain mean. What is random in it at the start has to be unlearned
+      (docs/flickr8k.md has the measurement).
     - `region_bilinear` and `word_bilinear`, which are there with intra="features" only, are the identity: the affinity
       of two regions starts as their cosine, as that of "semantics" is the cosine of their responses. Nothing normalises
       (14) and (15), so a multiple would be one of the whole term.
@@ -192,7 +192,7 @@ class ContextAwareAttention(nn.Module):
         for name in ("region_intra", "region_inter", "word_intra", "word_inter"):
             setattr(self, name, nn.Parameter(torch.randn(width, hidden) / math.sqrt(width)))
         for name in ("region_score", "word_score"):
-            setattr(self, name, nn.Parameter(torch.randn(hidden) / math.sqrt(hidden)))
+            setattr(self, name, nn.Parameter(torch.zeros(hidden)))
         for name in ("region_bilinear", "word_bilinear"):
             self.register_parameter(name, nn.Parameter(torch.eye(width)) if intra == "features" else None)
         self.options = {"similarity": similarity, "inter": inter, "intra": intra}

@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from models import attentive
 from safetensors.torch import save_file
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
@@ -19,7 +20,7 @@ def vocabulary():
 @pytest.fixture
 def model(vocabulary):
     torch.manual_seed(1)
-    model = CAAN(ModelConfig(6, len(vocabulary), width=8, hidden_width=5, word_width=4, intra=None, dropout=0.3))
+    model = attentive(CAAN(ModelConfig(6, len(vocabulary), width=8, hidden_width=5, word_width=4, intra=None, dropout=0.3)))
     model.region_encoder.set_statistics(torch.arange(6.0), torch.tensor([0.0, 1, 2, 3, 4, 5]))
     return model
 

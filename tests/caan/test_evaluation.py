@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ablation import TABLE_4
+from models import attentive
 
 import caan_kernels as ck
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, evaluation, kept
@@ -31,7 +32,8 @@ def split(tmp_path, write_split):
 def make_model(split, seed, words=None, width=16, **options):
     torch.manual_seed(seed)
     vocabulary = words or Vocabulary.from_captions(split.captions, 1)
-    return CAAN(ModelConfig(6, len(vocabulary), width=width, word_width=5, dropout=0.5, word_drop=0.5, **options)), vocabulary
+    config = ModelConfig(6, len(vocabulary), width=width, word_width=5, dropout=0.5, word_drop=0.5, **options)
+    return attentive(CAAN(config)), vocabulary
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from ablation import TABLE_4
+from models import attentive
 from torch.nn.functional import normalize
 
 import caan_kernels as ck
@@ -26,7 +27,7 @@ def vocabulary(split):
 
 def make_model(vocabulary, **options):
     torch.manual_seed(0)
-    return CAAN(ModelConfig(6, len(vocabulary), width=16, hidden_width=12, word_width=10, **options))
+    return attentive(CAAN(ModelConfig(6, len(vocabulary), width=16, hidden_width=12, word_width=10, **options)))
 
 
 def one_batch(dataset, size=100):
@@ -40,7 +41,8 @@ def test_parameters(vocabulary):
     assert torch.equal(attention.affinity.detach(), 3 * torch.eye(16)) and attention.weights[7:] == (None, None)
     assert set(dict(attention.named_parameters())) == set(ck.ContextAttentionWeights._fields[:7])
     assert all(weight is getattr(attention, name) for name, weight in attention.weights._asdict().items())
-    assert ContextAwareAttention(8).region_score.shape == (8,)
+    fresh = ContextAwareAttention(8)
+    assert torch.equal(fresh.region_score, torch.zeros(8)) and torch.equal(fresh.word_score, torch.zeros(8))
 
     features = make_model(vocabulary, affinity_scale=3.0, intra="features").attention
     assert set(dict(features.named_parameters())) == set(ck.ContextAttentionWeights._fields)

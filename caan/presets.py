@@ -24,7 +24,6 @@ class TrainingConfig:
     epochs: int = _setting(30, "times through the training captions")
     batch_size: int = _setting(128, "pairs of an image and a caption in a step; every image is scored with every caption")
     learning_rate: float = _setting(2e-4, "Adam's")
-    attention_rate: float = _setting(1.0, "the operator's weights learn at so many times the learning rate")
     ramp_steps: int = _setting(0, "steps over which the learning rate rises from 0")
     decay_epochs: tuple[float, ...] = _setting((15.0,), "epochs after which the learning rate is multiplied by decay_factor")
     decay_factor: float = _setting(0.1, "what the learning rate is multiplied by at each of decay_epochs")
@@ -47,7 +46,7 @@ class TrainingConfig:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
-        for name in ("learning_rate", "attention_rate", "decay_factor", "margin", "clip_norm"):
+        for name in ("learning_rate", "decay_factor", "margin", "clip_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number more than 0, got {getattr(self, name)}")
         for name, values in (("warmup_epochs", (self.warmup_epochs,)), ("decay_epochs", self.decay_epochs)):

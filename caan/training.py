@@ -99,11 +99,7 @@ class Trainer:
         model = CAAN(model_config)
         self.model = model.to(self.device)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
-        encoders = [*self.model.region_encoder.parameters(), *self.model.word_encoder.parameters()]
-        groups = [(encoders, 1.0), (list(self.model.attention.parameters()), config.attention_rate)]
-        self.optimizer = torch.optim.Adam(
-            [{"params": parameters, "rate": rate} for parameters, rate in groups], lr=config.learning_rate, fused=True
-        )
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         pairs = Pairs(train, vocabulary)
         self.batches = ShuffledBatches(len(pairs), config.batch_size, config.seed, drop_last=True)
         share = OwnPairs(self.batches, self.processes.number, self.processes.count)
@@ -238,7 +234,7 @@ class Trainer:
             form: of the loss.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate() * group["rate"]
+            group["lr"] = self._learning_rate()
         if self.processes.count > 1:
             # One process goes on with the random state that its checkpoint has; several need one each, and keep none.
             torch.manual_seed(

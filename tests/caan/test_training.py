@@ -106,17 +106,6 @@ def test_it_learns(world, tmp_path):
     assert any(re.match(said, text) for text in run.said)
 
 
-def test_the_operators_weights_have_a_rate_of_their_own(world, tmp_path):
-    config = replace(CONFIG, epochs=1, ramp_steps=0, decay_epochs=(), attention_rate=1e-3)
-    run = trainer(world, tmp_path / "run", config)
-    before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
-    run.run()
-    for name, parameter in run.model.named_parameters():
-        # Adam's first steps are of the rate's length, later ones of no more than a few times that.
-        moved = float((parameter.detach() - before[name]).abs().max()) / (run.steps_per_epoch * config.learning_rate)
-        assert 0 < moved < 2e-3 if name.startswith("attention.") else 0.1 < moved < 2, name
-
-
 def test_metrics(world, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -420,7 +409,6 @@ def test_channel_statistics_leave_padding_out(world):
         ({"batch_size": 1}, "batch_size: expected at least 2, got 1"),
         ({"learning_rate": 0.0}, "learning_rate: expected a number more than 0, got 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate: expected a number more than 0, got nan"),
-        ({"attention_rate": 0.0}, "attention_rate: expected a number more than 0, got 0.0"),
         ({"warmup_epochs": float("nan")}, "warmup_epochs: expected at least 0, got nan"),
         ({"decay_epochs": (1.0, float("inf"))}, "decay_epochs: expected at least 0, got (1.0, inf)"),
         ({"average": 1.0}, "average: expected at least 0 and less than 1, got 1.0"),

@@ -16,9 +16,16 @@ def lengths(count, longest, generator):
 
 def planned(regions, words, pairs, block_regions, block_words, word_multiple=1, images_together=1, threads=1):
     return _host.plan_pairs(
-        regions, words, pairs, **SIZES, block_regions=block_regions, block_words=block_words, word_multiple=word_multiple,
-        images_together=images_together, threads=threads,
-    )  # fmt: skip
+        regions,
+        words,
+        pairs,
+        **SIZES,
+        block_regions=block_regions,
+        block_words=block_words,
+        word_multiple=word_multiple,
+        images_together=images_together,
+        threads=threads,
+    )
 
 
 def distinct(tile, field):

@@ -123,16 +123,18 @@ def attend(
         """tanh(context) w, the context being the sum of its terms."""
         return torch.tanh(sum(terms)) @ w if terms else A.new_zeros(())
 
-    # Attention of pairs times products of items, these with the item's letter.
-    attended = f"{p}xy,{{}}yh->{p}xh"
+    def gathered(attention: Tensor, item: str, product: Tensor) -> Tensor:
+        """Attention of pairs times the product of items, these with the item's letter."""
+        return torch.einsum(f"{p}xy,{item}yh->{p}xh", attention, product)
+
     region_terms, word_terms, Hv, Hu = [], [], None, None
     if inter:
-        region_terms.append(torch.einsum(attended.format(t), C, UQ2))
-        word_terms.append(torch.einsum(attended.format(i), Rt, VQ4))
+        region_terms.append(gathered(C, t, UQ2))
+        word_terms.append(gathered(Rt, i, VQ4))
     if intra and bilinear is None:
         Hv, Hu = (second_order(x, A.dtype) for x in (C_wide, Rt_wide))
-        region_terms.append(torch.einsum(attended.format(i), Hv, VQ1))
-        word_terms.append(torch.einsum(attended.format(t), Hu, UQ3))
+        region_terms.append(gathered(Hv, i, VQ1))
+        word_terms.append(gathered(Hu, t, UQ3))
     elif intra:
         # They belong to one item, and so does their term; a pair with an empty side has none.
         M1, M2 = bilinear

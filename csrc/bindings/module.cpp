@@ -50,7 +50,7 @@ std::vector<std::vector<UnitPairs>> plan_pairs(const std::vector<int64_t>& regio
   problem.hidden = hidden;
   problem.pairs = pairs ? flat.data() : nullptr;
   problem.pair_count = pairs ? int64_t(pairs->size()) : 0;
-  const Plan plan = plan_tiles(problem, {block_regions, block_words, word_multiple}, 0, problem.pair_count);
+  const Plan plan = plan_tiles(problem, {block_regions, block_words, word_multiple, images_together}, 0, problem.pair_count);
   std::vector<std::vector<UnitPairs>> tiles;
   for (const Tile& tile : plan.tiles) {
     auto& units = tiles.emplace_back();

@@ -255,8 +255,8 @@ class Differentiator {
         d_weights_(slots * 2 * padded_hidden_),
         total_(2 * padded_hidden_),
         workers_(new Worker[executor.threads]) {
-    load_padded<F>(region_weight_, static_cast<const T*>(problem.region_score), hidden_);
-    load_padded<F>(word_weight_, static_cast<const T*>(problem.word_score), hidden_);
+    copy_padded<F>(region_weight_, static_cast<const T*>(problem.region_score), hidden_, padded_hidden_);
+    copy_padded<F>(word_weight_, static_cast<const T*>(problem.word_score), hidden_, padded_hidden_);
     for (int64_t h = 0; h < 2 * padded_hidden_; ++h) total_[h] = 0;
   }
   ~Differentiator() { delete[] workers_; }

@@ -198,14 +198,7 @@ CAAN_INLINE void copy_padded(F* out, const T* in, int64_t count, int64_t padded)
 template <int V = tile_vectors, class F, class T>
 void pack_right(F* out, const RowView<T>& view, int64_t first, int64_t count, int64_t k0, int64_t depth) {
   constexpr int64_t W = V * lanes<F>;
-  for (int64_t k = 0; k < depth; ++k, out += W) {
-    const T* in = view.row(k0 + k) + first;
-    if (count >= W) {
-      for (int64_t c = 0; c < W; c += lanes<F>) store(out + c, load_wide(in + c));
-    } else {
-      for (int64_t c = 0; c < W; ++c) out[c] = c < count ? widen(in[c]) : F(0);
-    }
-  }
+  for (int64_t k = 0; k < depth; ++k) copy_padded(out + k * W, view.row(k0 + k) + first, smaller(count, W), W);
 }
 // The same from a matrix whose rows are the operand's columns.
 template <int V = tile_vectors, class F, class T>

@@ -17,12 +17,6 @@ CAAN_INLINE int64_t padded(int64_t n) {
   return round_up(n, lanes<F>);
 }
 
-// A score vector, padded with 0.
-template <class F, class T>
-void load_padded(F* to, const T* from, int64_t hidden) {
-  for (int64_t h = 0; h < padded<F>(hidden); ++h) to[h] = h < hidden ? widen(from[h]) : F(0);
-}
-
 // An item's rows times a weight, (rows, H): panel after panel, (rows, width) each, or `stride` numbers from row to row.
 template <class F>
 struct Products {
@@ -52,7 +46,6 @@ struct Image {
 template <class T>
 struct PackedCaptions {
   using F = Real<T>;
-  bool together;
   Buffer<int64_t> column;    // first column of each caption among the block's, and the end
   Buffer<F> affinity;        // U affinityᵀ, panel of words after panel, (D, width) each
   Buffer<F> inter;           // U Q2, caption after caption, each in panels (H / W, n, W)

@@ -41,6 +41,7 @@ struct BlockLimits {
   int64_t regions;  // at most so many regions in an image block (one image at the least)
   int64_t words;    // at most so many words in a caption block (one caption at the least)
   int64_t multiple; // what a caption of a pair list counts as: a multiple of so many words
+  int64_t images;   // at most so many images in a unit, where all pairs are scored
 };
 
 // pair_begin..pair_end: the part of problem.pairs to plan; ignored when all pairs are scored.

@@ -27,8 +27,8 @@ class Scorer {
         region_weight_(padded_hidden_),
         word_weight_(padded_hidden_),
         workers_(new Worker[executor.threads]) {
-    load_padded<F>(region_weight_, static_cast<const T*>(problem.region_score), hidden_);
-    load_padded<F>(word_weight_, static_cast<const T*>(problem.word_score), hidden_);
+    copy_padded<F>(region_weight_, static_cast<const T*>(problem.region_score), hidden_, padded_hidden_);
+    copy_padded<F>(word_weight_, static_cast<const T*>(problem.word_score), hidden_, padded_hidden_);
   }
   ~Scorer() { delete[] workers_; }
   Scorer(const Scorer&) = delete;
@@ -39,13 +39,14 @@ class Scorer {
     const BlockLimits limits = block_limits();
     const int64_t step = problem_.pairs ? planned_pairs : 1;
     const int64_t end = problem_.pairs ? problem_.pair_count : 1;
-    for (int64_t begin = 0; begin < end; begin += step) run_plan(plan_tiles(problem_, limits, begin, smaller(end, begin + step)));
+    for (int64_t begin = 0; begin < end; begin += step)
+      run_plan(plan_tiles(problem_, limits, begin, smaller(end, begin + step)), limits.images);
   }
 
  private:
   // Blocks that fit the workspace beside what every thread holds: its images, their alignment with a block, a pair, and while items
   // are projected the matrix product's blocks. Where nothing is left, blocks of one item.
-  BlockLimits block_limits() {
+  BlockLimits block_limits() const {
     const int64_t m = problem_.regions_per_image, n = problem_.words_per_caption, real = sizeof(F), stored = sizeof(T);
     const bool project_images = !problem_.region_products, project_words = !problem_.word_products;
     const int64_t word_bytes =
@@ -58,12 +59,12 @@ class Scorer {
     const int64_t pair = 10 * m * (n + vector);
     const int64_t product = project_images || project_words ? gemm_scratch : 0;
     // Half of the workspace is the least that is left to the blocks.
-    const int64_t images = (workspace_bytes / 2 / executor_.threads / real - pair - product) / image;
-    images_ = smaller(images_together, larger(1, images));
-    const int64_t worker_bytes = (images_ * image + pair + product) * real;
+    const int64_t fitting = (workspace_bytes / 2 / executor_.threads / real - pair - product) / image;
+    const int64_t images = smaller(images_together, larger(1, fitting));
+    const int64_t worker_bytes = (images * image + pair + product) * real;
     const int64_t plan_bytes = problem_.pairs ? smaller(problem_.pair_count, planned_pairs) * int64_t(sizeof(Entry) + 16) : 0;
     const int64_t left = workspace_bytes - executor_.threads * worker_bytes - plan_bytes - words * word_bytes;
-    return {project_images ? larger(1, left / region_bytes) : INT64_MAX, words, lanes<F>};
+    return {project_images ? larger(1, left / region_bytes) : INT64_MAX, words, lanes<F>, images};
   }
 
   // What a thread keeps of each image of its unit.
@@ -83,13 +84,13 @@ class Scorer {
     Buffer<F> word_pooled;    // (images_together, padded D), û
   };
 
-  void run_plan(const Plan& plan) {
+  void run_plan(const Plan& plan, int64_t images_of_unit) {
     const Tile* loaded = nullptr;
     for (const Tile& tile : plan.tiles) {
       if (!problem_.region_products && (!loaded || loaded->image_begin != tile.image_begin)) project_images(plan, tile);
       if (!loaded || loaded->caption_begin != tile.caption_begin) pack_captions(plan, tile);
       loaded = &tile;
-      const auto units = split_tile(plan, tile, images_, executor_.threads);
+      const auto units = split_tile(plan, tile, images_of_unit, executor_.threads);
       parallel_units(executor_, int64_t(units.size()), [&](int64_t u, int64_t worker) {
         ask_ahead(plan, units, u + 1, workers_[worker]);
         run_unit(plan, tile, units[u], workers_[worker]);
@@ -165,7 +166,6 @@ class Scorer {
       view = {projected_words_.data(), products, nullptr};
     }
     const int64_t captions = tile.caption_end - tile.caption_begin;
-    captions_.together = plan.all_pairs;
     captions_.column.resize(captions + 1);
     captions_.column[0] = 0;
     for (int64_t c = 0; c < captions; ++c) {
@@ -183,13 +183,13 @@ class Scorer {
         pack_right_transposed<vectors.count>(out + begin * width_, view, first + begin, n - begin, 0, width_);
       });
     };
-    if (captions_.together)
+    if (together())
       parallel_units(executor_, panels.count,
                      [&](int64_t panel, int64_t) { pack_affinity(captions_.affinity, panels, panel, 0, words); });
     parallel_units(executor_, captions, [&](int64_t c, int64_t) {
       const int64_t first = captions_.first[c], n = captions_.first[c + 1] - first;
       const T* rows = view.row(first);
-      if (!captions_.together) {
+      if (!together()) {
         const Panels<F> own(n);
         for (int64_t p = 0; p < own.count; ++p) pack_affinity(captions_.affinity + captions_.column[c] * width_, own, p, first, n);
       }
@@ -259,16 +259,17 @@ class Scorer {
     Panels<F> panels;
     int64_t first; // the caption's first column in them
   };
+  bool together() const { return !problem_.pairs; }
   Place place(const Tile& tile, int64_t caption) const {
     const int64_t word = captions_.first[caption], n = captions_.first[caption + 1] - word, column = captions_.column[caption];
-    if (captions_.together) return {word, n, 0, Panels<F>(captions_.column[tile.caption_end - tile.caption_begin]), column};
+    if (together()) return {word, n, 0, Panels<F>(captions_.column[tile.caption_end - tile.caption_begin]), column};
     return {word, n, column, Panels<F>(n), 0};
   }
 
   // S = V (U affinityᵀ)ᵀ for the panels that hold a caption's words, unless an earlier caption has brought them.
   void align(const Place& caption, Worker& worker) {
     const Panels<F>& panels = caption.panels;
-    const int64_t done = captions_.together ? worker.panels_done : 0, last = panels.of(caption.first + caption.n - 1);
+    const int64_t done = together() ? worker.panels_done : 0, last = panels.of(caption.first + caption.n - 1);
     for (int64_t panel = larger(done, panels.of(caption.first)); panel <= last; ++panel) {
       with_panel(panels, panel, [&](int64_t p, auto vectors) {
         constexpr int64_t W = vectors.count * lanes<F>;
@@ -343,7 +344,6 @@ class Scorer {
   const Maps* maps_;
   const Executor& executor_;
   const int64_t width_, hidden_, padded_hidden_;
-  int64_t images_ = 1; // of a unit
   Buffer<F> region_weight_, word_weight_;
   Worker* workers_;
   PackedCaptions<T> captions_;

@@ -51,6 +51,8 @@ RESULTS = Path(__file__).parent / "results" / "triton_compiled.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "triton.md"
 # Instructions of the tensor cores: of Ampere's kind, Hopper's and Blackwell's.
 TENSOR = ("HMMA", "HGMMA", "UTCHMMA")
+# Hopper's with eight columns, which Triton pads with shared memory that it has not allocated.
+NARROW = re.compile(r"\bHGMMA\.64x8x")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class Compiled:
     spilled_bytes: int
     shared_bytes: int
     tensor_instructions: int
+    narrow_tensor_instructions: int
     special_instructions: int
     instructions: int
 
@@ -170,6 +173,7 @@ def compile_for(recorded: Launch, architecture: int) -> tuple[Compiled, str]:
         spilled_bytes=spilled,
         shared_bytes=kernel.metadata.shared,
         tensor_instructions=sum(operations[x] for x in TENSOR),
+        narrow_tensor_instructions=len(NARROW.findall(code)),
         special_instructions=operations["MUFU"],
         instructions=operations.total(),
     )
@@ -323,11 +327,13 @@ def line(row: dict[str, Any]) -> str:
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """Kernels that spill, or that have half-precision or TF32 products and no tensor-core instruction."""
+    """Kernels that spill, have Hopper's products of eight columns, or half-precision products without tensor cores."""
     return [
         line(row)
         for row in report["kernels"]
-        if row["spilled_bytes"] or (row["dtype"] != "float32" and not row["tensor_instructions"])
+        if row["spilled_bytes"]
+        or row["narrow_tensor_instructions"]
+        or (row["dtype"] != "float32" and not row["tensor_instructions"])
     ]
 
 

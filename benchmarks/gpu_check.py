@@ -1,12 +1,14 @@
-"""Everything a GPU can say about this package, in under ten minutes: tests, compute-sanitizer, bit-for-bit repeats, benchmark.
+"""Everything a GPU can say about this package, in under ten minutes: golden cases, the GPU's own rates, benchmark, tests,
+compute-sanitizer, bit-for-bit repeats.
 
     python benchmarks/gpu_check.py                 writes benchmarks/results/cuda_DEVICE.json
     python benchmarks/render_readme.py             puts it into the README
 
 Uses the interpreter and the package at hand and installs nothing. A stage that runs out of time is stopped, and the next
-one begins. The file is written after every stage. Exit status 0: every stage passed, save that a sanitizer that is absent
-or refuses the device, and dtypes that there is no time for, are recorded as not run; 1: something else; 2: no GPU, or no
-package, and nothing written.
+one begins. The file is written after every stage, and all that a stage printed is in build/gpu_check/. A second run of the
+same commit on the same GPU runs the stages that have not passed. Exit status 0: every stage passed, save that
+rates without nvcc, a sanitizer that is absent, refuses the device or is too slow, and dtypes that there is no time for, are
+recorded as not run; 1: something else; 2: no GPU, or no package, and nothing written.
 """
 
 from __future__ import annotations
@@ -30,13 +32,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEMA = 1
+LOGS = ROOT / "build" / "gpu_check"
+SCHEMA = 2
 # Seconds for everything, and for each stage. A stage also ends with the whole.
-TOTAL = 555.0
-LIMITS = {"tests": 225.0, "memcheck": 45.0, "racecheck": 45.0, "invariance": 40.0, "benchmark": 190.0}
+TOTAL = 530.0
+LIMITS = {
+    "golden": 60.0,
+    "rates": 30.0,
+    "benchmark": 120.0,
+    "tests": 210.0,
+    "memcheck": 40.0,
+    "racecheck": 40.0,
+    "invariance": 30.0,
+}
 # What a benchmark needs beside its workloads; another dtype is begun with no less than the least, and gets no more than the most.
 START_UP = 35.0
 LEAST_BENCHMARK, MOST_BENCHMARK = 80.0, 100.0
+# Compiling a Triton kernel can take most of it.
+ONE_TEST = 120
 # What a stopped stage has to say what it found until then.
 GRACE = 10.0
 TAIL_LINES = 40
@@ -44,8 +57,9 @@ TAIL_LINES = 40
 PASSED, FAILED, NOT_RUN, OUT_OF_TIME = "passed", "failed", "not run", "ran out of time"
 INSTALL = "bash tools/setup.sh && .venv/bin/python benchmarks/gpu_check.py"
 
-GPU_TESTS = ["-k", "triton or cuda", "-q", "--tb=short", "-p", "no:cacheprovider", "--color=no"]
+ALL_TESTS = "tests/context_attention"
 INVARIANCE = "tests/context_attention/test_invariance.py"
+RATES = "benchmarks/gpu_rates.cu"
 SANITIZED = "tests/sanitize/gpu_small_cases.py"
 # What the last line of a finished `SANITIZED` says, and what compute-sanitizer says where it watched nothing.
 FINISHED = re.compile(r"^all (\d+) cases done$", re.MULTILINE)
@@ -86,13 +100,15 @@ def judge_pytest(status: int | None, output: str) -> Outcome:
 
 
 def judge_sanitizer(status: int | None, output: str) -> Outcome:
-    """Passed only if the sanitizer gave a clean summary of a program that reached its end."""
+    """Passed only if the sanitizer gave a clean summary of a program that reached its end; one that was too slow says nothing."""
     finished, refused, summary = FINISHED.search(output), REFUSED.search(output), SUMMARY.search(output)
     counts = {"cases": int(finished[1])} if finished else {}
     if refused or not summary:
         return Outcome(NOT_RUN, counts, refused[0].strip("= ") if refused else "compute-sanitizer gave no summary")
     errors = int(summary["race"] or summary["memory"] or 0)
     counts["errors"] = errors
+    if status is None and not errors:
+        return Outcome(NOT_RUN, counts, "did not come to its end")
     if status == 0 and finished and not errors:
         return Outcome(PASSED, counts)
     return Outcome(FAILED, counts, f"{errors} errors reported" if errors else f"the cases ended with exit status {status}")
@@ -159,22 +175,28 @@ class Record:
     """The stages of one run and the file that they are kept in.
 
     Args:
-        path: the file.
-        facts: what stands in it beside `stages` and `bench`.
+        path: the file. What is there already is kept, and a stage that passed is not run again, if all `facts` but the date are the
+            same.
+        facts: what stands in it beside `stages`, `bench` and `rates`.
         seconds: for all stages together.
+        start: of the clock, as `time.monotonic` has it; by default now.
     """
 
-    def __init__(self, path: Path, facts: Mapping[str, Any], seconds: float = TOTAL) -> None:
+    def __init__(self, path: Path, facts: Mapping[str, Any], seconds: float = TOTAL, start: float | None = None) -> None:
         self.path = path
-        self.content: dict[str, Any] = {"schema": SCHEMA, **facts, "stages": {}, "bench": {}}
-        self.end = time.monotonic() + seconds
+        self.content: dict[str, Any] = {"schema": SCHEMA, **facts, "stages": {}, "bench": {}, "rates": []}
+        self.content |= kept_of(path, self.content)
+        self.end = (time.monotonic() if start is None else start) + seconds
         self.environment = environment()
 
     def left(self) -> float:
         return max(self.end - time.monotonic(), 0.0)
 
     def run(self, name: str, command: Sequence[str], limit: float, judge: Judge, **variables: str) -> Outcome:
-        """Run a stage for at most `limit` seconds and keep how it ended."""
+        """Run a stage for at most `limit` seconds and keep how it ended; one that is kept already is not run."""
+        if self.content["stages"].get(name, {}).get("status") == PASSED:
+            print(f"{name}: kept, it passed before", flush=True)
+            return Outcome(PASSED, self.content["stages"][name]["counts"])
         limit = min(limit, self.left())
         print(f"{name}, at most {limit:.0f} s: {shlex.join(command)}", flush=True)
         start = time.monotonic()
@@ -182,9 +204,12 @@ class Record:
             status, output = run_for(command, limit, self.environment | variables)
         except OSError as error:
             return self.keep(name, command, Outcome(NOT_RUN, {}, str(error)))
+        LOGS.mkdir(parents=True, exist_ok=True)
+        (LOGS / f"{name.replace(' ', '_')}.log").write_text(output, encoding="utf-8")
         outcome = judge(status, output)
         if status is None:
-            outcome = Outcome(OUT_OF_TIME, outcome.counts, f"stopped after {limit:.0f} s")
+            ended = NOT_RUN if outcome.status == NOT_RUN else OUT_OF_TIME
+            outcome = Outcome(ended, outcome.counts, f"stopped after {limit:.0f} s")
         return self.keep(name, command, outcome, time.monotonic() - start, output)
 
     def keep(self, name: str, command: Sequence[str], outcome: Outcome, seconds: float = 0.0, output: str = "") -> Outcome:
@@ -199,6 +224,19 @@ class Record:
         return outcome
 
 
+def kept_of(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier run of the same commit on the same GPU found; empty if there was none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    results = ("stages", "bench", "rates")
+    same = all(found.get(name) == value for name, value in content.items() if name not in (*results, "date"))
+    # A commit with changes on top is no name for what ran.
+    named = content.get("commit", "unknown") != "unknown" and not content["commit"].endswith("+")
+    return {name: found[name] for name in results} if same and named else {}
+
+
 def environment() -> dict[str, str]:
     """For every stage: this checkout's package, printing without delay, and Triton's compiler, not its interpreter."""
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -206,16 +244,45 @@ def environment() -> dict[str, str]:
     return variables | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
-def run_pytest(record: Record, name: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", "pytest", *arguments, *GPU_TESTS]
+def run_pytest(record: Record, name: str, which: str, *arguments: str) -> None:
+    # A log of names tells where a run was stopped.
+    options = ["-k", which, "-v", "--tb=short", "-p", "no:cacheprovider", "--color=no"]
+    command = [sys.executable, "-m", "pytest", *arguments, *options]
     # Most of the time goes to compiling kernels, which processes share through Triton's cache.
     if importlib.util.find_spec("xdist"):
-        command += ["-n", str(min(8, os.cpu_count() or 1))]
+        command += ["-n", str(min(16, os.cpu_count() or 1))]
+    # A test that hangs costs a test and not a stage.
+    if importlib.util.find_spec("pytest_timeout"):
+        command += ["--timeout", str(ONE_TEST), "--timeout-method", "thread"]
     missing = [module for module in ("pytest", "hypothesis") if importlib.util.find_spec(module) is None]
     if missing:
         record.keep(name, command, Outcome(NOT_RUN, {}, f"not installed: {', '.join(missing)}"))
     else:
         record.run(name, command, LIMITS[name], judge_pytest)
+
+
+def run_rates(record: Record) -> None:
+    """Measure the GPU itself: what the estimates of kernels assume."""
+    cuda = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    compiler = shutil.which("nvcc") or shutil.which("nvcc", path=f"{cuda}/bin")
+    number = record.content["compute_capability"].replace(".", "")
+    architecture = f"{number}a" if number == "90" else number
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "gpu_rates"
+        flags = ["-O3", "-std=c++17", f"-gencode=arch=compute_{architecture},code=sm_{architecture}", RATES, "-o", str(program)]
+        command = ["sh", "-c", f"{shlex.join([compiler or 'nvcc', *flags])} >&2 && {program} 2>&1"]
+
+        def judge(status: int | None, output: str) -> Outcome:
+            try:
+                record.content["rates"] = json.loads(output[output.index("[") :])
+            except ValueError:
+                return Outcome(FAILED, {}, f"ended with exit status {status}")
+            return Outcome(PASSED, {"rates": len(record.content["rates"])})
+
+        if compiler is None:
+            record.keep("rates", command, Outcome(NOT_RUN, {}, "nvcc is not installed"))
+        else:
+            record.run("rates", command, LIMITS["rates"], judge)
 
 
 def run_sanitizer(record: Record, tool: str, *options: str) -> None:
@@ -248,23 +315,31 @@ def run_benchmark(record: Record, dtype: str, limit: float, *options: str) -> No
         record.run(name, [*command, *options, "--json", str(result)], limit, judge)
 
 
-def run_all(record: Record) -> int:
-    """Every stage, in the order of what must not be missing; the exit status."""
-    run_pytest(record, "tests", "tests/context_attention", f"--ignore={INVARIANCE}")
-    run_sanitizer(record, "memcheck", "--padding", "2048", "--report-api-errors", "no")
-    run_sanitizer(record, "racecheck")
-    run_pytest(record, "invariance", INVARIANCE)
-    run_benchmark(record, "bfloat16", LIMITS["benchmark"])
-    for dtype in ("float16", "float32"):
+def run_all(record: Record, wanted: Sequence[str]) -> int:
+    """The wanted stages, in the order of what must not be missing; the exit status."""
+    on_gpu = "(triton or cuda)"
+    stages: dict[str, Callable[[], None]] = {
+        "golden": lambda: run_pytest(record, "golden", f"golden and {on_gpu}", f"{ALL_TESTS}/test_accuracy.py"),
+        "rates": lambda: run_rates(record),
+        "benchmark": lambda: run_benchmark(record, "bfloat16", LIMITS["benchmark"]),
+        "tests": lambda: run_pytest(record, "tests", f"not golden and {on_gpu}", ALL_TESTS, f"--ignore={INVARIANCE}"),
+        "memcheck": lambda: run_sanitizer(record, "memcheck", "--padding", "2048", "--report-api-errors", "no"),
+        "racecheck": lambda: run_sanitizer(record, "racecheck"),
+        "invariance": lambda: run_pytest(record, "invariance", on_gpu, INVARIANCE),
+    }
+    for name, run in stages.items():
+        if name in wanted:
+            run()
+    for dtype in ("float16", "float32") if "benchmark" in wanted else ():
         if record.left() >= LEAST_BENCHMARK:
             run_benchmark(record, dtype, min(record.left(), MOST_BENCHMARK), "--workload", "f30k-1k", "train-64")
-        else:
+        elif f"benchmark {dtype}" not in record.content["stages"]:
             record.keep(f"benchmark {dtype}", [], Outcome(NOT_RUN, {}, "no time left"))
     return exit_status(record.content["stages"])
 
 
 def exit_status(stages: Mapping[str, Mapping[str, Any]]) -> int:
-    optional = {"memcheck", "racecheck", "benchmark float16", "benchmark float32"}
+    optional = {"rates", "memcheck", "racecheck", "benchmark float16", "benchmark float32"}
     fine = [stage["status"] == PASSED or (stage["status"] == NOT_RUN and name in optional) for name, stage in stages.items()]
     return 0 if all(fine) else 1
 
@@ -292,8 +367,11 @@ def default_path(device: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="(default: benchmarks/results/cuda_DEVICE.json)")
-    parser.add_argument("--commit", help="what to record as the commit where there is no git")
+    parser.add_argument("--commit", help="what to record as the commit (default: as git has it)")
+    parser.add_argument("--seconds", type=float, default=TOTAL, metavar="N", help=f"for all stages, start included ({TOTAL:.0f})")
+    parser.add_argument("--stages", nargs="+", choices=LIMITS, default=list(LIMITS), help="(default: all)")
     options = parser.parse_args(arguments)
+    start = time.monotonic()
     if reason := obstacle():
         print(f"gpu_check: {reason}", file=sys.stderr)
         return 2
@@ -301,15 +379,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from machine import commit, gpu_facts, source_hash
 
     facts = gpu_facts(torch.device("cuda"))
-    found = commit()
-    facts |= {"commit": options.commit if options.commit and found == "unknown" else found, "source_sha256": source_hash()}
+    facts |= {"commit": options.commit or commit(), "source_sha256": source_hash()}
     facts["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     path = options.json or default_path(facts["device"])
     path.parent.mkdir(parents=True, exist_ok=True)
     # Started in the background, this process would ignore interrupts, and so would every stage.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    record = Record(path, facts)
-    status = run_all(record)
+    record = Record(path, facts, options.seconds, start)
+    status = run_all(record, options.stages)
     print(f"{path} is written; python benchmarks/render_readme.py puts it into the README")
     return status
 

@@ -1,11 +1,35 @@
 """What every test starts from."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
+
+
+def gpu_is_lost() -> bool:
+    """Whether a kernel has ended this process's use of the GPU: every later call fails."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    """A test that loses the GPU costs no other test: its worker ends, and pytest-xdist starts another."""
+    report = yield
+    if report.failed and gpu_is_lost():
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(1)
+        item.session.shouldstop = f"{item.nodeid} lost the GPU"
+    return report
 
 
 @pytest.fixture

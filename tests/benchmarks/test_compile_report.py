@@ -55,9 +55,15 @@ def test_half_precision_is_on_tensor_cores(report):
     assert not any(row["tensor_instructions"] for row in report["kernels"] if row["dtype"] == "float32")
 
 
-def test_faults_are_found(report):
-    row = {**report["kernels"][0], "spilled_bytes": 8}
+@pytest.mark.parametrize("fault", ["spilled_bytes", "narrow_tensor_instructions"])
+def test_faults_are_found(report, fault):
+    row = {**report["kernels"][0], fault: 8}
     assert compile_report.faults({"kernels": [row]}) == [compile_report.line(row)]
+
+
+def test_narrow_products_are_recognised():
+    code = "/*00*/ HGMMA.64x8x16.F32.BF16 R24, gdesc[UR8], R24 ;\n/*10*/ HGMMA.64x80x16.F32 R24, gdesc[UR8], R24 ;"
+    assert len(compile_report.NARROW.findall(code)) == 1
     row = {**report["kernels"][0], "tensor_instructions": 0}
     assert compile_report.faults({"kernels": [row]})
 

@@ -41,6 +41,13 @@ def interruptible():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(autouse=True)
+def logs(monkeypatch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logs")
+    monkeypatch.setattr(gpu_check, "LOGS", folder)
+    return folder
+
+
 @pytest.fixture
 def record(tmp_path):
     return Record(tmp_path / "cuda_example.json", FACTS)
@@ -100,6 +107,8 @@ RACES = "all 24 cases done\n========= RACECHECK SUMMARY: {} hazards displayed ({
         (0, "========= Error: No attachable process found. compute-sanitizer timed-out.\nall 24 cases done", NOT_RUN, "attachable"),
         (0, "all 24 cases done", NOT_RUN, "no summary"),
         (127, "", NOT_RUN, "no summary"),
+        (None, CLEAN.replace("all 24 cases done", "KeyboardInterrupt"), NOT_RUN, "its end"),
+        (None, CLEAN.replace("0 errors", "3 errors"), FAILED, "3 errors"),
     ],
 )
 def test_a_sanitizer_passes_only_with_a_clean_summary_of_all_cases(status, output, ending, reason):
@@ -108,7 +117,7 @@ def test_a_sanitizer_passes_only_with_a_clean_summary_of_all_cases(status, outpu
     assert reason in outcome.reason
 
 
-def test_stages_are_kept_one_by_one(record):
+def test_stages_are_kept_one_by_one(record, logs):
     record.run("first", python("print(1)"), 20, plain)
     assert stages(record)["first"]["status"] == PASSED
     assert "tail" not in stages(record)["first"]
@@ -119,6 +128,7 @@ def test_stages_are_kept_one_by_one(record):
     assert second["tail"] == ["why"]
     assert "why" in second["command"]
     assert json.loads(record.path.read_text())["device"] == "Example GPU"
+    assert (logs / "second.log").read_text() == "why\n"
 
 
 def test_a_program_that_is_not_there_was_not_run(record):
@@ -236,12 +246,16 @@ def bench_report():
 def fake_stages(monkeypatch, tmp_path):
     """`run_for` without processes; its dict says what a stage gives that is to give something else."""
     answers = {}
+    started = answers["started"] = []
 
     def run_for(command, seconds, environment):
-        name = next(word for word in ("pytest", "memcheck", "racecheck", "bench_attention") if word in " ".join(command))
+        names = ("pytest", "memcheck", "racecheck", "bench_attention", "gpu_rates")
+        name = next(word for word in names if word in " ".join(command))
+        started.append(" ".join(command))
         if name == "bench_attention":
             bench_report().save(type(tmp_path)(command[command.index("--json") + 1]))
         default = {"pytest": (0, "7 passed in 1.0s"), "bench_attention": (0, ""), "racecheck": (0, RACES.format(0, 0))}
+        default["gpu_rates"] = 0, 'a warning of the compiler\n[{"name": "tanh", "value": 16, "unit": "a clock"}]'
         return answers.get(name, default.get(name, (0, CLEAN)))
 
     monkeypatch.setattr(gpu_check, "run_for", run_for)
@@ -259,7 +273,43 @@ def test_a_whole_run(fake_stages, tmp_path):
     assert {"commit", "source_sha256", "date"} <= found.keys()
     assert list(found["bench"]) == ["bfloat16", "float16", "float32"]
     assert {stage["status"] for stage in found["stages"].values()} == {PASSED}
-    assert list(found["stages"])[:5] == ["tests", "memcheck", "racecheck", "invariance", "benchmark bfloat16"]
+    ours = ["golden", "rates", "benchmark bfloat16", "tests", "memcheck", "racecheck", "invariance"]
+    assert list(found["stages"]) == [*ours, "benchmark float16", "benchmark float32"]
+    assert found["rates"] == [{"name": "tanh", "value": 16, "unit": "a clock"}]
+
+
+def test_a_second_run_goes_on(fake_stages, tmp_path):
+    """What passed is kept, for the same clean commit on the same GPU."""
+    path, started = tmp_path / "r.json", fake_stages["started"]
+    fake_stages["racecheck"] = (9, RACES.format(1, 1))
+    assert gpu_check.main(["--json", str(path), "--commit", "abc"]) == 1
+    del fake_stages["racecheck"], started[:]
+    assert gpu_check.main(["--json", str(path), "--commit", "abc"]) == 0
+    assert len(started) == 1
+    assert "racecheck" in started[0]
+    found = json.loads(path.read_text())
+    assert list(found["bench"]) == ["bfloat16", "float16", "float32"]
+    assert found["rates"]
+    for other in ("abd", "abc+"):
+        del started[:]
+        assert gpu_check.main(["--json", str(path), "--commit", other]) == 0
+        assert len(started) == len(found["stages"])
+
+
+def test_chosen_stages(fake_stages, tmp_path):
+    """One call after another fills the same file, and what failed stays in it until it is run again."""
+    path = tmp_path / "r.json"
+    fake_stages["pytest"] = (1, "1 failed, 6 passed in 1.0s")
+    for names, status in ((["golden", "rates"], 1), (["racecheck"], 1)):
+        assert gpu_check.main(["--json", str(path), "--commit", "abc", "--stages", *names]) == status
+    found = json.loads(path.read_text())["stages"]
+    assert {name: stage["status"] for name, stage in found.items()} == {"golden": FAILED, "rates": PASSED, "racecheck": PASSED}
+    del fake_stages["pytest"]
+    assert gpu_check.main(["--json", str(path), "--commit", "abc", "--stages", "golden"]) == 0
+
+
+def test_the_stages_fill_the_whole():
+    assert sum(gpu_check.LIMITS.values()) == gpu_check.TOTAL
 
 
 @pytest.mark.parametrize(
@@ -276,7 +326,7 @@ def test_the_exit_status(fake_stages, tmp_path, name, answer, status):
     fake_stages[name] = answer
     assert gpu_check.main(["--json", str(tmp_path / "r.json")]) == status
     found = json.loads((tmp_path / "r.json").read_text())
-    assert len(found["stages"]) == 7
+    assert len(found["stages"]) == 9
     assert "bfloat16" in found["bench"]
 
 

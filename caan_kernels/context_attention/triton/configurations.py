@@ -60,19 +60,22 @@ def score_candidates(regions: int, words: int, capability: tuple[int, int]) -> l
     programs that a multiprocessor holds; stages hide what reading still costs. Sums have the same order in all of them.
     """
     # Each caption has a warp to itself while there are several; a longer one is shared by all. With four warps a
-    # multiprocessor's registers hold two programs of 36 regions, one at the tensor cores while the other waits for tanh;
-    # with eight, which read an image once for twice the captions, they hold one.
+    # multiprocessor's registers hold two programs of 36 regions, one at the tensor cores while the other waits for tanh; with
+    # eight, which read an image once for twice the captions, they hold one.
     most = max(1, min(128, 8192 // size_of(regions)) // words) if words <= 32 else 1
     # Ampere's tensor cores take both factors from registers, and a large tile leaves few of them.
     panels = [16] if capability < (9, 0) or regions > 64 or words > 32 else [32, 16]
+    # On Hopper four warps multiply 64 rows; more share the columns, and Triton pads a product of eight columns with shared
+    # memory that it has not allocated (triton-lang/triton issues 7981 and 10629).
+    few_rows = 4 if capability[0] == 9 or words <= 32 else 8
     candidates = []
     for captions in dict.fromkeys((max(1, most // 2), most)):
         for panel in panels:
             for stages in (2, 3):
                 blocks = {"TOGETHER": captions, "WIDTH_BLOCK": 64, "HIDDEN_BLOCK": panel, "POOL_BLOCK": 64, "IMAGE_GROUP": 32}
-                # A caption alone fills eight warps, whose registers leave room for no second program.
+                # Without a limit the assembler would rather spill than lose a program.
                 limit = 255 if captions == 1 else None
-                candidates.append(Configuration(blocks, 8 if captions == most else 4, stages, limit))
+                candidates.append(Configuration(blocks, 8 if captions * words == 128 else few_rows, stages, limit))
     return candidates
 
 

@@ -31,7 +31,7 @@ from .functions import dot_each, load_block, norm, positive_part, softmax_of_bot
 
 @triton.jit
 def context_logits(context, score, logits):
-    """logits (B·L, 8) + tanh(context) score, for context (B, L, h) and score (h, 8), whose first column is the vector w.
+    """logits (B·L, 16) + tanh(context) score, for context (B, L, h) and score (h, 16), whose first column is the vector w.
 
     tanh leaves as float16 and is summed by the tensor cores: widening and multiplying each by itself would cost three
     instructions.
@@ -198,7 +198,8 @@ def scores_kernel(
         Hu = Hu.to(dtype)
 
     # Equations 8 to 11, a panel of the hidden width at a time.
-    LOGITS: tl.constexpr = 8
+    # Only the first column is not 0. Eight would do, but Hopper's products of eight columns read past their tile.
+    LOGITS: tl.constexpr = 16
     region_logits = tl.zeros((TOGETHER * REGIONS, LOGITS), tl.float32)
     word_logits = tl.zeros((ROWS, LOGITS), tl.float32)
     if TAIL:

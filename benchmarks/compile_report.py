@@ -66,6 +66,7 @@ class Launch:
     warps: int
     stages: int
     registers: int | None
+    fusion: bool
 
 
 class Recorder:
@@ -77,7 +78,9 @@ class Recorder:
     def __getitem__(self, grid):
         return self._record
 
-    def _record(self, *arguments, num_warps: int, num_stages: int, maxnreg: int | None = None, **constants) -> None:
+    def _record(
+        self, *arguments, num_warps: int, num_stages: int, enable_fp_fusion: bool, maxnreg: int | None = None, **constants
+    ) -> None:
         names = self.kernel.arg_names
         given = dict(zip(names, arguments, strict=False)) | constants
         signature, attributes = {}, {}
@@ -97,7 +100,7 @@ class Recorder:
                 signature[parameter.name] = "i32"
                 if aligned and value % 16 == 0:
                     attributes[place,] = [["tt.divisibility", 16]]
-        self.launches.append(Launch(self.name, signature, constants, attributes, num_warps, num_stages, maxnreg))
+        self.launches.append(Launch(self.name, signature, constants, attributes, num_warps, num_stages, maxnreg, enable_fp_fusion))
 
 
 def _type(dtype: torch.dtype) -> str:
@@ -150,6 +153,7 @@ class Compiled:
     shared_bytes: int
     tensor_instructions: int
     narrow_tensor_instructions: int
+    stray_descriptors: int
     special_instructions: int
     instructions: int
 
@@ -157,7 +161,12 @@ class Compiled:
 def compile_for(recorded: Launch, architecture: int) -> tuple[Compiled, str]:
     """Compile and disassemble: the counts, and the machine code as text."""
     source = ASTSource(getattr(launch, recorded.kernel), recorded.signature, recorded.constants, recorded.attributes)
-    options = {"num_warps": recorded.warps, "num_stages": recorded.stages, "maxnreg": recorded.registers}
+    options = {
+        "num_warps": recorded.warps,
+        "num_stages": recorded.stages,
+        "maxnreg": recorded.registers,
+        "enable_fp_fusion": recorded.fusion,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         kernel = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
@@ -174,6 +183,7 @@ def compile_for(recorded: Launch, architecture: int) -> tuple[Compiled, str]:
         shared_bytes=kernel.metadata.shared,
         tensor_instructions=sum(operations[x] for x in TENSOR),
         narrow_tensor_instructions=len(NARROW.findall(code)),
+        stray_descriptors=len(stray_descriptors(code)),
         special_instructions=operations["MUFU"],
         instructions=operations.total(),
     )
@@ -210,6 +220,47 @@ def operations_of(code: str) -> Counter[str]:
     """How many instructions there are of each kind."""
     # A predicate may stand before the operation, its variants after.
     return Counter(re.match(r"(?:@\S+\s+)?(\w+)", text)[1] for _, text in instructions(code))
+
+
+def stray_descriptors(code: str) -> list[str]:
+    """Hopper's products that find a factor in shared memory by a descriptor of the assembler's own making.
+
+    The upper half of a descriptor, a uniform register, is a constant of Triton's. Here it has to come from constants, in the
+    order of the code; ptxas 12.8 has added half of a global address to it (illegal accesses on an H200).
+    """
+    constants: dict[str, int | None] = {"URZ": 0}
+
+    def value(operand: str) -> int | None:
+        return int(operand, 0) if re.fullmatch(r"-?0x[0-9a-f]+|-?\d+", operand) else constants.get(operand)
+
+    def total(operands: Sequence[str]) -> int | None:
+        values = [value(x) for x in operands if not re.fullmatch(r"!?UP[T\d]", x)]
+        return None if None in values else sum(filter(None, values))
+
+    stray = []
+    for _, text in instructions(code):
+        operation, rest = re.match(r"(?:@\S+\s+)?(\S+)\s*(.*)", text).groups()
+        operands = [x.strip() for x in rest.split(",")]
+        if operation.startswith("HGMMA"):
+            # Two registers for each factor, the left one's unused where it is in registers.
+            first = int(re.search(r"gdesc\[UR(\d+)\]", text)[1])
+            used = [first + 3] if re.match(r"R\d+,\s*R", rest) else [first + 1, first + 3]
+            if any(constants.get(f"UR{x}") is None for x in used):
+                stray.append(text)
+        elif re.fullmatch(r"UR\d+", operands[0]):
+            target, upper = operands[0], f"UR{int(operands[0][2:]) + 1}"
+            if operation == "UMOV":
+                constants[target] = value(operands[1])
+            elif operation == "UIADD3.64":
+                constants[target] = None
+                constants[upper] = constants.get(f"UR{int(operands[1][2:]) + 1}") if operands[1] != "URZ" else 0
+            elif operation.startswith("UIADD3"):
+                constants[target] = total(operands[1:])
+            else:
+                constants[target] = None
+                if "64" in operation or "WIDE" in operation:
+                    constants[upper] = None
+    return stray
 
 
 class Clocks(NamedTuple):
@@ -327,12 +378,14 @@ def line(row: dict[str, Any]) -> str:
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """Kernels that spill, have Hopper's products of eight columns, or half-precision products without tensor cores."""
+    """Kernels that spill, have Hopper's products of eight columns or by stray descriptors, or half-precision products without
+    tensor cores."""
     return [
         line(row)
         for row in report["kernels"]
         if row["spilled_bytes"]
         or row["narrow_tensor_instructions"]
+        or row["stray_descriptors"]
         or (row["dtype"] != "float32" and not row["tensor_instructions"])
     ]
 

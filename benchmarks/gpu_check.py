@@ -213,7 +213,9 @@ class Record:
         return self.keep(name, command, outcome, time.monotonic() - start, output)
 
     def keep(self, name: str, command: Sequence[str], outcome: Outcome, seconds: float = 0.0, output: str = "") -> Outcome:
-        stage = {"command": shlex.join(command), "seconds": round(seconds, 1), **outcome._asdict()}
+        # Where the interpreter lies says nothing of a result.
+        named = ["python" if word == sys.executable else word for word in command]
+        stage = {"command": shlex.join(named), "seconds": round(seconds, 1), **outcome._asdict()}
         if outcome.status != PASSED:
             stage["tail"] = output.splitlines()[-TAIL_LINES:]
             print("\n".join(f"    {line}" for line in stage["tail"]))

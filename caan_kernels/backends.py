@@ -9,7 +9,7 @@ from .context_attention import cpu, cuda, triton
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 # What "auto" tries on a device, the faster first; the reference is left where none can run.
-_PREFERRED = {"cpu": ("triton",) if triton.INTERPRETED else ("cuda",) if cuda.EMULATED else ("cpu",), "cuda": ("triton", "cuda")}
+_PREFERRED = {"cpu": ("triton",) if triton.INTERPRETED else ("cuda",) if cuda.EMULATED else ("cpu",), "cuda": ("cuda", "triton")}
 _GPU = {"triton": triton, "cuda": cuda}
 
 

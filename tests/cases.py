@@ -62,12 +62,19 @@ _SHAPES = {
 }
 
 # The interpreter takes a thousand times as long, and a GPU's kernels are compiled for every pair of widths.
-_FEWER = {
+_INTERPRETED_SHAPES = {
     "odd": (3, 5, 4, 7, 6, 9),
     "captions_longer": (2, 4, 2, 37, 6, 9),
     "paper_like": (2, 36, 2, 21, 33, 40),
 }
-SHAPES = _SHAPES if "triton" not in KERNELS else _FEWER
+# Hopper's tiles take widths of their own (triton/configurations.py); the last shape is for what they leave.
+_GPU_SHAPES = {
+    "odd": (3, 5, 4, 7, 6, 34),
+    "captions_longer": (2, 4, 2, 37, 6, 34),
+    "paper_like": (2, 36, 2, 21, 34, 40),
+    "narrow_hidden": (2, 4, 2, 37, 6, 9),
+}
+SHAPES = _INTERPRETED_SHAPES if INTERPRETED else _GPU_SHAPES if "triton" in KERNELS else _SHAPES
 EXAMPLES = 120 if "triton" not in KERNELS else 8
 
 # Stored float64 answers of an independent implementation; their inputs are numbers that bfloat16 holds.

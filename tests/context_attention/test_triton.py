@@ -23,7 +23,7 @@ DEVICE = cases.KERNELS.get("triton")
 DTYPES = cases.KERNEL_DTYPES["triton"]
 HALF_DTYPES = [dtype for dtype in DTYPES if dtype != torch.float32]
 # Widths of the shared cases: a kernel is compiled for each.
-WIDTHS = 6, 9
+WIDTHS = cases.SHAPES["odd"][4:]
 
 
 def lengths_given(shape, regions, words, dtype, **given):

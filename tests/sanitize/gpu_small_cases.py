@@ -16,7 +16,7 @@ import caan_kernels as ck
 from caan_kernels import backends
 
 # The last is for tiles of the CUDA backend, which take widths that are multiples of 8.
-SHAPES = ("odd", "ones", "captions_longer", "paper_like", (2, 36, 3, 34, 72, 40))
+SHAPES = (*cases.SHAPES, (2, 36, 3, 34, 72, 40))
 OPTIONS = ("default", "cosine")
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 

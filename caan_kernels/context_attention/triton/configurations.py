@@ -24,7 +24,8 @@ class Configuration(NamedTuple):
 
     def arguments(self) -> dict[str, int]:
         """Keyword arguments of a launch."""
-        arguments = {**self.blocks, "num_warps": self.warps, "num_stages": self.stages}
+        # Threads that hold the same sum would fuse different products into it, and which of them is written is chance.
+        arguments = {**self.blocks, "num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
         if self.registers and torch.version.hip is None:
             arguments["maxnreg"] = self.registers
         return arguments
@@ -50,6 +51,15 @@ def fused(dtype: torch.dtype, regions: int, words: int) -> bool:
     Not in float32: without tensor cores Triton keeps the whole of both factors of a product in registers, which spill.
     """
     return dtype != torch.float32 and words <= MOST_WORDS and size_of(regions) * words <= MOST_CELLS
+
+
+def takes_widths(width: int, hidden: int, capability: tuple[int, int]) -> bool:
+    """Whether `scores_kernel` takes calls of these widths.
+
+    Where its loop over panels is not pipelined, since there is but one panel, or rows begin at odd places, ptxas 12.8 builds
+    wrong descriptors of shared memory for Hopper's products. Triton 3.6 brings it; ptxas 12.9 does not.
+    """
+    return capability[0] != 9 or (hidden > 32 and width % 2 == 0 and hidden % 2 == 0)
 
 
 def score_candidates(regions: int, words: int, capability: tuple[int, int]) -> list[Configuration]:

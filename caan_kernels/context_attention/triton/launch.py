@@ -98,7 +98,8 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
     dtype, (cosine, inter, intra) = V.features.dtype, options
     regions, words = V.plan(halfway=True), U.plan()
     blocks = list(itertools.product(enumerate(regions.sizes), enumerate(words.sizes)))
-    fused = [block for block in blocks if configurations.fused(dtype, block[0][1], block[1][1])]
+    taken = _takes_widths(V, vectors)
+    fused = [block for block in blocks if taken and configurations.fused(dtype, block[0][1], block[1][1])]
     scaled = _scaled(vectors) if fused else None
     listed = plan_list(pairs, regions, words) if fused and pairs is not None else None
     for (region_bucket, region_size), (word_bucket, word_size) in fused:
@@ -148,6 +149,14 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
     return len(fused) < len(blocks)
 
 
+def _takes_widths(V: Side, vectors: Vectors) -> bool:
+    device = V.features.device
+    # What is wrong elsewhere is the assembler's doing: the interpreter has none.
+    return device.type != "cuda" or configurations.takes_widths(
+        V.features.shape[2], len(vectors.region_score), capability_of(device)
+    )
+
+
 def _grids(images: int, captions: int, config: Configuration, pairs: Tensor | None) -> list[tuple[int, int]]:
     """First image and programs of each launch: a program for each tile there may be."""
     if pairs is not None:
@@ -190,7 +199,7 @@ def _run_pairs(
     """Run `pair_kernel` for `count` pairs from `first`: for every one, or for those that no tile takes."""
     cosine, inter, intra = options
     dtype, unused = slots.V.features.dtype, slots.regions.lengths
-    every = every or not configurations.fused(dtype, 1, 1)
+    every = every or not _takes_widths(slots.V, vectors) or not configurations.fused(dtype, 1, 1)
     pair_kernel[(count,)](
         slots.V.features,
         slots.V.products,

@@ -117,11 +117,11 @@ PRESETS = {
             "word_drop": 0.2,
         },
         TrainingConfig(
-            epochs=6,
+            epochs=8,
             batch_size=32,
             learning_rate=8e-4,
             ramp_steps=100,
-            decay_epochs=(3.0, 4.5, 5.5),
+            decay_epochs=(4.0, 6.0, 7.333),
             decay_factor=0.3,
             warmup_epochs=0.0,
             average=0.9985,

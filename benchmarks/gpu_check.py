@@ -6,9 +6,9 @@ compute-sanitizer, bit-for-bit repeats.
 
 Uses the interpreter and the package at hand and installs nothing. A stage that runs out of time is stopped, and the next
 one begins. The file is written after every stage, and all that a stage printed is in build/gpu_check/. A second run of the
-same commit on the same GPU runs the stages that have not passed. Exit status 0: every stage passed, save that
-rates without nvcc, a sanitizer that is absent, refuses the device or is too slow, and dtypes that there is no time for, are
-recorded as not run; 1: something else; 2: no GPU, or no package, and nothing written.
+same sources on the same GPU runs the stages that have not passed; `--stages` and `--seconds` spread them over calls. Exit status
+0: every stage in the file passed, save that rates without nvcc, a sanitizer that is absent, refuses the device or is too slow,
+and dtypes that there is no time for, are recorded as not run; 1: something else; 2: no GPU, or no package, and nothing written.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "build" / "gpu_check"
 SCHEMA = 2
-# Seconds for everything, and for each stage. A stage also ends with the whole.
-TOTAL = 530.0
+# Seconds for each stage, and for everything. A stage also ends with the whole.
 LIMITS = {
     "golden": 60.0,
     "rates": 30.0,
@@ -45,11 +44,14 @@ LIMITS = {
     "racecheck": 40.0,
     "invariance": 30.0,
 }
+TOTAL = sum(LIMITS.values())
 # What a benchmark needs beside its workloads; another dtype is begun with no less than the least, and gets no more than the most.
 START_UP = 35.0
 LEAST_BENCHMARK, MOST_BENCHMARK = 80.0, 100.0
 # Compiling a Triton kernel can take most of it.
 ONE_TEST = 120
+# A stage with less is not begun.
+LEAST_STAGE = 1.0
 # What a stopped stage has to say what it found until then.
 GRACE = 10.0
 TAIL_LINES = 40
@@ -198,6 +200,8 @@ class Record:
             print(f"{name}: kept, it passed before", flush=True)
             return Outcome(PASSED, self.content["stages"][name]["counts"])
         limit = min(limit, self.left())
+        if limit < LEAST_STAGE:
+            return self.keep(name, command, Outcome(NOT_RUN, {}, "no time left"))
         print(f"{name}, at most {limit:.0f} s: {shlex.join(command)}", flush=True)
         start = time.monotonic()
         try:
@@ -208,14 +212,19 @@ class Record:
         (LOGS / f"{name.replace(' ', '_')}.log").write_text(output, encoding="utf-8")
         outcome = judge(status, output)
         if status is None:
-            ended = NOT_RUN if outcome.status == NOT_RUN else OUT_OF_TIME
-            outcome = Outcome(ended, outcome.counts, f"stopped after {limit:.0f} s")
+            # What it found until then stands, and so does a sanitizer that found nothing: it was too slow.
+            ended = outcome.status if outcome.status == NOT_RUN or outcome.counts.get("errors") else OUT_OF_TIME
+            reason = f"{outcome.reason}; " if outcome.counts.get("errors") else ""
+            outcome = Outcome(ended, outcome.counts, f"{reason}stopped after {limit:.0f} s")
         return self.keep(name, command, outcome, time.monotonic() - start, output)
 
     def keep(self, name: str, command: Sequence[str], outcome: Outcome, seconds: float = 0.0, output: str = "") -> Outcome:
-        # Where the interpreter lies says nothing of a result.
-        named = ["python" if word == sys.executable else word for word in command]
-        stage = {"command": shlex.join(named), "seconds": round(seconds, 1), **outcome._asdict()}
+        if outcome.status in (NOT_RUN, OUT_OF_TIME) and self.content["stages"].get(name, {}).get("status") == FAILED:
+            print(f"{name}: {outcome.status}, {outcome.reason}; it failed before, and that stays", flush=True)
+            return outcome
+        # Where the interpreter and a temporary folder lie says nothing of a result.
+        named = re.sub(rf"{re.escape(tempfile.gettempdir())}/[^/\s]+/", "", shlex.join(command))
+        stage = {"command": named.replace(sys.executable, "python"), "seconds": round(seconds, 1), **outcome._asdict()}
         if outcome.status != PASSED:
             stage["tail"] = output.splitlines()[-TAIL_LINES:]
             print("\n".join(f"    {line}" for line in stage["tail"]))
@@ -227,16 +236,14 @@ class Record:
 
 
 def kept_of(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier run of the same commit on the same GPU found; empty if there was none."""
+    """What an earlier run of the same sources on the same GPU found; empty if there was none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     results = ("stages", "bench", "rates")
     same = all(found.get(name) == value for name, value in content.items() if name not in (*results, "date"))
-    # A commit with changes on top is no name for what ran.
-    named = content.get("commit", "unknown") != "unknown" and not content["commit"].endswith("+")
-    return {name: found[name] for name in results} if same and named else {}
+    return {name: found[name] for name in results} if same else {}
 
 
 def environment() -> dict[str, str]:
@@ -276,7 +283,7 @@ def run_rates(record: Record) -> None:
 
         def judge(status: int | None, output: str) -> Outcome:
             try:
-                record.content["rates"] = json.loads(output[output.index("[") :])
+                record.content["rates"] = json.loads(output[output.rindex("[\n") :])
             except ValueError:
                 return Outcome(FAILED, {}, f"ended with exit status {status}")
             return Outcome(PASSED, {"rates": len(record.content["rates"])})
@@ -378,10 +385,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpu_check: {reason}", file=sys.stderr)
         return 2
     import torch
-    from machine import commit, gpu_facts, source_hash
+    from machine import checks_hash, commit, gpu_facts, source_hash
 
     facts = gpu_facts(torch.device("cuda"))
-    facts |= {"commit": options.commit or commit(), "source_sha256": source_hash()}
+    facts |= {"commit": options.commit or commit(), "source_sha256": source_hash(), "checks_sha256": checks_hash()}
     facts["date"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     path = options.json or default_path(facts["device"])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ void check(cudaError_t error, int line) {
 
 constexpr int kRounds = 512;
 constexpr int kUnrolled = 4;
-// Independent instructions of a thread, more than the latency of one hides.
+// Independent instructions of a thread, enough to hide the latency of one.
 constexpr int kChains = 8;
 constexpr int kThreads = 512;
 

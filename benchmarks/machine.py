@@ -36,7 +36,15 @@ def commit() -> str:
 
 def source_hash(root: Path = ROOT) -> str:
     """SHA-256 over names and contents of all that the kernels are made from."""
-    files = [*(root / "caan_kernels" / "context_attention").rglob("*.py"), *(root / "csrc").rglob("*")]
+    return _hash(root, [*(root / "caan_kernels" / "context_attention").rglob("*.py"), *(root / "csrc").rglob("*")])
+
+
+def checks_hash(root: Path = ROOT) -> str:
+    """SHA-256 over names and contents of tests and benchmarks, without results."""
+    return _hash(root, [*(root / "tests").rglob("*.py"), *(root / "benchmarks").glob("*.py"), *(root / "benchmarks").glob("*.cu")])
+
+
+def _hash(root: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in files if path.is_file()):
         content = path.read_bytes()

@@ -43,7 +43,7 @@ def render_gpu(found: dict[str, Any] | None) -> str:
     if found is None:
         return UNMEASURED
     reports = [Report.parsed(content, dtype) for dtype, content in found["bench"].items()]
-    parts = ["On a GPU:"]
+    parts = [f"On a GPU, by this line:\n\n    {INSTALL}"]
     if reports and reports[0].rows:
         main = reports[0]
         parts.append(markdown_table(main.rows, gpu=True))

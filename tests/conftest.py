@@ -1,6 +1,7 @@
 """What every test starts from."""
 
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -23,10 +24,12 @@ def gpu_is_lost() -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
-    """A test that loses the GPU costs no other test: its worker ends, and pytest-xdist starts another."""
+    """Ends a process that has lost the GPU: pytest-xdist starts another worker for the other tests, and without it the run ends."""
     report = yield
     if report.failed and gpu_is_lost():
         if "PYTEST_XDIST_WORKER" in os.environ:
+            # What is wrong would go with the worker.
+            print(report.longreprtext, file=sys.stderr, flush=True)
             os._exit(1)
         item.session.shouldstop = f"{item.nodeid} lost the GPU"
     return report

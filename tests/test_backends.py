@@ -119,6 +119,8 @@ def test_old_gpus(monkeypatch):
         for name in ("triton", "cuda"):
             assert backends.can_run(name, GPU, torch.float16) == (usable, reason)
         assert backends.select("auto", GPU, torch.float16) == ("cuda" if usable else "reference")
+    monkeypatch.setattr(cuda, "missing", lambda: "it was not built")
+    assert backends.select("auto", GPU, torch.float16) == "triton"
 
 
 REASONS = [

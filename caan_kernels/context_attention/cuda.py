@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import gpu
-from .gpu.launch import Options, Side, Slots, Vectors
+from .gpu.launch import Options, Side, Slots, Vectors, aligned
 from .gpu.plan import Walk, plan_list
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -57,7 +57,7 @@ def product(
     result = left.new_empty(left.shape[0], right.shape[1])
     if result.numel() == 0 or left.shape[1] == 0:
         return result.zero_()
-    _ops.cuda_multiply(_aligned(left), _aligned(right), result, lengths, item_rows, along_depth, _stream(left))
+    _ops.cuda_multiply(aligned(left), aligned(right), result, lengths, item_rows, along_depth, _stream(left))
     return result
 
 
@@ -66,7 +66,7 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
         return True
     regions, words = V.plan(), U.plan()
     listed = None if pairs is None else plan_list(pairs, regions, words)
-    sides = *(_aligned(x) for x in (V.features, V.products, U.features, U.products)), *vectors, regions.lengths, words.lengths
+    sides = *(aligned(x) for x in (V.features, V.products, U.features, U.products)), *vectors, regions.lengths, words.lengths
     for bucket, size in enumerate(words.sizes):
         if size <= MOST_WORDS:
             _ops.cuda_score_tiles(
@@ -92,11 +92,6 @@ def _tiled(V: Side, U: Side, vectors: Vectors) -> bool:
     copied = V.features.shape[2] % 8 == 0 and len(vectors.region_score) % 8 == 0
     rows = max(x.features.shape[0] * x.features.shape[1] for x in (V, U))
     return V.features.dtype != torch.float32 and copied and rows < MOST_TILED_ROWS
-
-
-def _aligned(x: Tensor) -> Tensor:
-    """With an address that copies of 16 bytes take: which kernel does the work must not depend on where a tensor begins."""
-    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def _fours(count: int) -> int:

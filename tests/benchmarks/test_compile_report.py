@@ -96,7 +96,11 @@ SOUND = """
 
 def test_a_stray_descriptor_is_found():
     assert not compile_report.stray_descriptors(SOUND)
-    for sound, stray in (("URZ, 0x40000040, URZ", "UR7, 0x40000040, URZ"), ("UMOV UR11, UR9", "ULDC UR11, c[0x0][0x2a8]")):
+    for sound, stray in (
+        ("URZ, 0x40000040, URZ", "UR7, 0x40000040, URZ"),
+        ("UMOV UR11, UR9", "ULDC UR11, c[0x0][0x2a8]"),
+        ("UR10, 0x2, URZ ;\n    /*0080*/", "UR10, UR6, URZ ;\n    /*0080*/"),
+    ):
         assert len(compile_report.stray_descriptors(SOUND.replace(sound, stray))) == 1
     # Two factors, either of which may be lost.
     assert len(compile_report.stray_descriptors(SOUND.replace("UMOV UR9, 0x40000040", "UMOV UR9, UR7"))) == 1

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..gpu.plan import size_of
+from ..gpu.plan import parts_of, size_of
 
 
 class Configuration(NamedTuple):
@@ -75,17 +75,18 @@ def score_candidates(regions: int, words: int, capability: tuple[int, int]) -> l
     most = max(1, min(128, 8192 // size_of(regions)) // words) if words <= 32 else 1
     # Ampere's tensor cores take both factors from registers, and a large tile leaves few of them.
     panels = [16] if capability < (9, 0) or regions > 64 or words > 32 else [32, 16]
-    # On Hopper four warps multiply 64 rows; more share the columns, and Triton pads a product of eight columns with shared
-    # memory that it has not allocated (triton-lang/triton issues 7981 and 10629).
-    few_rows = 4 if capability[0] == 9 or words <= 32 else 8
     candidates = []
     for captions in dict.fromkeys((max(1, most // 2), most)):
+        # On Hopper four warps multiply 64 rows. Eight would share the columns of 64, and Triton pads a product of eight columns
+        # with shared memory that it has not allocated (triton-lang/triton issues 7981 and 10629).
+        narrow = capability[0] == 9 and 64 in (captions * rows for rows in (words, *parts_of(regions)))
         for panel in panels:
             for stages in (2, 3):
                 blocks = {"TOGETHER": captions, "WIDTH_BLOCK": 64, "HIDDEN_BLOCK": panel, "POOL_BLOCK": 64, "IMAGE_GROUP": 32}
                 # Without a limit the assembler would rather spill than lose a program.
                 limit = 255 if captions == 1 else None
-                candidates.append(Configuration(blocks, 8 if captions * words == 128 else few_rows, stages, limit))
+                warps = 8 if captions == most and not narrow else 4
+                candidates.append(Configuration(blocks, warps, stages, limit))
     return candidates
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..gpu.launch import Options, Side, Slots, Vectors
+from ..gpu.launch import Options, Side, Slots, Vectors, aligned
 from ..gpu.plan import Walk, parts_of, plan_list, size_of
 from . import configurations
 from .configurations import Configuration
@@ -101,6 +101,7 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
     taken = _takes_widths(V, vectors)
     fused = [block for block in blocks if taken and configurations.fused(dtype, block[0][1], block[1][1])]
     scaled = _scaled(vectors) if fused else None
+    sides = [aligned(x) for x in (V.features, V.products, U.features, U.products)] if fused else []
     listed = plan_list(pairs, regions, words) if fused and pairs is not None else None
     for (region_bucket, region_size), (word_bucket, word_size) in fused:
         shape = {
@@ -118,10 +119,7 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
         def run(config: Configuration, buckets=(region_bucket, word_bucket), shape=shape) -> None:
             for first_image, programs in _grids(len(regions.order), len(words.order), config, pairs):
                 scores_kernel[(programs,)](
-                    V.features,
-                    V.products,
-                    U.features,
-                    U.products,
+                    *sides,
                     *scaled.halves,
                     scaled.scales,
                     regions.lengths,

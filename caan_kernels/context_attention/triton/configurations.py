@@ -83,18 +83,20 @@ def score_candidates(regions: int, words: int, capability: tuple[int, int]) -> l
         for panel in panels:
             for stages in (2, 3):
                 blocks = {"TOGETHER": captions, "WIDTH_BLOCK": 64, "HIDDEN_BLOCK": panel, "POOL_BLOCK": 64, "IMAGE_GROUP": 32}
-                # Without a limit the assembler would rather spill than lose a program.
-                limit = 255 if captions == 1 else None
+                # Without a limit the assembler may rather spill than lose a program.
+                limit = 255 if captions == 1 or capability[0] >= 10 else None
                 warps = 8 if captions == most and not narrow else 4
                 candidates.append(Configuration(blocks, warps, stages, limit))
     return candidates
 
 
-def pairs(dtype: torch.dtype, gradient: bool) -> Configuration:
+def pairs(dtype: torch.dtype, gradient: bool, regions: int, precision: str, capability: tuple[int, int]) -> Configuration:
     """For `pair_kernel`: panels that leave no register to spill."""
+    # As in `score_candidates`: eight warps would have products of eight columns.
+    warps = 4 if capability[0] == 9 and precision == "tf32" and size_of(regions) == 64 else 8
     if dtype == torch.float32:
-        return Configuration({"TILE": 16, "WIDTH_BLOCK": 16, "HIDDEN_BLOCK": 16}, 8, 1, 255)
-    return Configuration({"TILE": 16, "WIDTH_BLOCK": 32, "HIDDEN_BLOCK": 16 if gradient else 32}, 8, 1, 255)
+        return Configuration({"TILE": 16, "WIDTH_BLOCK": 16, "HIDDEN_BLOCK": 16}, warps, 1, 255)
+    return Configuration({"TILE": 16, "WIDTH_BLOCK": 32, "HIDDEN_BLOCK": 16 if gradient else 32}, warps, 1, 255)
 
 
 def items(dtype: torch.dtype, capability: tuple[int, int]) -> Configuration:

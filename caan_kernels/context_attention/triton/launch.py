@@ -228,7 +228,9 @@ def _run_pairs(
         MOST_WORDS=0 if every else configurations.MOST_WORDS,
         MOST_CELLS=0 if every else configurations.MOST_CELLS,
         PRECISION=gradient_precision(dtype),
-        **configurations.pairs(dtype, walk is not None).arguments(),
+        **configurations.pairs(
+            dtype, walk is not None, slots.rows[0], gradient_precision(dtype), capability_of(slots.V.features.device)
+        ).arguments(),
     )
 
 

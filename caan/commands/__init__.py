@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
@@ -37,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _missing(error)
     for name, module in modules.items():
-        description = module.__doc__.split("\n\n", 1)[0]
+        # Python's -OO takes docstrings away.
+        description = (module.__doc__ or _COMMANDS[name]).split("\n\n", 1)[0]
         command = commands.add_parser(name, help=_COMMANDS[name], description=description, allow_abbrev=False)
         module.add_arguments(command)
         command.set_defaults(run=module.run, name=name)
@@ -46,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A table is worth more than its arrows, where an encoding has none.
             stream.reconfigure(errors="replace")
-    before = signal.signal(signal.SIGTERM, _terminated)
+    # Only the main thread may say what becomes of signals.
+    in_charge = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _terminated) if in_charge else None
     try:
         parsed.run(parsed)
         sys.stdout.flush()
@@ -63,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"caan {parsed.name}: {stop.args[0] if stop.args else 'stopped'}", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if in_charge:
+            signal.signal(signal.SIGTERM, before)
     return 0
 
 

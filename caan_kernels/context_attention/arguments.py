@@ -94,6 +94,12 @@ class AttentionMaps(NamedTuple):
     word_affinity: Tensor
 
 
+for _type in (ContextAttentionWeights, ProjectedRegions, ProjectedWords, AttentionMaps):
+    # torch.load makes only what was declared safe, and torch.export saves only what has a name.
+    torch.serialization.add_safe_globals([_type])
+    torch.utils._pytree._register_namedtuple(_type, serialized_type_name=f"caan_kernels.{_type.__name__}")
+
+
 class Named(NamedTuple):
     """A tensor and what an error calls it."""
 

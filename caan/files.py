@@ -96,14 +96,14 @@ def allocate(path: Path, size: int) -> None:
         raise OSError(error.errno, f"{error.strerror}: expected room for {size:,} bytes", str(path)) from None
 
 
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark.
+def read_text(path: Path, expected: str = "a text file") -> str:
+    """The text of a file, or of a pipe, in UTF-8, with or without a byte order mark.
 
     Raises:
         MissingFileError, FormatError: there is no such file, or its text is in another encoding.
     """
-    if not path.is_file():
-        raise MissingFileError(f"{path}: expected a text file, found no such file")
+    if not path.exists() or path.is_dir():
+        raise MissingFileError(f"{path}: expected {expected}, found no such file")
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")

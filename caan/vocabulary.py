@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-from .errors import FormatError, MissingFileError
-from .files import replacing
+from .errors import FormatError
+from .files import read_text, replacing
 
 PAD, START, END, UNKNOWN = range(4)
 MARKS = ("<pad>", "<start>", "<end>", "<unk>")
@@ -97,10 +97,9 @@ class Vocabulary:
             MissingFileError, FormatError: the file cannot be used, or its parts contradict each other.
         """
         path = Path(path)
-        if not path.is_file():
-            raise MissingFileError(f"{path}: expected a vocabulary in JSON, found no such file")
+        text = read_text(path, "a vocabulary in JSON")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(text)
             ids = {str(word): int(index) for word, index in content["word2idx"].items()}
             words = {int(index): word for index, word in content["idx2word"].items()}
             count = int(content["idx"])

@@ -155,9 +155,13 @@ def read_karpathy(path: str | Path) -> list[KarpathyImage]:
     Raises:
         MissingFileError, FormatError: the file cannot be used.
     """
-    path = Path(path)
+    return parse_karpathy(Path(path), read_text(Path(path)))
+
+
+def parse_karpathy(path: Path, text: str) -> list[KarpathyImage]:
+    """`read_karpathy` of a text that has been read; the path is named in errors."""
     try:
-        images = json.loads(read_text(path))["images"]
+        images = json.loads(text)["images"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise FormatError(f'{path}: expected JSON with a list "images": {type(error).__name__}: {error}') from None
     if not isinstance(images, list):

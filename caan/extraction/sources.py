@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data import read_karpathy
+from ..data.splits import parse_karpathy
 from ..errors import FormatError
 from ..files import read_text
 
@@ -50,12 +50,13 @@ def read_captions(path: str | Path, format: str | None = None) -> dict[str | Non
         MissingFileError, FormatError: the file cannot be used.
         ValueError: there is no such format.
     """
-    path = Path(path)
-    if format is None:
-        format = _recognise(path)
-    elif format not in FORMATS:
+    if format is not None and format not in FORMATS:
         raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
-    splits = FORMATS[format](path)
+    path = Path(path)
+    # Once: it may be a pipe.
+    text = read_text(path)
+    format = format or _recognise(path, text)
+    splits = FORMATS[format](path, text)
     if not any(splits.values()):
         raise FormatError(f"{path}: expected captions in the format {format!r}, found none")
     return splits
@@ -73,8 +74,8 @@ def read_names(path: str | Path) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _recognise(path: Path) -> str:
-    text = read_text(path).lstrip()
+def _recognise(path: Path, text: str) -> str:
+    text = text.lstrip()
     if text.startswith(("{", "[")):
         content = _parse(path, text)
         if isinstance(content, dict) and "annotations" in content:
@@ -91,17 +92,17 @@ def _recognise(path: Path) -> str:
     raise FormatError(f"{path}: {expected}, found {first[:60]!r}; if its format is known, say --format")
 
 
-def _read_flickr(path: Path) -> dict[None, list[CaptionedImage]]:
-    return _read_pairs(path, _TOKEN, "`name.jpg#0`, a tab and a caption", header=None)
+def _read_flickr(path: Path, text: str) -> dict[None, list[CaptionedImage]]:
+    return _read_pairs(path, text, _TOKEN, "`name.jpg#0`, a tab and a caption", header=None)
 
 
-def _read_bars(path: Path) -> dict[None, list[CaptionedImage]]:
-    return _read_pairs(path, _BARS, "`name.jpg| 0| caption`", header="image_name|")
+def _read_bars(path: Path, text: str) -> dict[None, list[CaptionedImage]]:
+    return _read_pairs(path, text, _BARS, "`name.jpg| 0| caption`", header="image_name|")
 
 
-def _read_pairs(path: Path, pattern: re.Pattern, expected: str, header: str | None) -> dict[None, list[CaptionedImage]]:
+def _read_pairs(path: Path, text: str, pattern: re.Pattern, expected: str, header: str | None) -> dict[None, list[CaptionedImage]]:
     captions: dict[str, list[str]] = {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip() or (number == 1 and header and line.startswith(header)):
             continue
         found = pattern.fullmatch(line.strip())
@@ -111,20 +112,26 @@ def _read_pairs(path: Path, pattern: re.Pattern, expected: str, header: str | No
     return {None: [CaptionedImage(name, own) for name, own in captions.items()]}
 
 
-def _read_csv(path: Path) -> dict[None, list[CaptionedImage]]:
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+def _read_csv(path: Path, text: str) -> dict[None, list[CaptionedImage]]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     if not {"image", "caption"} <= set(rows.fieldnames or ()):
         raise FormatError(f"{path}: expected a header with `image` and `caption`, found {rows.fieldnames}")
     captions: dict[str, list[str]] = {}
-    for row in rows:
-        if not row["image"] or row["caption"] is None:
-            raise FormatError(f"{path}: expected an image and a caption in line {rows.line_num}, found {row}")
-        captions.setdefault(row["image"].strip(), []).append(_one_line(row["caption"]))
+    try:
+        for row in rows:
+            if not row["image"] or row["caption"] is None:
+                raise FormatError(f"{path}: expected an image and a caption in line {rows.line_num}, found {row}")
+            if None in row:
+                expected = f"{len(rows.fieldnames)} fields in line {rows.line_num}"
+                raise FormatError(f"{path}: expected {expected}, found {row[None]} beyond them: quote a caption that has a comma")
+            captions.setdefault(row["image"].strip(), []).append(_one_line(row["caption"]))
+    except csv.Error as error:
+        raise FormatError(f"{path}: expected quotes in pairs after line {rows.line_num}, found: {error}") from None
     return {None: [CaptionedImage(name, own) for name, own in captions.items()]}
 
 
-def _read_coco(path: Path) -> dict[None, list[CaptionedImage]]:
-    content = _parse(path, read_text(path))
+def _read_coco(path: Path, text: str) -> dict[None, list[CaptionedImage]]:
+    content = _parse(path, text)
     try:
         images = {image["id"]: CaptionedImage(str(image["file_name"]), [], str(image["id"])) for image in content["images"]}
         for annotation in content["annotations"]:
@@ -135,9 +142,9 @@ def _read_coco(path: Path) -> dict[None, list[CaptionedImage]]:
     return {None: list(images.values())}
 
 
-def _read_karpathy(path: Path) -> dict[str, list[CaptionedImage]]:
+def _read_karpathy(path: Path, text: str) -> dict[str, list[CaptionedImage]]:
     splits: dict[str, list[CaptionedImage]] = {}
-    for image in read_karpathy(path):
+    for image in parse_karpathy(path, text):
         split = _SPLITS_OF_KARPATHY.get(image.split, image.split)
         splits.setdefault(split, []).append(CaptionedImage(image.path, image.captions, image.id))
     return splits
@@ -154,7 +161,7 @@ def _one_line(caption: str) -> str:
     return " ".join(caption.split())
 
 
-FORMATS: dict[str, Callable[[Path], dict[str | None, list[CaptionedImage]]]] = {
+FORMATS: dict[str, Callable[[Path, str], dict[str | None, list[CaptionedImage]]]] = {
     "flickr": _read_flickr,
     "karpathy": _read_karpathy,
     "coco": _read_coco,

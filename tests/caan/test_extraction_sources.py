@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 
 import numpy as np
@@ -64,6 +65,8 @@ def test_karpathy(karpathy_file):
         (None, "image_name| comment_number| comment\n", "expected captions in the format 'bars', found none"),
         ("csv", "a.jpg,one\n", r"expected a header with `image` and `caption`, found \['a.jpg', 'one'\]"),
         ("csv", "", "expected a header with `image` and `caption`, found None"),
+        ("csv", "image,caption\na.jpg,one\nb.jpg,two, three\n", r"2 fields in line 3, found \[' three'\] beyond them: quote"),
+        ("csv", 'image,caption\na.jpg,"one\nb.jpg,two\n', "expected quotes in pairs after line 1, found: unexpected end"),
         (None, "image,caption\na.jpg,one\nb.jpg\n", "expected an image and a caption in line 3"),
         (None, '{"images": [', "expected JSON: Expecting value"),
         (None, '{"images": [{"id": 1}], "annotations": []}', "expected .*: KeyError: 'file_name'"),
@@ -308,3 +311,12 @@ def test_features_that_are_not_there(tmp_path, coco_file, regions, capsys):
     )
     assert convert([tmp_path / "x.tsv"], coco_file, tmp_path / "out", "--size", "224") == 1
     assert "--size: expected with --photos only, got it with --features" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", [None, "flickr"])
+def test_captions_from_a_pipe(format):
+    reader, writer = os.pipe()
+    os.write(writer, b"a.jpg#0\tone\n")
+    os.close(writer)
+    assert [image.captions for image in read_captions(f"/dev/fd/{reader}", format)[None]] == [["one"]]
+    os.close(reader)

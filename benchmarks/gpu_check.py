@@ -181,7 +181,7 @@ class Record:
             same.
         facts: what stands in it beside `stages`, `bench` and `rates`.
         seconds: for all stages together.
-        start: of the clock, as `time.monotonic` has it; by default now.
+        start: what `time.monotonic()` was when the clock started; by default now.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any], seconds: float = TOTAL, start: float | None = None) -> None:
@@ -253,6 +253,12 @@ def environment() -> dict[str, str]:
     return variables | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
+def cuda_program(name: str) -> str | None:
+    """Where a program of the CUDA toolkit lies, None if it is not installed."""
+    cuda = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    return shutil.which(name) or shutil.which(name, path=f"{cuda}/bin")
+
+
 def run_pytest(record: Record, name: str, which: str, *arguments: str) -> None:
     # A log of names tells where a run was stopped.
     options = ["-k", which, "-v", "--tb=short", "-p", "no:cacheprovider", "--color=no"]
@@ -272,8 +278,7 @@ def run_pytest(record: Record, name: str, which: str, *arguments: str) -> None:
 
 def run_rates(record: Record) -> None:
     """Measure the GPU itself: what the estimates of kernels assume."""
-    cuda = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    compiler = shutil.which("nvcc") or shutil.which("nvcc", path=f"{cuda}/bin")
+    compiler = cuda_program("nvcc")
     number = record.content["compute_capability"].replace(".", "")
     architecture = f"{number}a" if number == "90" else number
     with tempfile.TemporaryDirectory() as folder:
@@ -295,8 +300,7 @@ def run_rates(record: Record) -> None:
 
 
 def run_sanitizer(record: Record, tool: str, *options: str) -> None:
-    cuda = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=f"{cuda}/bin")
+    program = cuda_program("compute-sanitizer")
     options = ("--tool", tool, "--error-exitcode", "9", "--launch-timeout", "60", *options)
     command = [program or "compute-sanitizer", *options, sys.executable, SANITIZED]
     if program is None:
@@ -376,7 +380,7 @@ def default_path(device: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="(default: benchmarks/results/cuda_DEVICE.json)")
-    parser.add_argument("--commit", help="what to record as the commit (default: as git has it)")
+    parser.add_argument("--commit", help="what to record as the commit (default: asks git)")
     parser.add_argument("--seconds", type=float, default=TOTAL, metavar="N", help=f"for all stages, start included ({TOTAL:.0f})")
     parser.add_argument("--stages", nargs="+", choices=LIMITS, default=list(LIMITS), help="(default: all)")
     options = parser.parse_args(arguments)

@@ -16,7 +16,6 @@ whole matrix, so that negatives come from the whole batch and gradients are thos
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,6 +40,7 @@ from .model import CAAN, Encoded, ModelConfig
 from .presets import TrainingConfig
 from .processes import Processes
 from .recall import Figures
+from .signals import handled
 from .vocabulary import Vocabulary
 
 # A row of metrics.csv, from one count of steps to the next.
@@ -424,11 +424,5 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requested = True
 
-    # Only the main thread may say what becomes of signals.
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, request) for number in numbers}
-    try:
+    with handled(request, signal.SIGINT, signal.SIGTERM):
         yield lambda: requested
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -5,10 +5,11 @@ import io
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
+
+from ..signals import handled
 
 _COMMANDS = {
     "extract": "photographs and captions to the SCAN layout",
@@ -48,12 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A table is worth more than its arrows, where an encoding has none.
             stream.reconfigure(errors="replace")
-    # Only the main thread may say what becomes of signals.
-    in_charge = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, _terminated) if in_charge else None
     try:
-        parsed.run(parsed)
-        sys.stdout.flush()
+        with handled(_terminated, signal.SIGTERM):
+            parsed.run(parsed)
+            sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read has enough. Python flushes at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -66,9 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"caan {parsed.name}: {stop.args[0] if stop.args else 'stopped'}", file=sys.stderr)
         return 130
-    finally:
-        if in_charge:
-            signal.signal(signal.SIGTERM, before)
     return 0
 
 

@@ -112,6 +112,7 @@ def test_a_stray_descriptor_is_found():
 )
 def test_widths_of_tiles_on_hopper(width, hidden, taken):
     """ptxas 12.8 builds wrong descriptors for the others."""
-    assert configurations.takes_widths(width, hidden, (9, 0)) == taken
-    assert configurations.takes_widths(width, hidden, (8, 0))
-    assert configurations.takes_widths(width, hidden, (10, 0))
+    some = configurations.tile_limits(torch.bfloat16, width, hidden, (8, 0))
+    assert some.hold(36, 64)
+    assert configurations.tile_limits(torch.bfloat16, width, hidden, (10, 0)) == some
+    assert configurations.tile_limits(torch.bfloat16, width, hidden, (9, 0)) == (some if taken else (0, 0))

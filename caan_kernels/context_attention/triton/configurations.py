@@ -40,26 +40,31 @@ def product(dtype: torch.dtype, exact: bool) -> Configuration:
     return Configuration({"ROW_BLOCK": 128, "COLUMN_BLOCK": 128, "DEPTH_BLOCK": 32}, 8, 3)
 
 
-# What a tile of `scores_kernel` holds: words of a caption, and regions times words, both rounded up to powers of two.
-MOST_WORDS = 64
-MOST_CELLS = 128 * 64
+class TileLimits(NamedTuple):
+    """What a tile of `scores_kernel` holds; (0, 0) where nothing goes by tiles.
 
-
-def fused(dtype: torch.dtype, regions: int, words: int) -> bool:
-    """Whether `scores_kernel` takes blocks of this size.
-
-    Not in float32: without tensor cores Triton keeps the whole of both factors of a product in registers, which spill.
+    Attributes:
+        words: of a caption, rounded up to a power of two.
+        cells: regions times words, both rounded up.
     """
-    return dtype != torch.float32 and words <= MOST_WORDS and size_of(regions) * words <= MOST_CELLS
+
+    words: int
+    cells: int
+
+    def hold(self, regions: int, words: int) -> bool:
+        return words <= self.words and size_of(regions) * words <= self.cells
 
 
-def takes_widths(width: int, hidden: int, capability: tuple[int, int]) -> bool:
-    """Whether `scores_kernel` takes calls of these widths.
-
-    Where its loop over panels is not pipelined, since there is but one panel, or rows begin at odd places, ptxas 12.8 builds
-    wrong descriptors of shared memory for Hopper's products. Triton 3.6 brings it; ptxas 12.9 does not.
-    """
-    return capability[0] != 9 or (hidden > 32 and width % 2 == 0 and hidden % 2 == 0)
+def tile_limits(dtype: torch.dtype, width: int, hidden: int, capability: tuple[int, int] | None) -> TileLimits:
+    """Of calls with these widths, on a GPU of this capability; None is for the interpreter."""
+    # Without tensor cores Triton keeps the whole of both factors of a product in registers, which spill.
+    if dtype == torch.float32:
+        return TileLimits(0, 0)
+    # Where the loop over panels is not pipelined, since there is but one panel, or rows begin at odd places, ptxas 12.8 builds
+    # wrong descriptors of shared memory for Hopper's products. Triton 3.6 brings it; ptxas 12.9 does not.
+    if capability and capability[0] == 9 and (hidden <= 32 or width % 2 or hidden % 2):
+        return TileLimits(0, 0)
+    return TileLimits(64, 128 * 64)
 
 
 def score_candidates(regions: int, words: int, capability: tuple[int, int]) -> list[Configuration]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..gpu.launch import Options, Side, Slots, Vectors, aligned
 from ..gpu.plan import Walk, parts_of, plan_list, size_of
 from . import configurations
-from .configurations import Configuration
+from .configurations import Configuration, TileLimits
 from .gradients import (
     caption_features_kernel,
     caption_hidden_kernel,
@@ -98,8 +98,8 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
     dtype, (cosine, inter, intra) = V.features.dtype, options
     regions, words = V.plan(halfway=True), U.plan()
     blocks = list(itertools.product(enumerate(regions.sizes), enumerate(words.sizes)))
-    taken = _takes_widths(V, vectors)
-    fused = [block for block in blocks if taken and configurations.fused(dtype, block[0][1], block[1][1])]
+    limits = _tile_limits(V, vectors)
+    fused = [block for block in blocks if limits.hold(block[0][1], block[1][1])]
     scaled = _scaled(vectors) if fused else None
     sides = [aligned(x) for x in (V.features, V.products, U.features, U.products)] if fused else []
     listed = plan_list(pairs, regions, words) if fused and pairs is not None else None
@@ -147,12 +147,10 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
     return len(fused) < len(blocks)
 
 
-def _takes_widths(V: Side, vectors: Vectors) -> bool:
+def _tile_limits(V: Side, vectors: Vectors) -> TileLimits:
     device = V.features.device
-    # What is wrong elsewhere is the assembler's doing: the interpreter has none.
-    return device.type != "cuda" or configurations.takes_widths(
-        V.features.shape[2], len(vectors.region_score), capability_of(device)
-    )
+    capability = capability_of(device) if device.type == "cuda" else None
+    return configurations.tile_limits(V.features.dtype, V.features.shape[2], len(vectors.region_score), capability)
 
 
 def _grids(images: int, captions: int, config: Configuration, pairs: Tensor | None) -> list[tuple[int, int]]:
@@ -197,7 +195,7 @@ def _run_pairs(
     """Run `pair_kernel` for `count` pairs from `first`: for every one, or for those that no tile takes."""
     cosine, inter, intra = options
     dtype, unused = slots.V.features.dtype, slots.regions.lengths
-    every = every or not _takes_widths(slots.V, vectors) or not configurations.fused(dtype, 1, 1)
+    limits = TileLimits(0, 0) if every else _tile_limits(slots.V, vectors)
     pair_kernel[(count,)](
         slots.V.features,
         slots.V.products,
@@ -225,8 +223,8 @@ def _run_pairs(
         HIDDEN=len(vectors.region_score),
         REGIONS=size_of(slots.rows[0]),
         WORDS=size_of(slots.rows[1]),
-        MOST_WORDS=0 if every else configurations.MOST_WORDS,
-        MOST_CELLS=0 if every else configurations.MOST_CELLS,
+        MOST_WORDS=limits.words,
+        MOST_CELLS=limits.cells,
         PRECISION=gradient_precision(dtype),
         **configurations.pairs(
             dtype, walk is not None, slots.rows[0], gradient_precision(dtype), capability_of(slots.V.features.device)

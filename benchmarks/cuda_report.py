@@ -23,17 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from compile_report import (
-    MEANING,
-    TENSOR,
-    Clocks,
-    disassembled,
-    instructions,
-    nanoseconds,
-    operations_of,
-    registers_and_spills,
-    tool,
-)
+from compile_report import MEANING, Clocks, nanoseconds
+from machine_code import TENSOR, disassembled, instructions, operations_of, registers_and_spills, tool
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "build_backend"))

@@ -3,6 +3,7 @@
 import random
 
 import compile_report
+import machine_code
 import pytest
 import torch
 
@@ -68,7 +69,7 @@ def test_faults_are_found(report, fault):
 
 def test_narrow_products_are_recognised():
     code = "/*00*/ HGMMA.64x8x16.F32.BF16 R24, gdesc[UR8], R24 ;\n/*10*/ HGMMA.64x80x16.F32 R24, gdesc[UR8], R24 ;"
-    assert len(compile_report.NARROW.findall(code)) == 1
+    assert len(machine_code.NARROW.findall(code)) == 1
 
 
 def test_document(report, tmp_path):
@@ -95,15 +96,15 @@ SOUND = """
 
 
 def test_a_stray_descriptor_is_found():
-    assert not compile_report.stray_descriptors(SOUND)
+    assert not machine_code.stray_descriptors(SOUND)
     for sound, stray in (
         ("URZ, 0x40000040, URZ", "UR7, 0x40000040, URZ"),
         ("UMOV UR11, UR9", "ULDC UR11, c[0x0][0x2a8]"),
         ("UR10, 0x2, URZ ;\n    /*0080*/", "UR10, UR6, URZ ;\n    /*0080*/"),
     ):
-        assert len(compile_report.stray_descriptors(SOUND.replace(sound, stray))) == 1
+        assert len(machine_code.stray_descriptors(SOUND.replace(sound, stray))) == 1
     # Two factors, either of which may be lost.
-    assert len(compile_report.stray_descriptors(SOUND.replace("UMOV UR9, 0x40000040", "UMOV UR9, UR7"))) == 1
+    assert len(machine_code.stray_descriptors(SOUND.replace("UMOV UR9, 0x40000040", "UMOV UR9, UR7"))) == 1
 
 
 @pytest.mark.parametrize(

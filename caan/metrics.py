@@ -26,14 +26,17 @@ class Metrics:
     Args:
         path: the file.
         step: rows of later steps are dropped.
+        validated: whether the epoch that this step ends has its validation; otherwise a row of it is dropped.
         writer: TensorBoard's.
     """
 
-    def __init__(self, path: Path, step: int, writer: "SummaryWriter"):
+    def __init__(self, path: Path, step: int, validated: bool, writer: "SummaryWriter"):
         rows = []
         if path.exists():
             with path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if _step_of(row) <= step]
+            if not validated:
+                rows = [row for row in rows if _step_of(row) < step or not row["rsum"]]
         with replacing(path) as unfinished, unfinished.open("w", newline="") as file:
             table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             table.writeheader()

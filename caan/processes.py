@@ -1,18 +1,33 @@
 """The processes of one job, as torchrun starts them. A job of one process is the same code, and nothing is sent."""
 
+import atexit
 import json
 import os
+import socket
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 # A process waits for the slowest one, which may have hours more to do. One that died is noticed by its closed connection.
 _PATIENCE = timedelta(days=7)
+# While a connection is tried, no signal is heard.
+_CONNECTING = timedelta(seconds=2)
+# No wait is silent for longer, in seconds.
+_SILENCE = 10.0
+
+
+class JoinError(ConnectionError):
+    """The processes of the job cannot be joined."""
 
 
 class LostProcessError(ConnectionError):
@@ -81,11 +96,16 @@ class Processes:
 
     def _call(self, collective: Callable, *arguments: Any) -> None:
         try:
-            collective(*arguments)
+            work = collective(*arguments, async_op=True)
+            # Of tensors on a GPU the stream waits, and not this thread.
+            if not any(isinstance(argument, Tensor) and argument.is_cuda for argument in arguments):
+                what = f"process {self.number} of {self.count}, counted from 0: waiting for the others"
+                _wait_until(work.is_completed, (lambda: what) if self.first else None)
+            work.wait()
         except RuntimeError as error:
             raise LostProcessError(
                 f"process {self.number} of {self.count}, counted from 0: another process of this job has ended; its own message, "
-                f"or torchrun's, says why ({str(error).splitlines()[0]})"
+                f"or torchrun's, says why ({_first_line(error)})"
             ) from None
 
 
@@ -109,13 +129,137 @@ def joined(device: torch.device) -> Iterator[Processes]:
 
     Args:
         device: what tensors that are sent lie on, beside the CPU.
+
+    Raises:
+        JoinError: the others cannot be reached.
+        ValueError: a variable of torchrun's is missing or wrong.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = _variable("WORLD_SIZE", 1) if "WORLD_SIZE" in os.environ else 1
     if count == 1:
         yield Processes()
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    number = _variable("RANK", 0)
+    if number >= count:
+        raise ValueError(f"RANK: expected less than WORLD_SIZE, {count}, got {number}")
+    _check_interfaces()
+    store = _met(number, count)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    _in_background(
+        lambda: dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_PATIENCE),
+        f"process {number} of {count}, counted from 0: connecting to the others",
+    )
     try:
-        yield Processes(dist.get_rank(), count)
-    finally:
+        yield Processes(number, count)
+    except KeyboardInterrupt:
+        # Gloo's threads wait for the others as long as these live, and Python's end would wait for them.
+        _leave_at_end()
+        raise
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def _check_interfaces() -> None:
+    there = [name for _, name in socket.if_nameindex()]
+    for name in filter(None, os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")):
+        if name not in there:
+            raise ValueError(f"GLOO_SOCKET_IFNAME: expected an interface of this machine ({', '.join(there)}), got {name!r}")
+
+
+def _met(number: int, count: int) -> dist.Store:
+    """Wait until all processes of the job are there; what they write to one another in."""
+    address, port = os.environ.get("MASTER_ADDR", ""), _variable("MASTER_PORT", 1)
+    if not address:
+        raise ValueError("MASTER_ADDR: expected the address of process 0, which torchrun sets, found no such variable")
+    place = f"process {number} of {count}, counted from 0"
+    remedy = "WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT are set; unset WORLD_SIZE to run as one process"
+    # torchrun's own process holds the store, otherwise process 0 does.
+    is_master = number == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    if not is_master:
+        _wait_until(
+            partial(_listens, address, port), lambda: f"{place}: waiting for process 0 at {address}:{port}; {remedy}", pause=0.5
+        )
+    try:
+        store = dist.TCPStore(address, port, None, is_master, timeout=_CONNECTING, wait_for_workers=False, multi_tenant=True)
+        # One process may need longer for what comes next than another.
+        store.set_timeout(_PATIENCE)
+        store = dist.PrefixStore(f"caan/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        store.set(f"here/{number}", "")
+
+        def missing() -> list[int]:
+            return [other for other in range(count) if not store.check([f"here/{other}"])]
+
+        _wait_until(
+            lambda: not missing(),
+            lambda: f"{place}: waiting for process {', '.join(map(str, missing()))} at {address}:{port}; {remedy}",
+            pause=0.1,
+        )
+    except RuntimeError as error:
+        what = "listen at" if is_master else "connect to"
+        raise JoinError(f"{place}: expected to be able to {what} {address}:{port}: {_first_line(error)}") from None
+    return store
+
+
+def _listens(address: str, port: int) -> bool:
+    """Whether somebody is there. torch's own attempt prints a line for every failure."""
+    try:
+        socket.create_connection((address, port), timeout=_CONNECTING.total_seconds()).close()
+    except OSError:
+        return False
+    return True
+
+
+def _in_background(call: Callable[[], Any], what: str) -> None:
+    """Wait for a call that hears no signals, and hear them."""
+    failed: list[RuntimeError | ValueError] = []
+
+    def run() -> None:
+        try:
+            call()
+        except (RuntimeError, ValueError) as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        _wait_until(lambda: not thread.is_alive(), lambda: what)
+    except KeyboardInterrupt:
+        _leave_at_end()
+        raise
+    if failed:
+        raise JoinError(f"{what}: expected to succeed: {_first_line(failed[0])}") from None
+
+
+def _wait_until(done: Callable[[], bool], say: Callable[[], str] | None, pause: float = 0.01) -> None:
+    """Ask again and again, soon at first and then every `pause` seconds, so that signals are heard; a wait that lasts is told on
+    stderr."""
+    next_pause, told = 2e-5, time.monotonic()
+    while not done():
+        time.sleep(next_pause)
+        next_pause = min(2 * next_pause, pause)
+        if say and time.monotonic() - told > _SILENCE:
+            tqdm.write(say(), file=sys.stderr)
+            told = time.monotonic()
+
+
+def _leave_at_end() -> None:
+    """End the process where Python ends, with the exit status of Ctrl-C, and wait for no thread."""
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(130)
+
+    atexit.register(leave)
+
+
+def _variable(name: str, least: int) -> int:
+    text = os.environ.get(name, "")
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"{name}: expected a whole number from {least} on, as torchrun sets it, got {text!r}")
+    return int(text)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -15,10 +15,9 @@ whole matrix, so that negatives come from the whole batch and gradients are thos
 """
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from .model import CAAN, Encoded, ModelConfig
 from .presets import TrainingConfig
 from .processes import Processes
 from .recall import Figures
-from .signals import handled
+from .signals import StopRequests
 from .vocabulary import Vocabulary
 
 # A row of metrics.csv, from one count of steps to the next.
@@ -107,6 +106,10 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.watch = CollapseWatch()
         self.step, self.seconds, self.best_rsum = 0, 0.0, -1.0
+        # Whether every epoch so far has had its validation.
+        self.validated = True
+        self.stop = StopRequests()
+        self._saved_step = 0
         # Since the last row of metrics.csv, and since the epoch began.
         self.losses: list[float] = []
         self.norms: list[float] = []
@@ -138,28 +141,39 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; the run is saved, and continues from that step.
+            KeyboardInterrupt: asked to stop by Ctrl-C or SIGTERM; the message says where the run continues.
             BlockingIOError: another process is at this run.
             FloatingPointError: the loss is not a number any more.
         """
-        if self.step == self.total_steps:
+        if self.step == self.total_steps and self.validated:
             return
-        first = self.processes.first
-        with ExitStack() as stack:
-            bar = stack.enter_context(
-                tqdm(total=self.total_steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not first)
-            )
-            metrics = None
-            if first:
-                stack.enter_context(locked(self.folder, "a run"))
-                self.vocabulary.save(self.folder / "vocabulary.json")
-                writer = stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
-                metrics = stack.enter_context(Metrics(self.folder / "metrics.csv", self.step, writer))
-            stop_requested = stack.enter_context(_stop_requests())
-            while self.step < self.total_steps:
-                self._epoch(bar, metrics, stop_requested)
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(self.stop.heard())
+                bar = stack.enter_context(
+                    tqdm(
+                        total=self.total_steps,
+                        initial=self.step,
+                        unit="step",
+                        dynamic_ncols=True,
+                        disable=not self.processes.first,
+                    )
+                )
+                metrics = None
+                if self.processes.first:
+                    stack.enter_context(locked(self.folder, "a run"))
+                    self.vocabulary.save(self.folder / "vocabulary.json")
+                    writer = stack.enter_context(SummaryWriter(str(self.folder), purge_step=self.step + 1))
+                    metrics = stack.enter_context(Metrics(self.folder / "metrics.csv", self.step, self.validated, writer))
+                if not self.validated:
+                    self._end_epoch(metrics, self.seconds - time.monotonic())
+                while self.step < self.total_steps:
+                    self._epoch(bar, metrics)
+        except KeyboardInterrupt:
+            kept = f"the run was saved after step {self._saved_step}" if self._saved_step else "nothing was saved yet"
+            raise KeyboardInterrupt(f"stopped; {kept}, and the same command continues from there") from None
 
-    def _epoch(self, bar: tqdm, metrics: Metrics | None, stop_requested: Callable[[], bool]) -> None:
+    def _epoch(self, bar: tqdm, metrics: Metrics | None) -> None:
         """The rest of an epoch, and its validation."""
         config = self.config
         self.model.train()
@@ -176,12 +190,12 @@ class Trainer:
             steps += 1
             bar.update()
             pending.append((loss, norm, collapsed_loss(images, config.margin, form)))
-            stops = self.processes.any(stop_requested())
+            stops = self.processes.any(self.stop.requested)
             now = time.monotonic()
             ends_epoch = self.batches.batch == 0
             logs = ends_epoch or self.step % _ROW_STEPS == 0
-            # An epoch that is over is saved with its validation, never without.
-            saves = not ends_epoch and (stops or now - saved > self.save_seconds)
+            # An epoch's validation may last, and what stops it must not cost the epoch.
+            saves = ends_epoch or stops or now - saved > self.save_seconds
             if logs or saves:
                 self.seconds = before + now - started
                 self._take(pending)
@@ -189,13 +203,16 @@ class Trainer:
                 self._log(steps * config.batch_size**2 / (now - logged), metrics, bar)
                 steps, logged = 0, now
             if saves:
+                self.validated = not ends_epoch
+                if stops:
+                    self.stop.follow()
                 self._save()
                 saved = now
-                self._stop_if(stops)
+                if stops:
+                    raise KeyboardInterrupt
             if ends_epoch:
                 break
         self._end_epoch(metrics, before - started)
-        self._stop_if(self.processes.any(stop_requested()))
 
     def _end_epoch(self, metrics: Metrics | None, origin: float) -> None:
         """Validate, and write what is to be written, which the first process does.
@@ -204,7 +221,8 @@ class Trainer:
             origin: when the run would have begun, had it not been stopped.
         """
         config = self.config
-        figures = self.validate()
+        with self.stop.at_once():
+            figures = self.validate()
         self.seconds = time.monotonic() + origin
         better, self.best_rsum = figures.rsum > self.best_rsum, max(figures.rsum, self.best_rsum)
         gradients = gradient_row(self.norms, config.clip_norm)
@@ -219,11 +237,8 @@ class Trainer:
             if better:
                 facts = {**self._place(), "validation": asdict(figures), "training": asdict(config)}
                 checkpoint.save_model(self.folder / "best.safetensors", self.scored_model, self.vocabulary, facts)
+        self.validated = True
         self._save()
-
-    def _stop_if(self, requested: bool) -> None:
-        if requested:
-            raise KeyboardInterrupt(f"stopped and saved after step {self.step}; the same command continues")
 
     def _train_step(self, batch: PairBatch, images: torch.Tensor, form: str) -> tuple[torch.Tensor, torch.Tensor]:
         """One step; the loss and the gradient's norm, still on the device.
@@ -322,8 +337,12 @@ class Trainer:
             metrics.add(self._place(), row)
 
     def _save(self) -> None:
-        if not self.processes.first:
-            return
+        """Write the state, which the first process does for all."""
+        if self.processes.first:
+            self._write_state()
+        self._saved_step = self.step
+
+    def _write_state(self) -> None:
         state = self.optimizer.state_dict()
         tensors = checkpoint.prefixed("model", self.model.state_dict())
         if self.average:
@@ -343,6 +362,7 @@ class Trainer:
             "batches": self.batches.state_dict(),
             "place": self._place(),
             "best_rsum": self.best_rsum,
+            "validated": self.validated,
             **checkpoint.model_facts(self.model, self.vocabulary),
         }
         checkpoint.write(self.last_path, tensors, facts)
@@ -364,6 +384,7 @@ class Trainer:
             if "random.cuda" in tensors and self.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
             self.step, self.seconds, self.best_rsum = facts["place"]["step"], facts["place"]["seconds"], facts["best_rsum"]
+            self.validated, self._saved_step = facts["validated"], self.step
         except (KeyError, RuntimeError) as error:
             raise checkpoint.FormatError(
                 f"{self.last_path}: expected the state of a run, found it incomplete: {type(error).__name__}: {error}"
@@ -411,18 +432,3 @@ def channel_statistics(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
         total += torch.stack((values.sum(dim=0), values.square().sum(dim=0)))
     mean, square = total / float(split.region_counts.sum())
     return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question that is asked between steps; a second Ctrl-C stops at once."""
-    requested = False
-
-    def request(number: int, frame: Any) -> None:
-        nonlocal requested
-        if requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        requested = True
-
-    with handled(request, signal.SIGINT, signal.SIGTERM):
-        yield lambda: requested

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from ..signals import handled
+from .refusals import refused
 
 _COMMANDS = {
     "extract": "photographs and captions to the SCAN layout",
@@ -57,11 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read has enough. Python flushes at its end, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"caan {parsed.name}: error: {error}", file=sys.stderr)
-        return 1
     except ModuleNotFoundError as error:
         return _missing(error)
+    except (ValueError, OSError, FloatingPointError, MemoryError, EOFError, RuntimeError) as error:
+        refusal = refused(error)
+        if refusal is None and isinstance(error, (RuntimeError, EOFError)):
+            raise
+        print(f"caan {parsed.name}: error: {refusal or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as stop:
         print(f"caan {parsed.name}: {stop.args[0] if stop.args else 'stopped'}", file=sys.stderr)
         return 130

@@ -220,7 +220,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(Trainer, "_train_step", interrupted)
     train = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL]
     assert main(train) == 130
-    assert "caan train: stopped and saved after step 1; the same command continues" in capsys.readouterr().err
+    assert (
+        "caan train: stopped; the run was saved after step 1, and the same command continues from there" in capsys.readouterr().err
+    )
     monkeypatch.undo()
     assert main(train) == 0
     assert "after step 1 of 6" in capsys.readouterr().out

@@ -17,7 +17,7 @@ import torch
 from ablation import TABLE_4
 from safetensors.torch import save_file
 
-from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, loss, metrics, training
+from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, loss, metrics, signals, training
 from caan.data import load_scan_split
 from caan.model import RegionEncoder
 from caan.presets import PRESETS, TrainingConfig
@@ -238,13 +238,60 @@ def test_a_stop_request_loses_nothing(world, tmp_path, step, monkeypatch):
         return Trainer._train_step(run, batch, images, form)
 
     monkeypatch.setattr(run, "_train_step", train_step)
-    with pytest.raises(KeyboardInterrupt, match=f"stopped and saved after step {step}; the same command continues"):
+    with pytest.raises(KeyboardInterrupt, match=f"stopped; the run was saved after step {step}, and the same command continues"):
         run.run()
     final = trainer(world, tmp_path / "stopped")
     assert final.step == step
     final.run()
     assert_same_weights(tmp_path / "undisturbed", tmp_path / "stopped")
     assert_same_metrics(tmp_path / "undisturbed", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("kill", ["in the validation", "before it is saved"])
+def test_a_validation_is_not_waited_for(world, tmp_path, kill, monkeypatch):
+    trainer(world, tmp_path / "undisturbed").run()
+    run = trainer(world, tmp_path / "stopped")
+
+    def interrupted(*_):
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("the signal was not heard")
+
+    def saved():
+        if run.validated:
+            raise MemoryError
+        Trainer._save(run)
+
+    if kill == "in the validation":
+        monkeypatch.setattr(run, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="saved after step 9, and the same command"):
+            run.run()
+    else:
+        monkeypatch.setattr(run, "_save", saved)
+        with pytest.raises(MemoryError):
+            run.run()
+    final = trainer(world, tmp_path / "stopped")
+    assert final.step == 9 and not final.validated
+    final.run()
+    assert_same_weights(tmp_path / "undisturbed", tmp_path / "stopped")
+    assert_same_metrics(tmp_path / "undisturbed", tmp_path / "stopped")
+
+
+def test_data_that_never_come_are_not_waited_for(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "_GRACE", 0.2)
+    run = trainer(world, tmp_path)
+
+    def train_step(batch, images, form):
+        if run.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(60)
+        return Trainer._train_step(run, batch, images, form)
+
+    monkeypatch.setattr(run, "_train_step", train_step)
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt, match="stopped; nothing was saved yet"):
+        run.run()
+    assert time.monotonic() - begin < 30
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_run_belongs_to_one_process(world, tmp_path, monkeypatch):
@@ -364,7 +411,7 @@ def test_a_signal_to_the_whole_group_is_left_to_the_parent(world, tmp_path):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
     error = process.communicate(timeout=60)[1]
-    assert process.returncode != 0 and "KeyboardInterrupt: stopped and saved" in error and "DataLoader worker" not in error
+    assert process.returncode != 0 and "KeyboardInterrupt: stopped; the run was saved" in error and "DataLoader worker" not in error
 
 
 def test_workers_change_nothing(world, tmp_path):

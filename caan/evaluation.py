@@ -4,7 +4,6 @@ The work is cut into units, a block of images with a batch of captions each. A s
 unit adds to the ranks is a sum, so units can be dealt to any number of processes, and to the next try after a kill.
 """
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -25,7 +24,7 @@ import caan_kernels as ck
 
 from . import checkpoint
 from .data import Captions, Images, LengthBatches, Split, make_loader
-from .files import allocate
+from .files import allocate, hold, keep_mode
 from .kept import KeptSums
 from .model import CAAN, Encoded
 from .processes import Processes
@@ -344,10 +343,13 @@ class _Matrix:
 
     Raises:
         OSError: there is no room for it, or another evaluation is at it.
-        ValueError: this process does not see the file that the first one made.
+        ValueError: the path is no file's, or this process does not see the file that the first one made.
     """
 
     def __init__(self, path: Path, identity: str, shape: tuple[int, int], kept: Path | None, processes: Processes):
+        if path.exists() and not path.is_file():
+            raise ValueError(f"save_scores: expected a file, which can be written to at any place, got {path}")
+        path = path.resolve()
         self.path, self.unfinished, self.processes = path, path.with_name(f"{path.name}.{identity}.unfinished"), processes
         self._kept, self._lock = kept, None
         continued = kept is not None and kept.is_dir() and self.unfinished.is_file()
@@ -357,9 +359,8 @@ class _Matrix:
             # Held as long as this is: two evaluations would write over each other's scores.
             self._lock = self.unfinished.open("ab")
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                mine = os.fstat(self._lock.fileno()).st_ino == self.unfinished.stat().st_ino
-            except (BlockingIOError, FileNotFoundError):
+                mine = hold(self._lock) and os.fstat(self._lock.fileno()).st_ino == self.unfinished.stat().st_ino
+            except FileNotFoundError:
                 mine = False
             if not mine:
                 raise BlockingIOError(f"save_scores: expected a file that no other evaluation is writing, found {path} in use")
@@ -395,6 +396,8 @@ class _Matrix:
             if self._kept:
                 self._kept.mkdir(parents=True, exist_ok=True)
                 (self._kept / _WHOLE).write_text(self._stamp(self.unfinished))
+            if self.path.exists():
+                keep_mode(self.unfinished, self.path.stat().st_mode)
             self.unfinished.replace(self.path)
             self._lock.close()
 

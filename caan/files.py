@@ -1,12 +1,22 @@
 """Files that are never seen half written, and texts whose faults are named."""
 
+import errno
 import fcntl
+import json
 import os
+import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
 
 from .errors import FormatError, MissingFileError
+
+# Lustre mounted without -o flock, NFS without a lock daemon, some file systems of users' programs.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -33,6 +43,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     A reader, or a run that continues after a power cut, sees the old file or the new one. After an error the old one
     stays and the new one is removed. A link stays, and its file is replaced; what is no file, a pipe or /dev/stdout, is written to.
+    The new file has the permissions of the old one, or those of the user's umask.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -40,31 +51,80 @@ def replacing(path: str | Path) -> Iterator[Path]:
             yield path
         return
     path = path.resolve()
-    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished = _unfinished(path)
     try:
         with naming(path):
+            # Libraries that make a file themselves may let nobody else read it.
+            unfinished.write_bytes(b"")
+            mode = (path if path.exists() else unfinished).stat().st_mode
             yield unfinished
             with unfinished.open("rb+") as file:
                 os.fsync(file.fileno())
+            keep_mode(unfinished, mode)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
 
 
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{path.name}.unfinished")
+
+
+def keep_mode(path: Path, mode: int) -> None:
+    """Give a file the permissions in `mode`, where its file system has any."""
+    # In some file systems, such as FAT, all files have the same.
+    with suppress(PermissionError):
+        path.chmod(stat.S_IMODE(mode))
+
+
 def check_writable(name: str, path: Path) -> None:
-    """See, before long work, that its result can be written.
+    """See, before long work, that `replacing` can write its result.
 
     Raises:
         ValueError: the argument `name` is no path that can be written to.
     """
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ValueError(f"{name}: expected a file in a folder that is there, got {path}")
     if path.is_dir():
         raise ValueError(f"{name}: expected a file, got the folder {path}")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise ValueError(f"{name}: expected a file that can be written to, got {path}")
+    if path.exists() and not path.is_file():
+        if not os.access(path, os.W_OK):
+            raise ValueError(f"{name}: expected a file that can be written to, got {path}")
+        return
+    path = path.resolve()
+    if not path.parent.is_dir():
+        raise ValueError(f"{name}: expected a file in a folder that is there, got {path}")
+    unfinished = _unfinished(path)
+    try:
+        there = unfinished.exists()
+        # Nothing else tells for sure: permissions, read-only file systems, quotas and names that are too long.
+        unfinished.open("ab").close()
+    except OSError as error:
+        raise ValueError(f"{name}: expected a file that can be written to, got {path}: {error.strerror}") from None
+    if not there:
+        unfinished.unlink(missing_ok=True)
+
+
+def hold(file: IO) -> bool:
+    """Lock a file that is open for writing until it is closed.
+
+    Where the file system has no locks, a warning says so on stderr, and the file counts as locked.
+
+    Returns:
+        False if another process holds it.
+
+    Raises:
+        OSError: it cannot be locked for another reason; the message names the file.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise OSError(error.errno, f"{error.strerror}: expected to be able to lock it", file.name) from None
+        warning = f"{file.name}: warning: this file system has no locks ({error.strerror}); see that no other process writes there"
+        tqdm.write(warning, file=sys.stderr)
+    return True
 
 
 @contextmanager
@@ -73,12 +133,11 @@ def locked(folder: Path, what: str) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another process is at it.
+        OSError: the lock cannot be had.
     """
     with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"folder: expected {what} that nobody is at, found {folder} in use by another process") from None
+        if not hold(file):
+            raise BlockingIOError(f"folder: expected {what} that nobody is at, found {folder} in use by another process")
         yield
 
 
@@ -110,3 +169,15 @@ def read_text(path: Path, expected: str = "a text file") -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise FormatError(f"{path}: expected UTF-8, found other bytes in line {line}") from None
+
+
+def parse_json(path: Path, text: str, expected: str = "JSON") -> Any:
+    """The content of a JSON text that was read from a file.
+
+    Raises:
+        FormatError: it is none, or is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: expected {expected}: {error}") from None

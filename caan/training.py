@@ -32,7 +32,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .data import OwnPairs, PairBatch, Pairs, ShuffledBatches, Split, make_loader
 from .evaluation import evaluate
-from .files import locked
+from .files import check_writable, locked
 from .loss import CollapseWatch, collapsed_loss, triplet_loss
 from .metrics import Metrics, gradient_row, summary, validation_row
 from .model import CAAN, Encoded, ModelConfig
@@ -93,6 +93,9 @@ class Trainer:
         # A whole training split is tens of gigabytes: some of its images have to stand for it each time a run continues.
         self.data = {"train": train.digest(images=64), "validation": validation.digest(images=64)}
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.last_path = self.folder / "last.safetensors"
+        if self.processes.first:
+            check_writable("folder", self.last_path)
 
         torch.manual_seed(config.seed)
         model = CAAN(model_config)
@@ -113,7 +116,6 @@ class Trainer:
         # Since the last row of metrics.csv, and since the epoch began.
         self.losses: list[float] = []
         self.norms: list[float] = []
-        self.last_path = self.folder / "last.safetensors"
         if self.last_path.exists():
             self._restore()
         elif model_config.standardize:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .errors import FormatError, MissingFileError
 from .files import replacing
 from .model import CAAN, ModelConfig
+from .text import normalised
 from .vocabulary import MARKS, Vocabulary
 
 FORMAT = "caan-2"
@@ -53,8 +54,11 @@ def read(path: str | Path) -> Contents:
 
     Raises:
         MissingFileError, FormatError: there is no such file, or it is none of ours.
+        ValueError: the path is no text.
     """
     path = Path(path)
+    # What reads it takes no other name.
+    normalised(str(path), "checkpoint")
     if not path.is_file():
         raise MissingFileError(f"{path}: expected a checkpoint, found no such file")
     try:

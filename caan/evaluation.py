@@ -119,6 +119,9 @@ def evaluate(
     image_of_caption = torch.from_numpy(split.image_of_caption)
     scorer = _Scorer(models, split, device, workers)
     units = scorer.units(fold_of_image if folds_only else torch.zeros(split.num_images, dtype=torch.int64))
+    for warning in dict.fromkeys(captions.warning() for captions in scorer.captions):
+        if warning and processes.first:
+            say(warning)
     total = sum(unit.pairs for unit in units)
     start = time.monotonic()
     folder = matrix = None

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec
 from PIL import Image
+from tqdm import tqdm
 
 from .attention import PairAttention
 from .errors import FormatError, MissingFileError
 from .files import read_text
 from .heat import heat_image
 from .metrics import GRADIENTS, RECALLS
+from .text import shown
 
 _COLOURS = "inferno"
 _BAR = "#d9480f"
@@ -192,7 +195,7 @@ def read_metrics(run: str | Path) -> list[dict[str, float]]:
 
 
 def to_png(figure: Figure) -> bytes:
-    """A figure as a PNG file, 110 dots an inch; a warning tells of texts that no font here can draw."""
+    """A figure as a PNG file, 110 dots an inch; a warning on stderr tells of texts that no font here can draw."""
     data = io.BytesIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -202,13 +205,14 @@ def to_png(figure: Figure) -> bytes:
         if str(warning.message) not in absent:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if absent:
-        warnings.warn(f"no font of matplotlib's has {len(absent)} of the characters, which are drawn as boxes", stacklevel=2)
+        lacking = f"warning: no font of matplotlib's has {len(absent)} of the characters, which are drawn as boxes"
+        tqdm.write(lacking, file=sys.stderr)
     return data.getvalue()
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib takes as it is: between two dollars it would look for mathematics."""
-    return text.replace("$", r"\$")
+    """Text that matplotlib takes as it is: between two dollars it would look for mathematics. Names of folders need not be text."""
+    return shown(text).replace("$", r"\$")
 
 
 def _short(text: str, length: int) -> str:

@@ -30,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import checkpoint
-from .data import OwnPairs, PairBatch, Pairs, ShuffledBatches, Split, make_loader
+from .data import Captions, OwnPairs, PairBatch, Pairs, ShuffledBatches, Split, make_loader
 from .evaluation import evaluate
 from .files import check_writable, locked
 from .loss import CollapseWatch, collapsed_loss, triplet_loss
@@ -40,6 +40,7 @@ from .presets import TrainingConfig
 from .processes import Processes
 from .recall import Figures
 from .signals import StopRequests
+from .text import normalised
 from .vocabulary import Vocabulary
 
 # A row of metrics.csv, from one count of steps to the next.
@@ -92,6 +93,8 @@ class Trainer:
         self.device, self.workers, self.save_seconds, self.say = torch.device(device), workers, save_seconds, say
         # A whole training split is tens of gigabytes: some of its images have to stand for it each time a run continues.
         self.data = {"train": train.digest(images=64), "validation": validation.digest(images=64)}
+        # What writes checkpoints and TensorBoard's files takes no other name.
+        normalised(str(self.folder), "folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.last_path = self.folder / "last.safetensors"
         if self.processes.first:
@@ -103,6 +106,9 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         pairs = Pairs(train, vocabulary)
+        for captions in (pairs.captions, Captions(validation, vocabulary)):
+            if self.processes.first and (warning := captions.warning()):
+                say(warning)
         self.batches = ShuffledBatches(len(pairs), config.batch_size, config.seed, drop_last=True)
         share = OwnPairs(self.batches, self.processes.number, self.processes.count)
         self.loader = make_loader(pairs, share, workers, pin_memory=self.device.type == "cuda")
@@ -297,7 +303,14 @@ class Trainer:
         """Figures of the validation split, or of its first `validation_images`."""
         models = [(self.scored_model, self.vocabulary)]
         return evaluate(
-            models, self.validation, processes=self.processes, device=self.device, workers=self.workers, progress=True
+            models,
+            self.validation,
+            processes=self.processes,
+            device=self.device,
+            workers=self.workers,
+            progress=True,
+            # Words that the vocabulary lacks have been told when the run began.
+            say=lambda line: None,
         ).figures
 
     def _learning_rate(self) -> float:

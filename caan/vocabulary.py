@@ -8,11 +8,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from .errors import FormatError
-from .files import read_text, replacing
+from .files import parse_json, read_text, replacing
+from .text import normalised
 
 PAD, START, END, UNKNOWN = range(4)
 MARKS = ("<pad>", "<start>", "<end>", "<unk>")
 
+_LETTER = re.compile(r"\w")
 _ABBREVIATIONS = frozenset(
     "adm bros capt co col corp dr ft gen gov inc jr lt ltd messrs mr mrs ms mt ph.d prof rep rev sen sgt sr st vs".split()
 )
@@ -54,9 +56,12 @@ def tokenize(text: str) -> list[str]:
         text: one caption.
 
     Returns:
-        Its words, lower-case, without marks for start and end.
+        Its words, lower-case and composed (NFC), without marks for start and end.
+
+    Raises:
+        ValueError: the text holds what is no character (`caan.text.normalised`).
     """
-    pieces = text.lower().split()
+    pieces = normalised(text).lower().split()
     last = len(pieces) - 1
     while last > 0 and not pieces[last].strip(_CLOSING):
         last -= 1
@@ -75,10 +80,13 @@ class Vocabulary:
 
     def __init__(self, words: Iterable[str]):
         self.words = [*MARKS, *words]
-        self._ids = {word: index for index, word in enumerate(self.words)}
-        if len(self._ids) != len(self.words):
+        if len(set(self.words)) != len(self.words):
             twice = next(word for word, count in Counter(self.words).items() if count > 1)
             raise ValueError(f"words: expected each word once, got {twice!r} more than once")
+        self._ids: dict[str, int] = {}
+        for index, word in enumerate(self.words):
+            # Another program may have made two words of one that was typed in two ways.
+            self._ids.setdefault(normalised(word), index)
 
     @classmethod
     def from_captions(cls, captions: Iterable[str], threshold: int = 4) -> "Vocabulary":
@@ -97,15 +105,14 @@ class Vocabulary:
             MissingFileError, FormatError: the file cannot be used, or its parts contradict each other.
         """
         path = Path(path)
-        text = read_text(path, "a vocabulary in JSON")
+        expected = 'JSON with "word2idx", "idx2word" and "idx"'
+        content = parse_json(path, read_text(path, "a vocabulary in JSON"), expected)
         try:
-            content = json.loads(text)
             ids = {str(word): int(index) for word, index in content["word2idx"].items()}
             words = {int(index): word for index, word in content["idx2word"].items()}
             count = int(content["idx"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            expected = 'expected JSON with "word2idx", "idx2word" and "idx"'
-            raise FormatError(f"{path}: {expected}: {type(error).__name__}: {error}") from None
+            raise FormatError(f"{path}: expected {expected}: {type(error).__name__}: {error}") from None
         if sorted(words) != list(range(count)):
             raise FormatError(
                 f'{path}: expected "idx2word" to have the ids 0 to {count - 1}, one less than "idx", found {len(words)} ids'
@@ -115,13 +122,22 @@ class Vocabulary:
         ordered = [words[index] for index in range(count)]
         if tuple(ordered[: len(MARKS)]) != MARKS:
             raise FormatError(f"{path}: expected the ids 0 to 3 to be {', '.join(MARKS)}, found {ordered[: len(MARKS)]}")
-        return cls(ordered[len(MARKS) :])
+        try:
+            return cls(ordered[len(MARKS) :])
+        except (ValueError, AttributeError) as error:
+            raise FormatError(f"{path}: expected words: {error}") from None
 
     def save(self, path: str | Path) -> None:
         """Write SCAN's format, atomically: a reader sees the old file or the new one."""
-        content = {"word2idx": self._ids, "idx2word": dict(enumerate(self.words)), "idx": len(self.words)}
+        ids = {word: index for index, word in enumerate(self.words)}
+        content = {"word2idx": ids, "idx2word": dict(enumerate(self.words)), "idx": len(self.words)}
         with replacing(path) as unfinished:
             unfinished.write_text(json.dumps(content), encoding="utf-8")
+
+    @property
+    def marks(self) -> list[int]:
+        """The ids of what says nothing: the four marks, and words without a letter or a number."""
+        return [index for index, word in enumerate(self.words) if index < len(MARKS) or not _LETTER.search(word)]
 
     def __len__(self) -> int:
         """The number of ids, marks included."""

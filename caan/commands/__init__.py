@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A table is worth more than its arrows, where an encoding has none.
             stream.reconfigure(errors="replace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # What is no text is refused where it is used, and ends no session.
+        sys.stdin.reconfigure(errors="surrogateescape")
     try:
         with handled(_terminated, signal.SIGTERM):
             parsed.run(parsed)

@@ -4,7 +4,6 @@ A second split is added to an index by naming the same --out. Stopped or killed,
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from tqdm import tqdm
 
 from ..checkpoint import load_model
 from ..errors import FormatError
-from ..files import read_text
+from ..files import parse_json, read_text
 from . import options
 
 _LENGTHS = (50, 100, 200, 500)
@@ -88,8 +87,9 @@ def _backbone(record: Path) -> dict[str, Any] | None:
     """What `caan extract` has noted of how it made the features, where it has."""
     if not record.is_file():
         return None
+    content = parse_json(record, read_text(record), "what caan extract writes")
     try:
-        settings = json.loads(read_text(record))["settings"]
+        settings = content["settings"]
         return {name: settings[name] for name in ("backbone", "size") if name in settings} or None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise FormatError(f"{record}: expected what caan extract writes: {type(error).__name__}: {error}") from None

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import FormatError
 from ..files import check_writable, read_text, replacing
+from ..text import normalised, shown
 from ..vocabulary import tokenize
 from . import options
 
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
         if path and str(path) != "-":
             check_writable(f"--{name}", path)
     texts = _lines(arguments.queries) if arguments.queries else [arguments.text]
-    if arguments.text is not None and not arguments.text.strip():
+    if arguments.text is not None and not normalised(arguments.text, "text").strip():
         raise ValueError("text: expected words, got none")
     searcher = Searcher(arguments.index, arguments.checkpoint, options.device(arguments))
     gallery = searcher.gallery
@@ -133,7 +134,7 @@ def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str,
         if "number" in result:
             photograph = folder and folder.find(searcher.gallery.ids[result["number"]])
         elif asked:
-            photograph = Path(asked)
+            photograph = Path(arguments.image)
         note = f"{result['scored']:,} of {result['gallery']:,} scored"
         answers.append(Answer(result.get("text", asked), hits, photograph, note))
     write_retrieval_page(arguments.html, f"Search in {arguments.index.name}", answers)
@@ -142,7 +143,7 @@ def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str,
 def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[str, Any]:
     """One query with what it found, in types that JSON has."""
     gallery = searcher.gallery
-    asked: dict[str, Any] = {"text": text} if text is not None else {"image": arguments.image}
+    asked: dict[str, Any] = {"text": text} if text is not None else {"image": shown(arguments.image)}
     if text is None:
         number = _find_image(gallery, arguments.image)
         if number is not None:
@@ -155,8 +156,9 @@ def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[s
     encoded = time.perf_counter() - begin
     if query.unknown:
         asked["unknown"] = query.unknown
-        every = "; it knows none of this text" if len(query.unknown) == len(tokenize(text)) else ""
-        print(f"words that the model does not know: {', '.join(query.unknown)}{every}", file=sys.stderr)
+        none_known = len(query.unknown) == len(tokenize(text))
+        advice = "; it knows none of this text: write it in the training's language, its words between spaces" if none_known else ""
+        print(f"words that the model does not know: {', '.join(query.unknown)}{advice}", file=sys.stderr)
     hits = searcher.search(query, arguments.top, None if arguments.exact else arguments.shortlist)
     found = []
     for place, (item, score) in enumerate(zip(hits.items.tolist(), hits.scores.tolist(), strict=True), 1):
@@ -180,9 +182,11 @@ def _origin(gallery, number: int) -> dict[str, str]:
 
 def _find_image(gallery, name: str) -> int | None:
     """An image of the gallery by its id, with its split before it where two splits have the id; None for a photograph's file."""
-    found = [number for number, own in enumerate(gallery.ids) if own == name]
-    if not found and ":" in name:
-        split, own_name = name.split(":", 1)
+    # A file's name need not be text.
+    wanted = shown(name)
+    found = [number for number, own in enumerate(gallery.ids) if own == wanted]
+    if not found and ":" in wanted:
+        split, own_name = wanted.split(":", 1)
         found = [i for i, own in enumerate(gallery.ids) if own == own_name and gallery.source_of(i).split == split]
     if len(found) > 1:
         places = ", ".join(f"{gallery.source_of(number).split}:{gallery.ids[number]}" for number in found)

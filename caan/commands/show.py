@@ -13,6 +13,7 @@ import numpy as np
 from ..checkpoint import load_model
 from ..data import Split
 from ..files import replacing
+from ..text import normalised
 from . import options
 
 
@@ -87,7 +88,7 @@ def _pair(arguments: argparse.Namespace) -> None:
                 f"--caption: expected 0 to {len(own) - 1}, the captions of {split.ids[image]}, got {arguments.caption}"
             )
         caption = int(own[arguments.caption])
-    elif not arguments.text.strip():
+    elif not normalised(arguments.text, "--text").strip():
         raise ValueError("--text: expected words, got none")
     [pair] = explain(model, vocabulary, split, [(image, caption)], device=device, boxes=boxes)
     photograph = None
@@ -218,6 +219,7 @@ def _retrieval(arguments: argparse.Namespace) -> None:
 
 
 def _image_number(split: Split, name: str) -> int:
+    name = normalised(name, "--image")
     if name in split.ids:
         return split.ids.index(name)
     if name.isdecimal() and int(name) < split.num_images:

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..vocabulary import PAD, Vocabulary
+from ..vocabulary import PAD, UNKNOWN, Vocabulary
 from .splits import Split
+
+# Flickr8k's vocabulary lacks 2% of its own captions' words, 4% of Flickr30K's and 7% of COCO's.
+_MANY_UNKNOWN = 0.05
 
 
 class ImageBatch(NamedTuple):
@@ -103,6 +106,7 @@ class Captions(Dataset):
         self.lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
         self._ends = np.cumsum(self.lengths)
         self._ids = np.concatenate(encoded) if encoded else np.empty(0, dtype=np.int32)
+        self._name, self._marks = split.name, vocabulary.marks
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -110,6 +114,19 @@ class Captions(Dataset):
     def __getitem__(self, caption: int) -> tuple[int, np.ndarray]:
         end = self._ends[caption]
         return caption, self._ids[end - self.lengths[caption] : end].astype(np.int64)
+
+    def warning(self) -> str | None:
+        """What to say where the vocabulary lacks more than 5% of the captions' words; None where it does not."""
+        # Not those for start and end.
+        unknown = int((self._ids == UNKNOWN).sum()) / max(1, len(self._ids) - 2 * len(self))
+        if unknown <= _MANY_UNKNOWN:
+            return None
+        known = np.bincount(np.repeat(np.arange(len(self)), self.lengths), ~np.isin(self._ids, self._marks), len(self))
+        return (
+            f"{self._name}: warning: the vocabulary lacks {unknown:.0%} of the captions' words, and all words of "
+            f"{np.mean(known == 0):.0%} of the captions. Words are what stands between spaces: where a language is written without "
+            "them, separate its words first. Captions of another language or spelling need a vocabulary and a training of their own"
+        )
 
     @staticmethod
     def collate(items: Sequence[tuple[int, np.ndarray]]) -> CaptionBatch:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from ..errors import CaptionMismatchError, FormatError, MissingFileError
-from ..files import read_text
+from ..files import parse_json, read_text
+from ..text import normalised
 from .regions import RegionFile, read_region_counts
 
 CAPTIONS_PER_IMAGE = 5
@@ -160,19 +162,20 @@ def read_karpathy(path: str | Path) -> list[KarpathyImage]:
 
 def parse_karpathy(path: Path, text: str) -> list[KarpathyImage]:
     """`read_karpathy` of a text that has been read; the path is named in errors."""
-    try:
-        images = json.loads(text)["images"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise FormatError(f'{path}: expected JSON with a list "images": {type(error).__name__}: {error}') from None
-    if not isinstance(images, list):
+    content = parse_json(path, text, 'JSON with a list "images"')
+    images = content.get("images") if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not isinstance(images, list):
         raise FormatError(f'{path}: expected JSON with a list "images", found {type(images).__name__}')
     result = []
     for number, image in enumerate(images):
         try:
             place = Path(image.get("filepath", ""), image["filename"])
-            captions = [" ".join(sentence["raw"].split()) for sentence in image["sentences"]]
-            result.append(KarpathyImage(str(image.get("cocoid", place.name)), place.as_posix(), image["split"], captions))
-        except (AttributeError, KeyError, TypeError) as error:
+            captions = [normalised(" ".join(sentence["raw"].split())) for sentence in image["sentences"]]
+            name, split = normalised(place.as_posix()), image["split"]
+            if not isinstance(split, str):
+                raise TypeError(f"a split {split!r}")
+            result.append(KarpathyImage(normalised(str(image.get("cocoid", Path(name).name))), name, split, captions))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             expected = 'expected "filename", "split" and "sentences" with "raw"'
             raise FormatError(f"{path}: {expected} in image {number}: {type(error).__name__}: {error}") from None
     return result
@@ -215,6 +218,7 @@ def load_karpathy_split(
         raise CaptionMismatchError(
             f"{regions.path}: expected {len(images)} rows, one for each image of {split!r} in {path}, found {len(regions)}"
         )
+    _check_order(regions.path.with_name(f"{regions.path.stem.removesuffix('_ims')}_ids.txt"), images, path)
     rows = np.arange(len(regions))
     counts_path = regions.path.with_name(f"{regions.path.stem.removesuffix('_ims')}_num_boxes.npy")
     captions = [image.captions[:captions_per_image] for image in images]
@@ -222,6 +226,21 @@ def load_karpathy_split(
     ids = [image.id for image in images]
     texts = [caption for own in captions for caption in own]
     return Split(split, regions, rows, _region_counts(counts_path, regions, rows), ids, texts, image_of_caption).first(limit)
+
+
+def _check_order(ids_path: Path, images: list[KarpathyImage], path: str | Path) -> None:
+    """Where the features' ids are those of the JSON, both must have them in one order."""
+    if not ids_path.is_file():
+        return
+    ids = _read_lines(ids_path)
+    known = {name: number for number, image in enumerate(images) for name in (image.id, image.path, Path(image.path).name)}
+    if len(ids) != len(images) or not all(name in known for name in ids):
+        return
+    for row, name in enumerate(ids):
+        if known[name] != row:
+            raise CaptionMismatchError(
+                f"{ids_path}: expected the images in the order of {path}, which has {images[row].path} in place {row}, found {name}"
+            )
 
 
 def _rows_per_image(regions: RegionFile, captions: int, captions_path: Path, captions_per_image: int) -> int:
@@ -235,11 +254,16 @@ def _rows_per_image(regions: RegionFile, captions: int, captions_path: Path, cap
             f"{regions.path.name}, or {rows}, one a row, in whole images; found {captions}"
         )
     # Images that truly have one caption would otherwise lose all but every fifth in silence.
-    if regions.raw(0) != regions.raw(1):
-        raise CaptionMismatchError(
-            f"{regions.path}: as many rows as captions ({rows}): expected each image's row {captions_per_image} times, found rows "
-            f"0 and 1 to differ; if every image has one caption, say captions_per_image=1"
-        )
+    first = b""
+    for row in tqdm(range(rows), desc=f"comparing rows of {regions.path.name}", unit=" rows", delay=2, leave=False):
+        if row % captions_per_image == 0:
+            first = regions.raw(row)
+        elif regions.raw(row) != first:
+            raise CaptionMismatchError(
+                f"{regions.path}: as many rows as captions ({rows}): expected each image's row {captions_per_image} times, found "
+                f"rows {row - row % captions_per_image} and {row} to differ; if every image has one caption, say "
+                "captions_per_image=1"
+            )
     return captions_per_image
 
 
@@ -251,7 +275,16 @@ def _read_ids(path: Path, rows: int, captions: int, stride: int, captions_per_im
     images = rows // stride
     if len(ids) not in (images, captions):
         raise CaptionMismatchError(f"{path}: expected {images} ids, one an image, or {captions}, one a caption, found {len(ids)}")
-    return ids if len(ids) == images else ids[::captions_per_image]
+    if len(ids) == images:
+        return ids
+    for row, name in enumerate(ids):
+        own = ids[row - row % captions_per_image]
+        if name != own:
+            raise CaptionMismatchError(
+                f"{path}: as many ids as captions ({captions}): expected each image's id {captions_per_image} times, found {own!r} "
+                f"and {name!r} for image {row // captions_per_image}; without this file, images are called by their rows"
+            )
+    return ids[::captions_per_image]
 
 
 def _region_counts(path: Path, regions: RegionFile, rows: np.ndarray) -> np.ndarray:
@@ -264,5 +297,5 @@ def _region_counts(path: Path, regions: RegionFile, rows: np.ndarray) -> np.ndar
 def _read_lines(path: Path) -> list[str]:
     """The lines of a text file, without surrounding white space. An empty line is a line: dropping one would move every
     caption after it to another image."""
-    lines = read_text(path).split("\n")
+    lines = normalised(read_text(path)).split("\n")
     return [line.strip() for line in (lines if lines[-1] else lines[:-1])]

@@ -85,6 +85,8 @@ def build_index(
         if source.finished:
             say(f"{split.name}: continues after {source.finished:,} of {split.num_images:,} images, which are in {folder}")
         images, captions = Images(split), Captions(split, vocabulary)
+        if warning := captions.warning():
+            say(warning)
         model.eval()
         used = _first_unused(contents)
         with tqdm(

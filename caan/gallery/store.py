@@ -32,7 +32,7 @@ import caan_kernels as ck
 
 from .. import checkpoint
 from ..errors import FormatError, MissingFileError, StaleIndexError, TruncatedFileError
-from ..files import replacing
+from ..files import parse_json, read_text, replacing
 
 FORMAT = "caan-index-2"
 # The index of a model that cannot be read any more.
@@ -103,7 +103,7 @@ class Contents:
         if not path.is_file():
             raise MissingFileError(f"{path}: expected an index that caan index has made, found no such file")
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = parse_json(path, read_text(path), "what caan index writes")
             found = facts["format"]
             if found != FORMAT:
                 why = f", {checkpoint.TRAIN_AGAIN}" if found == _OLD_OPERATOR else ""
@@ -116,13 +116,13 @@ class Contents:
                 if list(kinds.values()) != [str, int, int, dict]:
                     raise TypeError(f"a segment of {kinds}")
             return cls(facts["model"], facts["checkpoint"], sources)
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise FormatError(f"{path}: expected what caan index writes: {type(error).__name__}: {error}") from None
 
     def write(self, folder: Path) -> None:
         """Write it; a reader sees the old file or the new one."""
         with replacing(folder / "index.json") as unfinished:
-            unfinished.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False), encoding="utf-8")
+            unfinished.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1))
 
     def check_model(self, digest: str, folder: Path, checkpoint: str | Path) -> None:
         """Compare with a model.
@@ -159,9 +159,9 @@ class _Segment:
     def texts(self) -> dict[str, list[str]]:
         path = self.folder / "texts.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path, read_text(path), "the texts of an index")
             counts = len(found["ids"]), len(found["captions"])
-        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise FormatError(f"{path}: expected the texts of an index: {type(error).__name__}: {error}") from None
         if counts != (len(self.regions), len(self.word_ends)):
             raise FormatError(f"{path}: expected {len(self.regions)} ids and {len(self.word_ends)} captions, found {counts}")

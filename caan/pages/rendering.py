@@ -22,7 +22,8 @@ def write_page(path: str | Path, template: str, **values: object) -> None:
     """Fill a template and write it, whole or not at all; all text is escaped."""
     text = _TEMPLATES.get_template(template).render(values)
     with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        # Names of folders need not be text.
+        unfinished.write_text(text, encoding="utf-8", errors="replace")
 
 
 def embedded(image: Image.Image, kind: str) -> str:

@@ -1,5 +1,6 @@
 """Batches: padding, indices, order, and going on where a run stopped."""
 
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -43,6 +44,22 @@ def test_half_precision_stays(scan_folder, features):
     images = Images(load_scan_split(scan_folder, "dev"))
     (batch,) = make_loader(images, LengthBatches(np.full(7, 4), 10))
     np.testing.assert_array_equal(batch.regions.numpy(), features.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("known", "message"),
+    [
+        # "caption", "of", "image", "." and all numbers but the last: 1 of 175 words is missing.
+        (34, None),
+        (26, "the vocabulary lacks 5% of the captions' words, and all words of 0% of the captions. Words are"),
+        (None, "the vocabulary lacks 80% of the captions' words, and all words of 100% of the captions. Words are"),
+    ],
+)
+def test_captions_of_unknown_words(split, known, message):
+    split = replace(split, captions=[f"caption {number} of image ." for number in range(35)])
+    words = ["."] if known is None else ["caption", "of", "image", ".", *map(str, range(known))]
+    warning = Captions(split, Vocabulary(words)).warning()
+    assert (warning is None) if message is None else warning.startswith(f"dev: warning: {message}")
 
 
 def test_a_batch_of_empty_images(scan_folder):

@@ -39,6 +39,29 @@ def test_one_caption_an_image_is_not_taken_for_the_legacy_layout(tmp_path, write
     assert load_scan_split(tmp_path, "test", captions_per_image=1).num_images == 5
 
 
+@pytest.mark.parametrize(("alike", "first", "other"), [(range(2), 0, 2), (range(5), 5, 6), (range(9), 5, 9)])
+def test_rows_that_are_alike_here_and_there_are_not_the_legacy_layout(tmp_path, write_split, alike, first, other):
+    features = np.arange(10 * 6, dtype=np.float32).reshape(10, 1, 6)
+    # Photographs that could not be had.
+    features[list(alike)] = 0
+    write_split(tmp_path, "test", features, [f"caption {row}" for row in range(10)])
+    with pytest.raises(errors.CaptionMismatchError, match=rf"rows {first} and {other} to differ.*captions_per_image=1"):
+        load_scan_split(tmp_path, "test")
+    assert load_scan_split(tmp_path, "test", captions_per_image=1).num_images == 10
+
+
+def test_ids_of_captions_are_not_taken_for_ids_of_images(scan_folder, captions):
+    (scan_folder / "dev_ids.txt").write_text("".join(f"{number // 5}.jpg\n" for number in range(34)) + "annotation-34\n")
+    with pytest.raises(errors.CaptionMismatchError, match=r"dev_ids.txt: .* found '6.jpg' and 'annotation-34' for image 6"):
+        load_scan_split(scan_folder, "dev")
+
+
+def test_texts_are_composed(tmp_path, write_split, features):
+    write_split(tmp_path, "test", features[:1], ["Cafe\u0301"] * 5, ["e\u0301.jpg"])
+    split = load_scan_split(tmp_path, "test")
+    assert split.captions == ["Caf\u00e9"] * 5 and split.ids == ["\u00e9.jpg"]
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_limit_takes_the_first_images(tmp_path, write_split, features, captions, legacy):
     write_split(tmp_path, "dev", features.repeat(5, axis=0) if legacy else features, captions)
@@ -237,6 +260,18 @@ def test_karpathy_split(karpathy_file, features, split, limit, per_image, number
         np.testing.assert_array_equal(loaded.read_regions(image), features[image, : image + 1])
 
 
+@pytest.mark.parametrize("names", [["101", "104"], ["1.jpg", "4.jpg"], ["photos/1.jpg", "photos/4.jpg"]])
+def test_karpathy_ids_in_another_order(karpathy_file, features, names):
+    path, ids = karpathy_file.with_name("some_ims.npy"), karpathy_file.with_name("some_ids.txt")
+    np.save(path, features[:2])
+    for of_others in (names, ["what", "ever"]):
+        ids.write_text("\n".join(of_others))
+        assert load_karpathy_split(karpathy_file, path, "val").ids == ["101", "104"]
+    ids.write_text("\n".join(reversed(names)))
+    with pytest.raises(errors.CaptionMismatchError, match=rf"some_ids.txt: .* has photos/1.jpg in place 0, found {names[1]}"):
+        load_karpathy_split(karpathy_file, path, "val")
+
+
 def test_karpathy_errors(karpathy_file, features):
     path = karpathy_file.with_name("some_ims.npy")
     np.save(path, features)
@@ -251,9 +286,15 @@ def test_karpathy_errors(karpathy_file, features):
 
     content = json.loads(karpathy_file.read_text())
     for broken, message in (
-        (karpathy_file.read_text()[:-20], "JSONDecodeError"),
-        ("[1, 2]", "TypeError"),
-        ('{"image": []}', "KeyError"),
+        (karpathy_file.read_text()[:-20], "Expecting property name"),
+        ("[" * 100_000, "maximum recursion depth"),
+        ("[1, 2]", "found list"),
+        ('{"image": []}', "found NoneType"),
+        (json.dumps({"images": [{**content["images"][0], "split": None}]}), "in image 0: TypeError: a split None"),
+        (
+            json.dumps({"images": [{**content["images"][0], "sentences": [{"raw": "\ud83d"}]}]}),
+            "in image 0: ValueError: expected text in UTF-8, found half of a character",
+        ),
         ('{"images": {}}', "found dict"),
         (json.dumps({"images": [*content["images"][:2], {"filename": "x"}]}), "in image 2: KeyError: 'sentences'"),
         (json.dumps({"images": ["x"]}), "in image 0: AttributeError"),

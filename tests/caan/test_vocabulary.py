@@ -83,6 +83,10 @@ def test_scan_file(tmp_path):
         ),
         (lambda x: x.update(word2idx=[1]), "AttributeError"),
         (lambda x: x["word2idx"].update(dog="x"), "ValueError"),
+        (
+            lambda x: (x["word2idx"].update({"\ud83d": 5}), x["idx2word"].update({"5": "\ud83d"}), x.update(idx=6)),
+            "half of a character",
+        ),
     ],
 )
 def test_broken_files(tmp_path, change, message):
@@ -101,6 +105,15 @@ def test_unusable_files(tmp_path):
     (tmp_path / "text_vocab.json").write_text("dog cat")
     with pytest.raises(errors.FormatError, match=r"text_vocab.json: expected JSON"):
         Vocabulary.load(tmp_path / "text_vocab.json")
+
+
+def test_words_are_composed(tmp_path):
+    vocabulary = Vocabulary(["cafe\u0301", "caf\u00e9", "dog"])
+    assert vocabulary.encode("Caf\u00e9 dog")[1:-1] == vocabulary.encode("Cafe\u0301 dog")[1:-1] == [4, 6]
+    vocabulary.save(tmp_path / "v.json")
+    assert Vocabulary.load(tmp_path / "v.json").words == vocabulary.words
+    with pytest.raises(ValueError, match="expected text in UTF-8, found half of a character, U\\+D83D"):
+        vocabulary.encode("a \ud83d")
 
 
 def test_a_word_twice():

@@ -195,7 +195,27 @@ def _build_requirements() -> list[str]:
     lacking = _lacking(setuptools=SETUPTOOLS, pybind11=PYBIND11)
     if shutil.which("ninja") is None:
         lacking += _lacking(ninja=NINJA)
-    return lacking if _usable_torch(_outside()) else [*lacking, f"torch>={_dotted(TORCH)}"]
+    if _usable_torch(_outside()):
+        return lacking
+    _check_front_end()
+    return [*lacking, f"torch>={_dotted(TORCH)}"]
+
+
+def _check_front_end() -> None:
+    """Have a front end end here that would download a torch beside the user's, and build with that one.
+
+    Only pip lets a build look at the environment outside. uv, `python -m build` and others give it a virtual environment of its
+    own, and no way to find the user's.
+
+    Raises:
+        SystemExit: this front end is not pip.
+    """
+    if not any("pip-build-env-" in entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        raise SystemExit(
+            "error: caan_kernels is built with the torch it runs with, which this front end hides from builds: use pip install, "
+            "or install torch, setuptools, pybind11 and ninja and build without isolation (uv pip install --no-build-isolation, "
+            "python -m build --no-isolation)"
+        )
 
 
 def _setuptools():

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import reprlib
 import stat
 import sys
 from collections.abc import Iterator
@@ -104,6 +105,23 @@ def check_writable(name: str, path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def make_folder(name: str, path: Path) -> None:
+    """Have a folder to write to, before long work.
+
+    Raises:
+        ValueError: the argument `name` is none, and no name for a new one.
+    """
+    # Path.exists raises where a name is too long for a file.
+    if os.path.exists(path) and not path.is_dir():
+        raise ValueError(f"{name}: expected a folder, or a name for a new one, got the file {path}")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{name}: expected a folder that can be made, got {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ValueError(f"{name}: expected a folder that can be written to, got {path}")
+
+
 def hold(file: IO) -> bool:
     """Lock a file that is open for writing until it is closed.
 
@@ -175,9 +193,16 @@ def parse_json(path: Path, text: str, expected: str = "JSON") -> Any:
     """The content of a JSON text that was read from a file.
 
     Raises:
-        FormatError: it is none, or is nested too deeply.
+        FormatError: it is none, has a key twice, or is nested too deeply.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: expected {expected}: {error}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        raise ValueError(f"found a key twice among {reprlib.repr([key for key, _ in pairs])}")
+    return result

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from . import checkpoint
 from .data import Captions, OwnPairs, PairBatch, Pairs, ShuffledBatches, Split, make_loader
 from .evaluation import evaluate
-from .files import check_writable, locked
+from .files import check_writable, locked, make_folder
 from .loss import CollapseWatch, collapsed_loss, triplet_loss
 from .metrics import Metrics, gradient_row, summary, validation_row
 from .model import CAAN, Encoded, ModelConfig
@@ -95,7 +95,7 @@ class Trainer:
         self.data = {"train": train.digest(images=64), "validation": validation.digest(images=64)}
         # What writes checkpoints and TensorBoard's files takes no other name.
         normalised(str(self.folder), "folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder("folder", self.folder)
         self.last_path = self.folder / "last.safetensors"
         if self.processes.first:
             check_writable("folder", self.last_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .errors import FormatError
 from .files import parse_json, read_text, replacing
+from .progress import watched
 from .text import normalised
 
 PAD, START, END, UNKNOWN = range(4)
@@ -94,7 +95,7 @@ class Vocabulary:
 
         The field builds its vocabularies from the captions of train and dev together.
         """
-        counts = Counter(word for caption in captions for word in tokenize(caption))
+        counts = Counter(word for caption in watched(captions, "vocabulary", "captions") for word in tokenize(caption))
         return cls(word for word, count in counts.items() if count >= threshold)
 
     @classmethod

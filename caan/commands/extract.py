@@ -6,8 +6,10 @@ was stopped or killed continues when the same command is given again.
 
 import argparse
 import os
+from pathlib import Path
 
 from ..errors import CaptionMismatchError, DataError
+from ..files import make_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
     # torch takes seconds to import, which `caan --help` need not wait for.
     from ..extraction import extract_split, open_features
 
-    if os.path.exists(arguments.out) and not os.path.isdir(arguments.out):
-        raise DataError(f"--out: expected a folder, or a name for a new one, found a file at {arguments.out}")
     splits = _splits(arguments)
+    make_folder("--out", Path(arguments.out))
     if arguments.features:
         for name in ("backbone", "size", "device"):
             if getattr(arguments, name) is not None:
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         source = _photographs(arguments)
 
-    present = {split: any(source.find(image) for image in images) for split, images in splits.items()}
+    present = {split: any(_is_there(source, image) for image in images) for split, images in splits.items()}
     if not any(present.values()):
         names = [image.name for images in splits.values() for image in images]
         raise CaptionMismatchError(
@@ -85,6 +86,16 @@ def run(arguments: argparse.Namespace) -> None:
         if summary.ran:
             skipped = f"; {len(summary.skipped):,} skipped, listed in {split}_extract.json" if summary.skipped else ""
             print(f"{split}: {summary.images:,} images in {arguments.out}{skipped}")
+
+
+def _is_there(source, image) -> bool:
+    from ..photographs import Unreadable
+
+    try:
+        return source.find(image) is not None
+    except Unreadable:
+        # The run says why it is skipped.
+        return True
 
 
 def _photographs(arguments: argparse.Namespace):

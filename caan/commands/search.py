@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ..errors import FormatError
 from ..files import check_writable, read_text, replacing
+from ..photographs import PhotoFolder
 from ..text import normalised, shown
 from ..vocabulary import tokenize
 from . import options
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     texts = _lines(arguments.queries) if arguments.queries else [arguments.text]
     if arguments.text is not None and not normalised(arguments.text, "text").strip():
         raise ValueError("text: expected words, got none")
+    folder = PhotoFolder(arguments.photos) if arguments.html and arguments.photos else None
     searcher = Searcher(arguments.index, arguments.checkpoint, options.device(arguments))
     gallery = searcher.gallery
     for source in gallery.unfinished:
@@ -91,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.queries and str(arguments.json) != "-":
         print(_table(results[0]))
     if arguments.html:
-        _write_page(searcher, arguments, results)
+        _write_page(searcher, arguments, results, folder)
 
 
 @contextmanager
@@ -106,12 +108,10 @@ def _output(arguments: argparse.Namespace) -> Iterator[Callable[[str], Any]]:
         yield lambda text: None
 
 
-def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str, Any]]) -> None:
+def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str, Any]], folder: PhotoFolder | None) -> None:
     """The results as a page: photographs where they are known, and the words that decided."""
     from ..pages import Answer, Hit, write_retrieval_page
-    from ..photographs import PhotoFolder
 
-    folder = PhotoFolder(arguments.photos) if arguments.photos else None
     answers = []
     for result in results:
         words = [()] * len(result["hits"])
@@ -124,7 +124,7 @@ def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str,
             Hit(
                 hit.get("caption", hit["name"]),
                 hit["score"],
-                photograph=folder.find(hit["image"]) if folder and "text" in result else None,
+                photograph=folder.look_up(hit["image"]) if folder and "text" in result else None,
                 words=own,
             )
             for hit, own in zip(result["hits"], words, strict=True)
@@ -132,7 +132,7 @@ def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str,
         asked = result.get("image", "")
         photograph = None
         if "number" in result:
-            photograph = folder and folder.find(searcher.gallery.ids[result["number"]])
+            photograph = folder and folder.look_up(searcher.gallery.ids[result["number"]])
         elif asked:
             photograph = Path(arguments.image)
         note = f"{result['scored']:,} of {result['gallery']:,} scored"

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..checkpoint import load_model
 from ..data import Split
-from ..files import replacing
+from ..files import check_writable, replacing
 from ..text import normalised
 from . import options
 
@@ -61,8 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     endings = (".html",) if arguments.kind == "retrieval" else (".png", ".html")
     if arguments.out.suffix.lower() not in endings:
         raise ValueError(f"--out: expected a file that ends in {' or '.join(endings)}, got {arguments.out}")
-    if not arguments.out.absolute().parent.is_dir():
-        raise ValueError(f"--out: expected a file in a folder that is there, got {arguments.out}")
+    check_writable("--out", arguments.out)
     {"pair": _pair, "training": _training, "retrieval": _retrieval}[arguments.kind](arguments)
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1000:,.0f} kB")
 
@@ -70,9 +69,9 @@ def run(arguments: argparse.Namespace) -> None:
 def _pair(arguments: argparse.Namespace) -> None:
     # Matplotlib takes a second to import, which --help need not wait for.
     from ..attention import RegionBoxes, explain
-    from ..extraction import Unreadable, read_photograph
+    from ..extraction import read_photograph
     from ..pages import Table
-    from ..photographs import PhotoFolder
+    from ..photographs import PhotoFolder, Unreadable
     from ..pictures import pair_figure
 
     device = options.device(arguments)
@@ -94,7 +93,10 @@ def _pair(arguments: argparse.Namespace) -> None:
     photograph = None
     if arguments.photos:
         folder = PhotoFolder(arguments.photos)
-        path = folder.find(pair.image_id)
+        try:
+            path = folder.find(pair.image_id)
+        except Unreadable as error:
+            raise ValueError(f"{pair.image_id}: {error}") from None
         if path is None:
             raise ValueError(
                 f"--photos: expected a photograph of {pair.image_id}, found none; there: {', '.join(folder.examples())}"
@@ -200,7 +202,7 @@ def _retrieval(arguments: argparse.Namespace) -> None:
                 split.ids[item] if of_text else split.captions[item],
                 float(row[item]),
                 pair.right,
-                folder.find(pair.image_id) if folder and of_text else None,
+                folder.look_up(pair.image_id) if folder and of_text else None,
                 list(zip(pair.words, pair.word_attention.tolist(), strict=True)),
                 list(zip(pair.boxes.tolist(), pair.region_attention.tolist(), strict=True)) if folder and of_text else (),
             )
@@ -213,7 +215,7 @@ def _retrieval(arguments: argparse.Namespace) -> None:
             place = 1 + int((row[~right] >= row[right].max()).sum())
             note = f"its {'image' if of_text else 'best own caption'} is in place {place:,} of {len(row):,}"
         name = split.captions[query] if of_text else split.ids[query]
-        answers.append(Answer(name, hits, folder.find(split.ids[query]) if folder and not of_text else None, note))
+        answers.append(Answer(name, hits, folder.look_up(split.ids[query]) if folder and not of_text else None, note))
     title = f"{arguments.checkpoint.name} on {arguments.split}: {'text → image' if of_text else 'image → text'}"
     write_retrieval_page(arguments.out, title, answers)
 

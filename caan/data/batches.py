@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..progress import watched
 from ..vocabulary import PAD, UNKNOWN, Vocabulary
 from .splits import Split
 
@@ -101,7 +102,10 @@ class Captions(Dataset):
     """
 
     def __init__(self, split: Split, vocabulary: Vocabulary):
-        encoded = [np.array(vocabulary.encode(caption), dtype=np.int32) for caption in split.captions]
+        encoded = [
+            np.array(vocabulary.encode(caption), dtype=np.int32)
+            for caption in watched(split.captions, f"{split.name}: words", "captions")
+        ]
         # One array for all: a list of half a million would be copied, page by page, into every worker.
         self.lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
         self._ends = np.cumsum(self.lengths)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import CaptionMismatchError, FormatError, MissingFileError
 from ..files import parse_json, read_text
+from ..progress import watched
 from ..text import normalised
 from .regions import RegionFile, read_region_counts
 
@@ -76,7 +76,7 @@ class Split:
         chosen = range(self.num_images)
         if images is not None and images < self.num_images:
             chosen = np.linspace(0, self.num_images - 1, images, dtype=int).tolist()
-        for image in chosen:
+        for image in watched(chosen, f"{self.name}: reading all features" if images is None else f"{self.name}: reading", "images"):
             result.update(self.regions.raw(int(self.rows[image])))
         return result.hexdigest()
 
@@ -255,7 +255,7 @@ def _rows_per_image(regions: RegionFile, captions: int, captions_path: Path, cap
         )
     # Images that truly have one caption would otherwise lose all but every fifth in silence.
     first = b""
-    for row in tqdm(range(rows), desc=f"comparing rows of {regions.path.name}", unit=" rows", delay=2, leave=False):
+    for row in watched(range(rows), f"comparing rows of {regions.path.name}", "rows"):
         if row % captions_per_image == 0:
             first = regions.raw(row)
         elif regions.raw(row) != first:

@@ -1,9 +1,12 @@
 """From photographs, or from other people's region features, to the SCAN layout."""
 
+from ..photographs import Unreadable
 from .backbones import DEFAULT_BACKBONE, Backbone, MapBackbone, load_backbone
 from .bottom_up import open_features
-from .photographs import Photographs, extract_images, grid_boxes, read_photograph
-from .run import Regions, RegionSource, Summary, Unreadable, extract_split
+from .photographs import Photographs, extract_images, grid_boxes
+from .pixels import read_photograph
+from .regions import Regions, RegionSource
+from .run import Summary, extract_split
 from .sources import FORMATS, CaptionedImage, read_captions, read_names
 
 __all__ = [

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from .pixels import to_rgb
+
 DEFAULT_BACKBONE = "efficientnet-lite0"
 
 
@@ -78,7 +80,7 @@ class MapBackbone:
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """See `Backbone.preprocess`."""
-        square = image.convert("RGB").resize((self.size, self.size), self._filter)
+        square = to_rgb(image).resize((self.size, self.size), self._filter)
         pixels = (np.asarray(square, dtype=np.float32) - self._mean) / self._deviation
         return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError
+from ..photographs import PhotoFolder, Unreadable
 from .backbones import Backbone
-from .run import Regions, Unreadable
+from .pixels import as_rgb, read_photograph
+from .regions import Regions
 from .sources import CaptionedImage
 
 
@@ -22,15 +24,14 @@ class Photographs:
         backbone: what turns them into regions.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder, or no photograph in it.
     """
 
     dtype = np.dtype(np.float16)
 
     def __init__(self, folder: str | Path, backbone: Backbone):
-        self.place = Path(folder)
-        if not self.place.is_dir():
-            raise DataError(f"photos: expected a folder of photographs, found none at {self.place}")
+        self._folder = PhotoFolder(folder)
+        self.place = self._folder.folder
         self._backbone = backbone
         self._boxes = grid_boxes(*backbone.grid)
         self.settings = {
@@ -42,11 +43,9 @@ class Photographs:
         }
 
     def find(self, image: CaptionedImage) -> tuple[str, Path] | None:
-        """The photograph's name relative to the folder, and its file; a folder in the name may be missing on the disk."""
-        for name in (image.name, Path(image.name).name):
-            if (self.place / name).is_file():
-                return name, self.place / name
-        return None
+        """The photograph's name in the folder, by which `PhotoFolder` finds it again, and its file."""
+        path = self._folder.find(image.name)
+        return None if path is None else (self._folder.name_of(path), path)
 
     def load(self, key: Path) -> Tensor:
         """One photograph as the backbone's input."""
@@ -57,8 +56,8 @@ class Photographs:
         return [Regions(features, self._boxes) for features in self._backbone(torch.stack(list(loaded))).numpy()]
 
     def examples(self) -> list[str]:
-        """Some of the files that are there."""
-        return sorted(path.name for path, _ in zip(self.place.iterdir(), range(3), strict=False))
+        """The names of some photographs that are there."""
+        return self._folder.examples()
 
 
 def extract_images(images: Sequence[Image.Image | str | Path], backbone: Backbone, batch_size: int = 8) -> np.ndarray:
@@ -73,7 +72,7 @@ def extract_images(images: Sequence[Image.Image | str | Path], backbone: Backbon
         (I, R, F) float16; the regions' places are `grid_boxes(*backbone.grid)`.
 
     Raises:
-        DataError: a file cannot be read; the message names it.
+        DataError: an image cannot be read; the message names its file.
     """
     features = np.empty((len(images), backbone.grid[0] * backbone.grid[1], backbone.width), dtype=np.float16)
     for start in range(0, len(images), batch_size):
@@ -89,29 +88,8 @@ def grid_boxes(rows: int, columns: int) -> np.ndarray:
 
 
 def _opened(image: Image.Image | str | Path) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image)
     try:
-        return read_photograph(Path(image))
+        return as_rgb(image) if isinstance(image, Image.Image) else read_photograph(image)
     except Unreadable as error:
-        raise DataError(f"{image}: expected a photograph: {error}") from None
-
-
-def read_photograph(path: Path) -> Image.Image:
-    """A photograph, upright and in RGB.
-
-    Raises:
-        Unreadable: it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise Unreadable("there is no such file") from None
-    except Image.UnidentifiedImageError:
-        raise Unreadable("it is not an image" if path.stat().st_size else "the file is empty") from None
-    except OSError as error:
-        raise Unreadable(str(error)) from None
-    # Pillow's decoders raise whatever they stumble over: SyntaxError, struct.error and more.
-    except Exception as error:
-        raise Unreadable(f"{type(error).__name__}: {error}") from None
+        name = "images" if isinstance(image, Image.Image) else image
+        raise DataError(f"{name}: expected a photograph: {error}") from None

@@ -5,17 +5,14 @@ appended, and `{split}_extract.journal`, a line of settings and then a line a ba
 whole, and its rows are on the disk before its line is. The last file of a finished split to appear is `{split}_ims.npy`.
 """
 
-import fcntl
 import hashlib
 import io
 import json
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import PIL
@@ -24,7 +21,8 @@ from tqdm import tqdm
 
 from ..data.splits import CAPTIONS_PER_IMAGE
 from ..errors import CaptionMismatchError, DataError
-from ..files import naming, replacing
+from ..files import hold, naming, replacing
+from .regions import Regions, RegionSource, batches
 from .sources import CaptionedImage
 
 # So many images are named on the screen; all of them are in {split}_extract.json.
@@ -32,52 +30,6 @@ _NAMED = 20
 _FINAL = ("ims.npy", "caps.txt", "ids.txt", "boxes.npy", "num_boxes.npy", "extract.json")
 _BOX = 4
 _WAY_OUT = "give another folder, or say --overwrite to begin anew"
-
-
-class Unreadable(Exception):
-    """An image that cannot be used; the message is the reason."""
-
-
-class Regions(NamedTuple):
-    """The regions of one image.
-
-    Attributes:
-        features: (R, F) floating point.
-        boxes: (R, 4) float32, x1 y1 x2 y2 as fractions of the photograph's width and height.
-    """
-
-    features: np.ndarray
-    boxes: np.ndarray
-
-
-class RegionSource(Protocol):
-    """Where regions come from.
-
-    Attributes:
-        place: the folder or file, for messages.
-        dtype: what features are stored as, float16 or float32.
-        settings: what the features depend on, in JSON's types, with "width": F.
-    """
-
-    place: Path
-    dtype: np.dtype
-    settings: dict[str, Any]
-
-    def find(self, image: CaptionedImage) -> tuple[str, Any] | None:
-        """The name of an image as it goes into the list of ids, and what `load` takes; None where it is not there."""
-        ...
-
-    def load(self, key: Any) -> Any:
-        """What `encode` needs of an image that was found. Called in threads; raises `Unreadable`."""
-        ...
-
-    def encode(self, loaded: Sequence[Any]) -> list[Regions]:
-        """The regions of a batch."""
-        ...
-
-    def examples(self) -> list[str]:
-        """The names of some images that are there."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -169,7 +121,7 @@ def extract_split(
         if begin:
             say(f"{split}: continues after {begin:,} of {len(enough):,} images, where an earlier run was stopped")
         with tqdm(total=len(enough), initial=begin, desc=split, unit=" images") as bar:
-            for batch in _batches(enough[begin:], source, batch_size, workers):
+            for batch in batches(enough[begin:], source, batch_size, workers):
                 journal.append(batch)
                 for name, outcome in batch:
                     if isinstance(outcome, str):
@@ -220,11 +172,8 @@ class _Journal:
         self._features, self._boxes, self._lines = (_open(folder / f"{split}_{name}") for name in self.files)
         self.images: list[list] = []
         try:
-            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.__exit__()
-            raise OSError(f"{folder}: another run is writing {split} at this moment") from None
-        try:
+            if not hold(self._lines):
+                raise OSError(f"{folder}: another run is writing {split} at this moment")
             self._recover(settings, anew)
         except BaseException:
             self.__exit__()
@@ -311,52 +260,6 @@ class _Journal:
     def __exit__(self, *_: object) -> None:
         for file in (self._features, self._boxes, self._lines):
             file.close()
-
-
-def _batches(
-    images: Sequence[CaptionedImage], source: RegionSource, size: int, workers: int
-) -> Iterator[list[tuple[str, Regions | str]]]:
-    """Batches of (name, regions or the reason why there are none); threads read ahead by two batches."""
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque = deque()
-    try:
-        for start in range(0, len(images), size):
-            waiting.append([pool.submit(_load, source, image) for image in images[start : start + size]])
-            if len(waiting) > 2:
-                yield _encode(waiting.popleft(), source)
-        while waiting:
-            yield _encode(waiting.popleft(), source)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _load(source: RegionSource, image: CaptionedImage) -> tuple[str, Any]:
-    found = source.find(image)
-    if found is None:
-        return image.name, Unreadable(f"it is not in {source.place}")
-    name, key = found
-    try:
-        return name, source.load(key)
-    except Unreadable as error:
-        return name, error
-
-
-def _encode(futures: list[Future], source: RegionSource) -> list[tuple[str, Regions | str]]:
-    loaded = [future.result() for future in futures]
-    good = [content for _, content in loaded if not isinstance(content, Unreadable)]
-    regions = iter(source.encode(good) if good else ())
-    batch = []
-    for name, content in loaded:
-        outcome = str(content) if isinstance(content, Unreadable) else next(regions)
-        if isinstance(outcome, Regions) and not _fits(outcome.features, source.dtype):
-            outcome = f"its features are not finite numbers in {source.dtype}"
-        batch.append((name, outcome))
-    return batch
-
-
-def _fits(features: np.ndarray, dtype: np.dtype) -> bool:
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(features.astype(dtype, copy=False)).all())
 
 
 def _finished(folder: Path, split: str, settings: dict[str, Any]) -> Summary | None:

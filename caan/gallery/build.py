@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .. import checkpoint
 from ..data import Captions, Images, LengthBatches, Split
 from ..errors import StaleSplitError
-from ..files import locked, naming
+from ..files import locked, make_folder, naming
 from ..model import CAAN
 from ..vocabulary import Vocabulary
 from .store import Contents, Source
@@ -67,7 +67,7 @@ def build_index(
     split.regions.require_width(model.config.region_width)
     _refuse_dense(model)
     digest = checkpoint.digest(model, vocabulary)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder("folder", folder)
     with locked(folder, "an index"):
         if (folder / "index.json").exists():
             contents = Contents.read(folder)

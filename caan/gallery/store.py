@@ -33,6 +33,7 @@ import caan_kernels as ck
 from .. import checkpoint
 from ..errors import FormatError, MissingFileError, StaleIndexError, TruncatedFileError
 from ..files import parse_json, read_text, replacing
+from ..progress import watched
 
 FORMAT = "caan-index-2"
 # The index of a model that cannot be read any more.
@@ -202,13 +203,18 @@ class Gallery:
                 f"{self.folder}: expected a finished index, found {', '.join(found)}; the same caan index command continues"
             )
         listed = [segment for source in self.sources for segment in source.segments]
-        self._segments = [_Segment(self.folder / segment["folder"], segment["bytes"]) for segment in listed]
+        watch = watched(listed, f"reading {self.folder}", "segments")
+        self._segments = [_Segment(self.folder / segment["folder"], segment["bytes"]) for segment in watch]
         self._first_image = np.cumsum([0, *(len(segment.regions) for segment in self._segments)])
         self._first_caption = np.cumsum([0, *(len(segment.word_ends) for segment in self._segments)])
-        self.image_vectors = np.concatenate([segment.image_vectors for segment in self._segments])
-        self.caption_vectors = np.concatenate([segment.caption_vectors for segment in self._segments])
+        self.image_vectors = self._read("image_vectors", "images")
+        self.caption_vectors = self._read("caption_vectors", "captions")
         numbered = zip(self._segments, self._first_image, strict=False)
         self.image_of_caption = np.concatenate([segment.image_of_caption + first for segment, first in numbered])
+
+    def _read(self, name: str, unit: str) -> np.ndarray:
+        """One array of all segments, in memory."""
+        return np.concatenate([getattr(segment, name) for segment in watched(self._segments, f"reading {unit}", "segments")])
 
     @cached_property
     def ids(self) -> list[str]:

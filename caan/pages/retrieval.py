@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..extraction import Unreadable, read_photograph
+from ..extraction import read_photograph
 from ..heat import heat_image
+from ..photographs import Unreadable
 from .rendering import embedded, write_page
 
 _THUMBNAIL = 320
@@ -27,7 +28,7 @@ class Hit:
         name: what the gallery calls the item: an image's id, or a caption's text.
         score: by which it was found.
         right: whether it is a right answer; None where that is not known.
-        photograph: shown where there is one.
+        photograph: shown where there is one; an error says on the page why there is none.
         words: the pair's words in order, each with its attention; these sum to 1.
         regions: boxes x1 y1 x2 y2 as fractions of the photograph, each with its attention; the photograph
             is darker where they have less.
@@ -36,7 +37,7 @@ class Hit:
     name: str
     score: float
     right: bool | None = None
-    photograph: Path | None = None
+    photograph: Path | Unreadable | None = None
     words: Sequence[tuple[str, float]] = ()
     regions: Sequence[tuple[Sequence[float], float]] = ()
 
@@ -48,13 +49,13 @@ class Answer:
     Attributes:
         query: a text, or an image's id.
         hits: what was found.
-        photograph: of an image that is the query.
+        photograph: of an image that is the query, likewise.
         note: a line under the query, for instance how it was searched.
     """
 
     query: str
     hits: Sequence[Hit]
-    photograph: Path | None = None
+    photograph: Path | Unreadable | None = None
     note: str = ""
 
 
@@ -97,7 +98,9 @@ class _Thumbnail(NamedTuple):
     reason: str = ""
 
 
-def _thumbnail(path: Path) -> _Thumbnail:
+def _thumbnail(path: Path | Unreadable) -> _Thumbnail:
+    if isinstance(path, Unreadable):
+        return _Thumbnail(reason=str(path))
     try:
         image = read_photograph(path)
     except Unreadable as error:

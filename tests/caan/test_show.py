@@ -24,7 +24,6 @@ from caan.data import Captions, Images, load_scan_split
 from caan.heat import heat_image
 from caan.model import Encoded
 from caan.pages import Answer, Hit, write_retrieval_page
-from caan.photographs import PhotoFolder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -347,15 +346,28 @@ def test_what_is_wrong_is_one_line(split, boxes, photos, model_file, tmp_path, c
     assert "--queries: expected at least 1, got 0" in error(*retrieval, tmp_path / "a.html", "--queries", 0)
 
 
-def test_photographs_are_found(tmp_path):
-    for name in ("val2014/COCO_val2014_000000391895.jpg", "b.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / name)
-    folder = PhotoFolder(tmp_path)
-    assert folder.find("391895").name == "COCO_val2014_000000391895.jpg" and folder.find("other/b.png").name == "b.png"
-    assert folder.find("c.png") is None
-    with pytest.raises(errors.DataError, match="expected a folder of photographs, found none"):
-        PhotoFolder(tmp_path / "nothing")
+def test_photographs_are_found_as_by_extraction(split, boxes, photos, model_file, tmp_path, capsys):  # noqa: F811
+    """Without an ending, behind a link to a folder; and none where two different files have the name."""
+    (tmp_path / "more").mkdir()
+    (photos / "3.png").rename(tmp_path / "more" / "3")
+    (photos / "link").symlink_to(tmp_path / "more")
+    pair = ["pair", model_file, "--data", tmp_path, "--photos", photos, "--image", 3, "--out", tmp_path / "pair.html"]
+    retrieval = ["retrieval", model_file, "--data", tmp_path, "--photos", photos, "--queries", 1, "--top", 24, "--out"]
+    page = tmp_path / "page.html"
+    assert show(*pair) == 0 and show(*retrieval, page) == 0
+    assert len(Page(page).images) == 48
+
+    for name in ("one", "two"):
+        (tmp_path / "more" / name).mkdir()
+        Image.new("RGB", (6, 4), "blue" if name == "one" else "red").save(tmp_path / "more" / name / "4.png")
+    (photos / "4.png").unlink()
+    pair[pair.index(3)] = 4
+    capsys.readouterr()
+    assert show(*pair) == 1
+    expected = f"4: expected one photograph of this name in {photos}, found different files: link/one/4.png, link/two/4.png"
+    assert capsys.readouterr().err == f"caan show: error: {expected}\n"
+    assert show(*retrieval, page) == 0
+    assert len(Page(page).images) == 46 and any(f"No picture: {expected[3:]}" in text for text in Page(page).text)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")

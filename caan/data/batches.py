@@ -1,13 +1,14 @@
 """From a split to batches of tensors, by way of PyTorch's DataLoader."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from ..progress import watched
 from ..vocabulary import PAD, UNKNOWN, Vocabulary
@@ -293,7 +294,7 @@ def make_loader(
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=dataset.collate,
+        collate_fn=partial(_collated, dataset.collate),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
@@ -301,6 +302,16 @@ def make_loader(
         generator=torch.Generator(),
         worker_init_fn=_leave_group,
     )
+
+
+def _collated(collate: Callable, items: Sequence[tuple]) -> ImageBatch | CaptionBatch | PairBatch:
+    batch = collate(items)
+    if get_worker_info() is not None:
+        # As sending it would do; but what fails there, in a thread of the queue's, is not told to anybody, and waited for.
+        for part in batch if isinstance(batch, PairBatch) else (batch,):
+            for tensor in part:
+                tensor.share_memory_()
+    return batch
 
 
 def _leave_group(worker: int) -> None:

@@ -164,3 +164,14 @@ def test_wrong_arguments():
         ShuffledBatches(3, 4, drop_last=True)
     with pytest.raises(ValueError, match="num_items: expected enough"):
         ShuffledBatches(0, 4)
+
+
+def test_shared_memory_that_is_full_is_told(split, vocabulary, monkeypatch):
+    def full(self):
+        raise RuntimeError("unable to write to file </torch_7_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    for dataset in (Images(split), Pairs(split, vocabulary)):
+        assert len(list(make_loader(dataset, [[0, 1]]))) == 1
+        with pytest.raises(RuntimeError, match="unable to write to file </torch_7_1>"):
+            list(make_loader(dataset, [[0, 1]], workers=1))

@@ -19,16 +19,24 @@ def normalised(text: str, name: str | None = None) -> str:
     """
     if text.isascii():
         return text
+    of = f"{name}: " if name else ""
     try:
-        text.encode()
+        # Where the locale has no UTF-8, Python hands on the bytes of text that is.
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8")
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
-        found = f"the byte 0x{code - 0xDC00:X}" if 0xDC80 <= code <= 0xDCFF else f"half of a character, U+{code:04X}"
-        of = f"{name}: " if name else ""
-        raise ValueError(f"{of}expected text in UTF-8, found {found}, at position {error.start}") from None
+        raise ValueError(
+            f"{of}expected text in UTF-8, found half of a character, U+{code:04X}, at position {error.start}"
+        ) from None
+    except UnicodeDecodeError as error:
+        found = f"the byte 0x{error.object[error.start]:X}, at byte {error.start}"
+        raise ValueError(f"{of}expected text in UTF-8, found {found}") from None
     return unicodedata.normalize("NFC", text)
 
 
 def shown(name: str) -> str:
     """A file's name for the screen and for pages: what is no text in it becomes a replacement character."""
-    return normalised(_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", name))
+    try:
+        return normalised(name)
+    except ValueError:
+        return normalised(_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", name))

@@ -143,6 +143,8 @@ def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str,
 def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[str, Any]:
     """One query with what it found, in types that JSON has."""
     gallery = searcher.gallery
+    if text is not None:
+        text = normalised(text, "text")
     asked: dict[str, Any] = {"text": text} if text is not None else {"image": shown(arguments.image)}
     if text is None:
         number = _find_image(gallery, arguments.image)

@@ -33,13 +33,6 @@ def test_help_of_a_command(capsys, name):
     assert end.value.code == 0 and printed.startswith(f"usage: caan {name}") and "None" not in printed
 
 
-def test_help_without_docstrings():
-    """Python's -OO takes them away."""
-    program = [sys.executable, "-OO", "-c", "from caan.commands import main; main(['train', '--help'])"]
-    shown = subprocess.run(program, capture_output=True, text=True)
-    assert shown.returncode == 0 and "train a model" in shown.stdout
-
-
 def test_any_thread_may_run_a_command(data, tmp_path):
     """Only the main thread may say what becomes of signals."""
     given = ["evaluate", str(tmp_path / "nothing"), "--data", str(data)]

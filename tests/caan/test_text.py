@@ -22,6 +22,7 @@ from caan.text import normalised, shown
         # Signs that only look like others stay what they are.
         ("\ufb01ne \u00b2", "\ufb01ne \u00b2"),
         ("\U0001f436 a dog", "\U0001f436 a dog"),
+        ("cafe\u0301".encode().decode("ascii", "surrogateescape"), "caf\u00e9"),
         ("", ""),
     ],
 )
@@ -35,7 +36,7 @@ def test_texts_are_composed(text, expected):
     [
         ("\ud83d a dog", "half of a character, U\\+D83D, at position 0"),
         ("a dog \udc36", "half of a character, U\\+DC36, at position 6"),
-        (b"caf\xe9".decode("utf-8", "surrogateescape"), "the byte 0xE9, at position 3"),
+        (b"caf\xe9".decode("utf-8", "surrogateescape"), "the byte 0xE9, at byte 3"),
     ],
 )
 def test_what_is_no_character_is_refused(text, found):
@@ -59,9 +60,9 @@ BYTES = os.fsdecode(b"image \xff")
 def test_command_lines(index, data, tmp_path, capsys):  # noqa: F811
     pair = ["show", "pair", str(tmp_path / "run"), "--data", str(data), "--out", str(tmp_path / "pair.png"), "--image"]
     for arguments, line in (
-        (["search", str(index), BYTES], "caan search: error: text: expected text in UTF-8, found the byte 0xFF, at position 6"),
-        ([*pair, BYTES], "caan show: error: --image: expected text in UTF-8, found the byte 0xFF, at position 6"),
-        ([*pair, "0", "--text", BYTES], "caan show: error: --text: expected text in UTF-8, found the byte 0xFF, at position 6"),
+        (["search", str(index), BYTES], "caan search: error: text: expected text in UTF-8, found the byte 0xFF, at byte 6"),
+        ([*pair, BYTES], "caan show: error: --image: expected text in UTF-8, found the byte 0xFF, at byte 6"),
+        ([*pair, "0", "--text", BYTES], "caan show: error: --text: expected text in UTF-8, found the byte 0xFF, at byte 6"),
         (["search", str(index), "--image", BYTES], "caan search: error: --image: expected an id of the gallery"),
     ):
         assert main(arguments) == 1
@@ -83,13 +84,13 @@ def test_a_session_goes_on_after_what_is_no_text(index, locale):
     )
     lines = run.stdout.decode()
     assert run.returncode == 0 and lines.count(" scored in ") == 1
-    assert "expected text in UTF-8, found the byte 0xFF, at position 6" in lines
+    assert "expected text in UTF-8, found the byte 0xFF, at byte 6" in lines
 
 
 def test_folders_whose_names_are_no_text(data, index, tmp_path, capsys):  # noqa: F811
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     (tmp_path / "run").rename(folder)
-    refused = f"expected text in UTF-8, found the byte 0xE9, at position {len(str(tmp_path)) + 4}"
+    refused = f"expected text in UTF-8, found the byte 0xE9, at byte {len(str(tmp_path)) + 4}"
     for arguments, name in (
         (["train", "--data", str(data), "--out", str(folder), *SMALL], "folder"),
         (["evaluate", str(folder), "--data", str(data)], "checkpoint"),

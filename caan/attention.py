@@ -13,6 +13,7 @@ import caan_kernels as ck
 from .data import Captions, Images, Split
 from .errors import FormatError, MissingFileError
 from .extraction import grid_boxes
+from .isolation import isolated
 from .model import CAAN
 from .vocabulary import Vocabulary, tokenize
 
@@ -155,10 +156,10 @@ def _explained(
         batch = pairs[start : start + _BATCH]
         texts = [caption if isinstance(caption, str) else split.captions[caption] for _, caption in batch]
         ids = [np.array(vocabulary.encode(text)) for text in texts]
-        with torch.no_grad():
-            regions = model.encode_images(images.collate([images[image] for image, _ in batch]).to(device))
-            words = model.encode_captions(Captions.collate(list(enumerate(ids))).to(device))
-            diagonal = torch.arange(len(batch)).repeat(2, 1).T.contiguous()
+        with isolated():
+            regions = model.prepare_images(images.collate([images[image] for image, _ in batch]).to(device))
+            words = model.prepare_captions(Captions.collate(list(enumerate(ids))).to(device))
+            diagonal = torch.arange(len(batch), device="cpu").repeat(2, 1).T.contiguous()
             maps = model.attention.maps(regions, words, diagonal)
         maps = ck.AttentionMaps(*(part.float().cpu().numpy() for part in maps))
         for number, (image, caption) in enumerate(batch):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .errors import FormatError, MissingFileError
 from .files import replacing
+from .isolation import isolated
 from .model import CAAN, ModelConfig
 from .text import normalised
 from .vocabulary import MARKS, Vocabulary
@@ -88,6 +89,7 @@ def save_model(path: str | Path, model: CAAN, vocabulary: Vocabulary, facts: dic
     write(path, prefixed("model", model.state_dict()), {**(facts or {}), **model_facts(model, vocabulary)})
 
 
+@isolated(gradients=True)
 def load_model(path: str | Path) -> tuple[CAAN, Vocabulary, dict[str, Any]]:
     """Read a model, for scoring.
 

@@ -25,6 +25,7 @@ import caan_kernels as ck
 from . import checkpoint
 from .data import Captions, Images, LengthBatches, Split, make_loader
 from .files import allocate, hold, keep_mode
+from .isolation import isolated
 from .kept import KeptSums
 from .model import CAAN, Encoded
 from .processes import Processes
@@ -66,6 +67,7 @@ class Evaluation:
     kept: Path | None = None
 
 
+@isolated()
 def evaluate(
     models: Sequence[tuple[CAAN, Vocabulary]],
     split: Split,
@@ -118,7 +120,7 @@ def evaluate(
     fold_of_image = None if fold_size is None else folds(split.num_images, fold_size)
     image_of_caption = torch.from_numpy(split.image_of_caption)
     scorer = _Scorer(models, split, device, workers)
-    units = scorer.units(fold_of_image if folds_only else torch.zeros(split.num_images, dtype=torch.int64))
+    units = scorer.units(fold_of_image if folds_only else torch.zeros(split.num_images, dtype=torch.int64, device="cpu"))
     for warning in dict.fromkeys(captions.warning() for captions in scorer.captions):
         if warning and processes.first:
             say(warning)
@@ -162,7 +164,7 @@ def evaluate(
                 bar.update(loaded.unit.pairs)
         return kept.total()
 
-    positives = torch.zeros(len(split.captions))
+    positives = torch.zeros(len(split.captions), dtype=torch.float32, device="cpu")
 
     def find_positives(loaded: _Loaded) -> None:
         for captions, scores in scorer.positives(loaded):

@@ -4,8 +4,6 @@ The attention itself is `caan_kernels.context_attention`; here are the learned t
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +15,11 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import caan_kernels as ck
 
 from .data.batches import CaptionBatch, ImageBatch, PairBatch
+from .isolation import one_thread
 from .vocabulary import END, PAD
+
+# Parameters, whatever torch's defaults are.
+_PARAMETERS = {"dtype": torch.float32, "device": torch.device("cpu")}
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,12 @@ class RegionEncoder(nn.Module):
     def __init__(self, region_width: int, width: int, dropout: float = 0.0, unit_length: bool = True):
         super().__init__()
         self.unit_length = unit_length
-        self.projection = nn.Linear(region_width, width)
+        self.projection = nn.Linear(region_width, width, **_PARAMETERS)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
         self.dropout = nn.Dropout(dropout)
-        self.register_buffer("mean", torch.zeros(region_width))
-        self.register_buffer("deviation", torch.ones(region_width))
+        self.register_buffer("mean", torch.zeros(region_width, **_PARAMETERS))
+        self.register_buffer("deviation", torch.ones(region_width, **_PARAMETERS))
 
     def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
         """Take the channels' statistics, (F,) each, which features are standardised by from now on.
@@ -143,9 +145,9 @@ class WordEncoder(nn.Module):
         super().__init__()
         self.unit_length = unit_length
         self.dropout = nn.Dropout(dropout)
-        self.embedding = nn.Embedding(vocabulary_size, word_width, padding_idx=PAD)
+        self.embedding = nn.Embedding(vocabulary_size, word_width, padding_idx=PAD, **_PARAMETERS)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
-        self.gru = nn.GRU(word_width, width, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(word_width, width, batch_first=True, bidirectional=True, **_PARAMETERS)
 
     def forward(self, words: Tensor, word_lengths: Tensor) -> Tensor:
         """(B, N) ids, of which word_lengths, (B,) from 1 to N, on the CPU, are real, to (B, N, D); zeros beyond."""
@@ -188,13 +190,13 @@ class ContextAwareAttention(nn.Module):
     ):
         super().__init__()
         hidden = hidden_width or width
-        self.affinity = nn.Parameter(affinity_scale * torch.eye(width))
+        self.affinity = nn.Parameter(affinity_scale * torch.eye(width, **_PARAMETERS))
         for name in ("region_intra", "region_inter", "word_intra", "word_inter"):
-            setattr(self, name, nn.Parameter(torch.randn(width, hidden) / math.sqrt(width)))
+            setattr(self, name, nn.Parameter(torch.randn(width, hidden, **_PARAMETERS) / math.sqrt(width)))
         for name in ("region_score", "word_score"):
-            setattr(self, name, nn.Parameter(torch.zeros(hidden)))
+            setattr(self, name, nn.Parameter(torch.zeros(hidden, **_PARAMETERS)))
         for name in ("region_bilinear", "word_bilinear"):
-            self.register_parameter(name, nn.Parameter(torch.eye(width)) if intra == "features" else None)
+            self.register_parameter(name, nn.Parameter(torch.eye(width, **_PARAMETERS)) if intra == "features" else None)
         self.options = {"similarity": similarity, "inter": inter, "intra": intra}
 
     @property
@@ -269,7 +271,7 @@ class CAAN(nn.Module):
 
         The same batch gives the same bits on any number of threads.
         """
-        with _one_thread():
+        with one_thread():
             encoded = self.encode_images(images)
         return encoded if self.dense else ck.project_regions(encoded.features, self.attention.weights, encoded.lengths)
 
@@ -279,20 +281,9 @@ class CAAN(nn.Module):
 
         The same batch gives the same bits on any number of threads.
         """
-        with _one_thread():
+        with one_thread():
             encoded = self.encode_captions(captions)
         return encoded if self.dense else ck.project_words(encoded.features, self.attention.weights, encoded.lengths)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """The library's matrix products, those of the GRU above all, round differently on another number of threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def keep_some(items: Tensor, lengths: Tensor, drop: float, marks: int = 0) -> tuple[Tensor, Tensor]:
@@ -311,8 +302,8 @@ def keep_some(items: Tensor, lengths: Tensor, drop: float, marks: int = 0) -> tu
     """
     count = items.shape[1]
     kept = lengths - (drop * (lengths - 2 * marks).clamp(min=0)).long()
-    position = torch.arange(count)
-    order = torch.rand(len(items), count)
+    position = torch.arange(count, device="cpu")
+    order = torch.rand(len(items), count, dtype=torch.float32, device="cpu")
     order[(position < marks) | (position >= lengths[:, None] - marks)] = -1
     order[position >= lengths[:, None]] = 2
     chosen = order.argsort(dim=1).masked_fill(position >= kept[:, None], count).sort(dim=1).values[:, : max(1, int(kept.max()))]

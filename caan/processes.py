@@ -81,13 +81,13 @@ class Processes:
     def gather_values(self, value: Any) -> list[Any]:
         """Every process's value, of types that JSON has."""
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        lengths = self.gather(torch.tensor([len(text)]))
+        lengths = self.gather(torch.tensor([len(text)], dtype=torch.int64, device="cpu"))
         texts = self.gather(torch.nn.functional.pad(text, (0, int(max(lengths)) - len(text))))
         return [json.loads(bytes(text[:length].tolist())) for text, length in zip(texts, lengths, strict=True)]
 
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process."""
-        return bool(self.sum(torch.tensor([int(flag)])))
+        return bool(self.sum(torch.tensor([int(flag)], dtype=torch.int64, device="cpu")))
 
     def wait(self) -> None:
         """Until all processes are here."""

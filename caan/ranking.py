@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .data import Captions, Images, Split, make_loader
+from .isolation import isolated
 from .model import CAAN
 from .vocabulary import Vocabulary
 
@@ -18,7 +19,7 @@ _BATCH = {"cpu": 128}
 _SMALL_BATCH = 32
 
 
-@torch.no_grad()
+@isolated()
 def score_some(
     model: CAAN,
     vocabulary: Vocabulary,
@@ -53,7 +54,7 @@ def score_some(
     device = torch.device(device)
     model = model.to(device).eval()
     size = _SMALL_BATCH if model.dense else _BATCH.get(device.type, _SMALL_BATCH)
-    scores = torch.empty(len(images), len(captions))
+    scores = torch.empty(len(images), len(captions), dtype=torch.float32, device="cpu")
 
     def batches(items: Dataset, chosen: np.ndarray, prepare) -> Iterator[tuple[slice, object]]:
         places = [slice(start, min(start + size, len(chosen))) for start in range(0, len(chosen), size)]

@@ -105,7 +105,7 @@ class RankCounter:
                 f"positives: expected shape ({len(image_of_caption)},), as image_of_caption, got {tuple(positives.shape)}"
             )
         if fold_of_image is None:
-            fold_of_image = torch.zeros(num_images, dtype=torch.int64)
+            fold_of_image = torch.zeros(num_images, dtype=torch.int64, device="cpu")
         if fold_of_image.shape != (num_images,):
             raise ValueError(f"fold_of_image: expected shape ({num_images},), got {tuple(fold_of_image.shape)}")
         _check_numbers("positives", positives)
@@ -119,8 +119,8 @@ class RankCounter:
         self._best = torch.full((num_images,), float("-inf"), dtype=positives.dtype, device=positives.device)
         self._best.scatter_reduce_(0, index, self._positives, "amax")
         # Rows: wrong answers that are better, that are tied, and all that were seen.
-        self._by_image = torch.zeros(3, num_images, dtype=torch.int64)
-        self._by_caption = torch.zeros(3, len(image_of_caption), dtype=torch.int64)
+        self._by_image = torch.zeros(3, num_images, dtype=torch.int64, device="cpu")
+        self._by_caption = torch.zeros(3, len(image_of_caption), dtype=torch.int64, device="cpu")
 
     def add(self, scores: Tensor, images: Tensor | slice, captions: Tensor | slice) -> None:
         """Count a tile. Together the tiles must have every pair of a fold once; pairs across folds may be missing.
@@ -157,8 +157,8 @@ class RankCounter:
         positives, best = self._positives[captions.to(device)], self._best[images.to(device)]
 
         # Right answers are few: they are counted with the rest, and taken off again one by one.
-        row_of_image = torch.full((len(self._best),), -1)
-        row_of_image[images] = torch.arange(len(images))
+        row_of_image = torch.full((len(self._best),), -1, dtype=torch.int64, device="cpu")
+        row_of_image[images] = torch.arange(len(images), device="cpu")
         rows = row_of_image[self._image_of_caption[captions]]
         columns = (rows >= 0).nonzero()[:, 0]
         rows = rows[columns]
@@ -172,7 +172,7 @@ class RankCounter:
             compared = thresholds.unsqueeze(dim)
             tile = torch.stack([_count_true(scores > compared, dim), _count_true(scores == compared, dim)]).cpu()
             tile.index_add_(1, place, -torch.stack([right > own, right == own]).to(tile))
-            seen = torch.full((len(index),), scores.shape[dim]).index_add_(0, place, torch.full((len(place),), -1))
+            seen = torch.full_like(index, scores.shape[dim]).index_add_(0, place, torch.full_like(place, -1))
             counts.index_add_(1, index, torch.cat((tile, seen[None])))
 
     @property
@@ -208,7 +208,7 @@ class RankCounter:
                 found = f"found {int(counts[2, item])} for {what} {item}"
                 raise ValueError(f"scores: expected {int(expected[item])} wrong answers from the tiles, each once, {found}")
         images = self._has_captions.nonzero()[:, 0]
-        captions = torch.arange(len(self._positives))
+        captions = torch.arange(len(self._positives), device="cpu")
         return Ranks(images, *self._by_image[:2, images]), Ranks(captions, *self._by_caption[:2])
 
     def figures(self) -> Figures:
@@ -252,7 +252,7 @@ def folds(num_images: int, size: int) -> Tensor:
     """
     if size < 1 or num_images % size:
         raise ValueError(f"size: expected a divisor of {num_images} images, got {size}")
-    return torch.arange(num_images) // size
+    return torch.arange(num_images, device="cpu") // size
 
 
 def count_ranks(scores: Tensor, image_of_caption: Tensor, fold_of_image: Tensor | None = None, rows: int = 1000) -> RankCounter:
@@ -263,7 +263,7 @@ def count_ranks(scores: Tensor, image_of_caption: Tensor, fold_of_image: Tensor 
         image_of_caption, fold_of_image: as for `RankCounter`.
         rows: images in a tile.
     """
-    positives = scores[image_of_caption, torch.arange(len(image_of_caption))]
+    positives = scores[image_of_caption, torch.arange(len(image_of_caption), device="cpu")]
     counter = RankCounter(positives, image_of_caption, len(scores), fold_of_image)
     for start in range(0, len(scores), rows):
         tile = slice(start, min(start + rows, len(scores)))
@@ -314,7 +314,7 @@ def _chosen(ranks: Ranks, mask: Tensor) -> Ranks:
 
 def _indices(index: Tensor | slice, count: int) -> Tensor:
     if isinstance(index, slice):
-        return torch.arange(*index.indices(count))
+        return torch.arange(*index.indices(count), device="cpu")
     return index.to("cpu", torch.int64)
 
 

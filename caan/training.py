@@ -33,6 +33,7 @@ from . import checkpoint
 from .data import Captions, OwnPairs, PairBatch, Pairs, ShuffledBatches, Split, make_loader
 from .evaluation import evaluate
 from .files import check_writable, locked, make_folder
+from .isolation import isolated
 from .loss import CollapseWatch, collapsed_loss, triplet_loss
 from .metrics import Metrics, gradient_row, summary, validation_row
 from .model import CAAN, Encoded, ModelConfig
@@ -71,6 +72,7 @@ class Trainer:
         FormatError: the folder's checkpoint cannot be used.
     """
 
+    @isolated(gradients=True)
     def __init__(
         self,
         folder: str | Path,
@@ -145,6 +147,7 @@ class Trainer:
         """The model that is validated and kept: the average where there is one."""
         return self.average.module if self.average else self.model
 
+    @isolated(gradients=True)
     def run(self) -> None:
         """Train to the end.
 
@@ -364,8 +367,8 @@ class Trainer:
             tensors |= checkpoint.prefixed("average", self.average.state_dict())
         for index, values in state["state"].items():
             tensors |= checkpoint.prefixed(f"optimizer.{index}", values)
-        tensors["metrics.losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        tensors["metrics.norms"] = torch.tensor(self.norms, dtype=torch.float64)
+        tensors["metrics.losses"] = torch.tensor(self.losses, dtype=torch.float64, device="cpu")
+        tensors["metrics.norms"] = torch.tensor(self.norms, dtype=torch.float64, device="cpu")
         tensors["random.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -441,7 +444,7 @@ class Trainer:
 
 def channel_statistics(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each channel over all real regions of a split, (F,) float32 each."""
-    total = torch.zeros(2, split.regions.width, dtype=torch.float64)
+    total = torch.zeros(2, split.regions.width, dtype=torch.float64, device="cpu")
     for image in tqdm(range(split.num_images), desc="channel statistics", unit="image", dynamic_ncols=True, leave=False):
         values = torch.from_numpy(split.read_regions(image)).double()
         total += torch.stack((values.sum(dim=0), values.square().sum(dim=0)))

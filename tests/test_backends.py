@@ -1,5 +1,8 @@
 """Which backend runs, and the reasons given when one cannot."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import cases
@@ -220,3 +223,10 @@ def test_kernels_are_looked_up_without_a_gpu():
     if torch.cuda.is_available() or not ck.build_info()["cuda_architectures"]:
         pytest.skip("it is for a library with CUDA kernels on a machine without a GPU")
     assert torch.ops.caan_kernels.cuda_device_error(0) != 0
+
+
+@compiled
+def test_the_package_may_be_imported_again():
+    script = Path(__file__).with_name("imported_twice.py")
+    run = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True, cwd=script.parents[1])
+    assert run.returncode == 0, run.stderr

@@ -10,7 +10,7 @@ from other_processes import assert_passed, started
 
 FILES = [
     *(f"context_attention/test_{name}.py" for name in ("cuda", "accuracy", "invariance", "compile", "errors", "interface")),
-    *(f"context_attention/test_{name}.py" for name in ("limits", "operators")),
+    *(f"context_attention/test_{name}.py" for name in ("limits", "operators", "transforms")),
     "test_backends.py",
 ]
 

@@ -91,7 +91,7 @@ class Images(Dataset):
         regions = torch.from_numpy(np.zeros((len(items), max(lengths), first.shape[1]), dtype=first.dtype))
         for row, (_, features) in zip(regions, items, strict=True):
             row[: len(features)] = torch.from_numpy(features)
-        return ImageBatch(regions, torch.tensor(lengths), torch.tensor([image for image, _ in items]))
+        return ImageBatch(regions, _integers(lengths), _integers([image for image, _ in items]))
 
 
 class Captions(Dataset):
@@ -137,10 +137,10 @@ class Captions(Dataset):
     def collate(items: Sequence[tuple[int, np.ndarray]]) -> CaptionBatch:
         """Pad a batch to its longest caption."""
         lengths = [len(ids) for _, ids in items]
-        words = torch.full((len(items), max(lengths)), PAD)
+        words = torch.full((len(items), max(lengths)), PAD, dtype=torch.int64, device="cpu")
         for row, (_, ids) in zip(words, items, strict=True):
             row[: len(ids)] = torch.from_numpy(ids)
-        return CaptionBatch(words, torch.tensor(lengths), torch.tensor([caption for caption, _ in items]))
+        return CaptionBatch(words, _integers(lengths), _integers([caption for caption, _ in items]))
 
 
 class Pairs(Dataset):
@@ -299,7 +299,7 @@ def make_loader(
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         # Every iterator draws a number to seed its workers with; without this it comes out of the global state.
-        generator=torch.Generator(),
+        generator=torch.Generator("cpu"),
         worker_init_fn=_leave_group,
     )
 
@@ -312,6 +312,10 @@ def _collated(collate: Callable, items: Sequence[tuple]) -> ImageBatch | Caption
             for tensor in part:
                 tensor.share_memory_()
     return batch
+
+
+def _integers(values: list[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def _leave_group(worker: int) -> None:

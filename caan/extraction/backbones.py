@@ -70,7 +70,7 @@ class MapBackbone:
         self._mean, self._deviation = np.float32(mean), np.float32(deviation)
         self._filter = filter
         try:
-            found = self._map(torch.zeros(1, 3, size, size))
+            found = self._map(torch.zeros(1, 3, size, size, dtype=torch.float32, device="cpu"))
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
             raise ValueError(f"size: {name} cannot take photographs of {size} pixels: {_first_line(error)}") from None
         if found.ndim != 4:
@@ -187,7 +187,7 @@ class _LastOfTorchvision(nn.Module):
 
         hooks = [module.register_forward_hook(note) for module in network.modules()]
         with torch.inference_mode():
-            network(torch.zeros(1, 3, size, size))
+            network(torch.zeros(1, 3, size, size, dtype=torch.float32, device="cpu"))
         for hook in hooks:
             hook.remove()
         if last is None:

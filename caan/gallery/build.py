@@ -19,6 +19,7 @@ from .. import checkpoint
 from ..data import Captions, Images, LengthBatches, Split
 from ..errors import StaleSplitError
 from ..files import locked, make_folder, naming
+from ..isolation import isolated
 from ..model import CAAN
 from ..vocabulary import Vocabulary
 from .store import Contents, Source
@@ -27,6 +28,7 @@ _SEGMENT = 1024
 _BATCH = 128
 
 
+@isolated()
 def build_index(
     folder: str | Path,
     model: CAAN,
@@ -225,7 +227,7 @@ def pooled(features: Tensor, lengths: Tensor, similarity: str) -> Tensor:
     Its inner product with that of the other side is the score under uniform attention, and stands for the score in a shortlist.
     How much of the exact ranking's best that keeps, and what other poolings gain: docs/search.md.
     """
-    real = torch.arange(features.shape[1]) < lengths[:, None]
+    real = torch.arange(features.shape[1], device="cpu") < lengths[:, None]
     mean = (features * real[..., None]).sum(dim=1) / lengths.clamp(min=1)[:, None]
     return normalize(mean, dim=-1) if similarity == "cosine" else mean
 

@@ -16,6 +16,7 @@ import caan_kernels as ck
 
 from .. import checkpoint
 from ..data import CaptionBatch, ImageBatch
+from ..isolation import isolated
 from ..model import CAAN
 from ..vocabulary import UNKNOWN, tokenize
 from .build import pooled
@@ -78,6 +79,7 @@ class Searcher:
         self.device = torch.device(device)
         self.model: CAAN = model.to(self.device)
 
+    @isolated()
     def text(self, text: str) -> Query:
         """A text as a query.
 
@@ -87,12 +89,13 @@ class Searcher:
         words = tokenize(text)
         if not words:
             raise ValueError(f"query: expected a text with words, got {text!r}")
-        ids = torch.tensor([self.vocabulary.encode(text)])
-        batch = CaptionBatch(ids, torch.tensor([ids.shape[1]]), torch.tensor([0]))
+        ids = _integers([self.vocabulary.encode(text)])
+        batch = CaptionBatch(ids, _integers([ids.shape[1]]), _integers([0]))
         side = self.model.prepare_captions(batch.to(self.device))
         unknown = [word for word in words if self.vocabulary[word] == UNKNOWN]
         return Query(side, self._pooled(side, batch.word_lengths), unknown)
 
+    @isolated()
     def features(self, regions: np.ndarray) -> Query:
         """The region features of one image, (R, F), as a query.
 
@@ -101,7 +104,7 @@ class Searcher:
         """
         if regions.shape[1] != self.model.config.region_width:
             raise ValueError(f"regions: expected features of width {self.model.config.region_width}, got {regions.shape[1]}")
-        batch = ImageBatch(torch.from_numpy(regions)[None], torch.tensor([len(regions)]), torch.tensor([0]))
+        batch = ImageBatch(torch.from_numpy(regions)[None], _integers([len(regions)]), _integers([0]))
         side = self.model.prepare_images(batch.to(self.device))
         return Query(side, self._pooled(side, batch.region_lengths), [])
 
@@ -115,6 +118,7 @@ class Searcher:
         side = self._on_device(self.gallery.words(np.array([number])))
         return Query(side, self.gallery.caption_vectors[number : number + 1], [])
 
+    @isolated()
     def search(self, query: Query, top: int = 10, shortlist: int | None = 200) -> Hits:
         """The best of the gallery.
 
@@ -150,19 +154,19 @@ class Searcher:
         best = np.argsort(-scores, kind="stable")[:top]
         return Hits(items[best], scores[best], seconds)
 
-    @torch.no_grad()
     def _scores(self, query: Query, found: ck.ProjectedRegions | ck.ProjectedWords) -> Tensor:
         regions, words = (found, query.side) if query.wants_images else (query.side, found)
         count = len(found.features)
-        pairs = torch.zeros(count, 2, dtype=torch.int64)
-        pairs[:, 0 if query.wants_images else 1] = torch.arange(count)
+        pairs = torch.zeros(count, 2, dtype=torch.int64, device="cpu")
+        pairs[:, 0 if query.wants_images else 1] = torch.arange(count, device="cpu")
         return self.model.attention(regions, words, pairs)
 
-    @torch.no_grad()
+    @isolated()
     def word_attention(self, query: Query, items: np.ndarray) -> np.ndarray:
         """(K, N) float32, g of equation 11: what the words of a text, marks included, count for each of K images."""
         regions = self._on_device(self.gallery.images(items))
-        pairs = torch.stack((torch.arange(len(items)), torch.zeros(len(items), dtype=torch.int64)), dim=1)
+        pairs = torch.zeros(len(items), 2, dtype=torch.int64, device="cpu")
+        pairs[:, 0] = torch.arange(len(items), device="cpu")
         return self.model.attention.maps(regions, query.side, pairs).word_attention.cpu().numpy()
 
     def _pooled(self, side: ck.ProjectedRegions | ck.ProjectedWords, lengths: Tensor) -> np.ndarray:
@@ -197,6 +201,10 @@ def shortlist_recall(
                 wanted = exact[:top]
                 by_top[top] += 100 * float(np.isin(wanted, nearest[:length]).mean()) / len(queries)
     return found
+
+
+def _integers(values: list) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 @contextmanager

@@ -287,4 +287,8 @@ def _announce(array: np.memmap, begins: np.ndarray, ends: np.ndarray) -> None:
 
 
 def _empty(count: int, length: int, width: int, products: int) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.zeros(count, length, width), torch.zeros(count, length, products), torch.zeros(count, dtype=torch.int64)
+    return (
+        torch.zeros(count, length, width, dtype=torch.float32, device="cpu"),
+        torch.zeros(count, length, products, dtype=torch.float32, device="cpu"),
+        torch.zeros(count, dtype=torch.int64, device="cpu"),
+    )

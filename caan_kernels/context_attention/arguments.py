@@ -1,14 +1,17 @@
 """What the operator takes and gives, and the errors for everything else.
 
 Every error names the argument, what was expected and what came: `TypeError` for a wrong type or dtype, `ValueError` for
-a wrong rank, width, device, length or index. Values of lengths and pairs are looked at only where that makes nobody
-wait: outside torch.compile, on the CPU. The kernels look again.
+a wrong rank, width, device, length or index. Values of lengths and pairs are looked at only where they are there and that
+makes nobody wait: on the CPU, and not while a graph is traced. The kernels look again.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SIMILARITIES = ("dot", "cosine")
@@ -218,6 +221,20 @@ def _check_index_device(name: str, indices: Tensor, items: Named) -> None:
 def _check_values(name: str, indices: Tensor, highest: int, meaning: str) -> None:
     if torch.compiler.is_compiling() or indices.device.type != "cpu" or indices.numel() == 0:
         return
-    wrong = indices[(indices < 0) | (indices > highest)]
-    if wrong.numel():
+    *_, indices = layers(indices)
+    if get_proxy_mode() is not None:
+        return
+    lowest_found, highest_found = indices.aminmax()
+    if isinstance(lowest_found, FakeTensor):
+        return
+    if int(lowest_found) < 0 or int(highest_found) > highest:
+        wrong = indices[(indices < 0) | (indices > highest)]
         raise ValueError(f"{name}: expected values from 0 to {highest}, {meaning}, got {int(wrong[0])}")
+
+
+def layers(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensor, and what torch.func's transforms have wrapped in it, one within the other; under torch.vmap that is a batch."""
+    yield tensor
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+        yield tensor

@@ -7,6 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
+from ..registration import define
 from . import gpu
 from .gpu.launch import Options, Side, Slots, Vectors, aligned
 from .gpu.plan import Walk, plan_list
@@ -33,7 +34,6 @@ _SIDES = (
 )
 _OPTIONS = "bool cosine, bool inter, bool intra, int stream"
 # Launches, not operators: they write into what they are given and are called by the operators' implementation only.
-_LIBRARY = torch.library.Library("caan_kernels", "FRAGMENT")
 for _schema in (
     "cuda_device_error(int device) -> int",
     "cuda_multiply(Tensor left, Tensor right, Tensor(a!) product, Tensor lengths, int item_rows, bool along_depth, "
@@ -46,7 +46,7 @@ for _schema in (
     "Tensor walked, Tensor(a!) of_regions, Tensor(b!) of_region_products, Tensor(c!) of_words, Tensor(d!) of_word_products, "
     f"Tensor(e!) of_region_score, Tensor(f!) of_word_score, int first, int slots, {_OPTIONS}) -> ()",
 ):
-    _LIBRARY.define(_schema)
+    define(_schema)
 
 _ops = torch.ops.caan_kernels
 

@@ -1,5 +1,6 @@
 """The operator as it is called: checks, projections, choice of backend."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import backends
-from . import arguments, reference
+from . import arguments, operators, reference
 from .arguments import AttentionMaps, ContextAttentionWeights, Named, ProjectedRegions, ProjectedWords
 
 _ops = torch.ops.caan_kernels
@@ -75,7 +76,7 @@ def context_attention(
         if name == "reference":
             return reference.pair_scores(*_projected(call, name), *options, call.bilinear)
         if _wants_gradient(call):
-            return _ops.pair_scores(*_projected(call, name), *options, name)
+            return operators.differentiable("pair_scores")(*_projected(call, name), *options, name)
         return _ops.raw_scores(*_raw(call, name), *options, name)
 
 
@@ -271,7 +272,14 @@ def _read(call: _Call) -> list[Tensor]:
 
 def _wants_gradient(call: _Call) -> bool:
     """Whether anything that this call reads takes part in autograd."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in _read(call))
+    return torch.is_grad_enabled() and any(_requires_grad(x) for x in _read(call))
+
+
+def _requires_grad(x: Tensor) -> bool:
+    """A batch of torch.vmap does not tell itself; what it is made of does, where that can be asked."""
+    if x.requires_grad or not operators.transformed():
+        return x.requires_grad
+    return torch.compiler.is_compiling() or any(y.requires_grad for y in arguments.layers(x))
 
 
 def _select(requested: str, call: _Call, maps: bool = False) -> str:
@@ -279,15 +287,15 @@ def _select(requested: str, call: _Call, maps: bool = False) -> str:
     V, U = call.regions.features, call.words.features
     wanted = {"gradient": _wants_gradient(call), "maps": maps, "bilinear": call.bilinear is not None}
     name = backends.select(requested, V.device, V.dtype, regions=V.shape[1], words=U.shape[1], **wanted)
-    if name != "reference" and not maps:
-        _refuse_tangents(call)
+    if name != "reference":
+        _refuse_tangents(_read(call))
     return name
 
 
-def _refuse_tangents(call: _Call) -> None:
+def _refuse_tangents(tensors: Iterable[Tensor]) -> None:
     # The operators would drop a tangent in silence.
-    if not torch.compiler.is_compiling() and any(forward_ad.unpack_dual(x).tangent is not None for x in _read(call)):
-        raise RuntimeError("context_attention has no forward-mode derivative on the compiled backends: take backend='reference'")
+    if not torch.compiler.is_compiling() and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise RuntimeError(operators.NO_FORWARD_MODE)
 
 
 def _project_alone(
@@ -301,6 +309,8 @@ def _project_alone(
         arguments.check_lengths(f"{name[:-1]}_lengths", lengths, Named(name, items))
     weights = _checked_weights(weights, fields, Named(name, items), dtype)
     backend = backends.select(backend, items.device, items.dtype)
+    if backend != "reference":
+        _refuse_tangents((items, *(getattr(weights, field) for field in fields)))
     with _without_autocast(items.device):
         return _project(_Side(items, None, lengths, fields), weights, backend)
 
@@ -313,7 +323,7 @@ def _project(side: _Side, weights: ContextAttentionWeights, backend: str) -> tup
     matrices = _columns(weights, side.fields)
     if backend == "reference":
         return features, reference.project(features, matrices, lengths), lengths
-    return features, _ops.project(features, matrices, lengths, backend), lengths
+    return features, operators.differentiable("project")(features, matrices, lengths, backend), lengths
 
 
 def _projected(call: _Call, backend: str) -> tuple[Tensor | None, ...]:

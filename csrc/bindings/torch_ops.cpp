@@ -12,10 +12,12 @@
 #include <tuple>
 #include <vector>
 
+#include "../cpu/float_state.h"
 #include "../cpu/kernels.h"
 
 namespace {
 
+using caan::cpu::DefaultFloatState;
 using caan::cpu::Executor;
 using caan::cpu::Gradients;
 using caan::cpu::Kernels;
@@ -85,11 +87,16 @@ const void* data(const Tensor& tensor) { return tensor.const_data_ptr(); }
 
 void run_on_torch_threads(int64_t workers, Executor::Body body, void* context) {
   torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    const DefaultFloatState state;
     for (int64_t worker = begin; worker < end; ++worker) body(context, worker);
   });
 }
 
-Executor executor() { return {int64_t(torch::stable::get_num_threads()), run_on_torch_threads}; }
+// Torch's threads; while it lives, the calling thread has the default state, too.
+struct TorchThreads : Executor {
+  TorchThreads() : Executor{int64_t(torch::stable::get_num_threads()), run_on_torch_threads} {}
+  const DefaultFloatState state{};
+};
 
 Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType type) {
   return torch::stable::new_empty(like, shape, type);
@@ -183,7 +190,7 @@ Projection projection_of(const Tensor& items, const Tensor& weight, const Option
 Tensor project(const Tensor& items, const Tensor& weight, const OptionalTensor& lengths, const std::string& /*backend*/) {
   const Projection p = projection_of(items, weight, lengths);
   Tensor out = empty(items, {p.batch, p.length, p.columns}, items.scalar_type());
-  kernels_for(storage_of(items, "items")).project(p, out.mutable_data_ptr(), executor());
+  kernels_for(storage_of(items, "items")).project(p, out.mutable_data_ptr(), TorchThreads());
   return out;
 }
 
@@ -198,7 +205,7 @@ std::tuple<Tensor, Tensor> project_backward(const Tensor& grad, const Tensor& it
   Tensor grad_weight = need_weight ? torch::stable::empty_like(weight) : empty(weight, {0}, type);
   kernels_for(storage_of(items, "items"))
       .project_backward(p, data(grad), need_items ? grad_items.mutable_data_ptr() : nullptr,
-                        need_weight ? grad_weight.mutable_data_ptr() : nullptr, executor());
+                        need_weight ? grad_weight.mutable_data_ptr() : nullptr, TorchThreads());
   return {grad_items, grad_weight};
 }
 
@@ -210,7 +217,7 @@ Tensor pair_scores(const Tensor& regions, const Tensor& region_products, const T
   add_region_products(p, region_products, regions.scalar_type());
   add_word_products(p, word_products, regions.scalar_type());
   Tensor out = empty(regions, score_shape(p), score_type(regions));
-  kernels_for(storage_of(regions, "regions")).scores(p, out.mutable_data_ptr(), nullptr, executor());
+  kernels_for(storage_of(regions, "regions")).scores(p, out.mutable_data_ptr(), nullptr, TorchThreads());
   return out;
 }
 
@@ -237,7 +244,7 @@ Tensor raw_scores(const Tensor& regions, const OptionalTensor& region_products, 
     p.word_intra = weight(word_intra, "word_intra", D, H, type);
   }
   Tensor out = empty(regions, score_shape(p), score_type(regions));
-  kernels_for(storage_of(regions, "regions")).scores(p, out.mutable_data_ptr(), nullptr, executor());
+  kernels_for(storage_of(regions, "regions")).scores(p, out.mutable_data_ptr(), nullptr, TorchThreads());
   return out;
 }
 
@@ -255,7 +262,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_scores_backward(
   const Gradients gradients{d_regions.mutable_data_ptr(),      d_region_products.mutable_data_ptr(),
                             d_words.mutable_data_ptr(),        d_word_products.mutable_data_ptr(),
                             d_region_score.mutable_data_ptr(), d_word_score.mutable_data_ptr()};
-  kernels_for(storage_of(regions, "regions")).scores_backward(p, data(grad), gradients, executor());
+  kernels_for(storage_of(regions, "regions")).scores_backward(p, data(grad), gradients, TorchThreads());
   return {d_regions, d_region_products, d_words, d_word_products, d_region_score, d_word_score};
 }
 
@@ -276,7 +283,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> pair_maps(
   Tensor scores = empty(regions, {P}, score_type(regions));
   Tensor f = zeros({P, M}), g = zeros({P, N}), A = zeros({P, M, N}), C = zeros({P, M, N}), Rt = zeros({P, N, M});
   const Maps maps{f.mutable_data_ptr(), g.mutable_data_ptr(), A.mutable_data_ptr(), C.mutable_data_ptr(), Rt.mutable_data_ptr()};
-  kernels_for(storage_of(regions, "regions")).scores(p, scores.mutable_data_ptr(), &maps, executor());
+  kernels_for(storage_of(regions, "regions")).scores(p, scores.mutable_data_ptr(), &maps, TorchThreads());
   return {scores, f, g, A, C, Rt};
 }
 
@@ -289,7 +296,7 @@ void tanh_(const Tensor& values) {
     char* data;
     int64_t count, workers, size;
   } slice{kernels_for(storage_of(values, "values")), static_cast<char*>(values.mutable_data_ptr()), values.numel(),
-          std::max<int64_t>(1, executor().threads), values.scalar_type() == ScalarType::Double ? 8 : 4};
+          std::max<int64_t>(1, torch::stable::get_num_threads()), values.scalar_type() == ScalarType::Double ? 8 : 4};
   run_on_torch_threads(
       slice.workers,
       [](void* context, int64_t worker) {

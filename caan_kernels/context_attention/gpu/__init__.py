@@ -9,6 +9,8 @@ from types import ModuleType
 
 import torch
 
+from ...registration import once
+
 # Kernels can only be added to operators that are defined.
 from .. import operators  # noqa: F401
 from . import launch
@@ -16,17 +18,19 @@ from . import launch
 LEAST_CAPABILITY = (8, 0)
 
 _OPERATORS = ("project", "project_backward", "pair_scores", "pair_scores_backward", "raw_scores", "pair_maps")
-# A library takes its kernels along when it is deleted.
-_libraries: dict[str, torch.library.Library] = {}
 
 
 def register(backend: str, kernels: ModuleType, device: str) -> None:
     """Let a backend's kernels, functions as `launch.Kernels` has them, run the operators on a device: "CUDA" or "CPU"."""
     launch.KERNELS[backend] = kernels
-    if device not in _libraries:
-        _libraries[device] = torch.library.Library("caan_kernels", "IMPL", device)
-        for name in _OPERATORS:
-            _libraries[device].impl(name, _on_its_device(getattr(launch, name)))
+    once(f"operators on {device}", functools.partial(_register_operators, device))
+
+
+def _register_operators(device: str) -> torch.library.Library:
+    library = torch.library.Library("caan_kernels", "IMPL", device)
+    for name in _OPERATORS:
+        library.impl(name, _on_its_device(getattr(launch, name)))
+    return library
 
 
 def _on_its_device(operator):

@@ -6,15 +6,13 @@ import json
 import os
 import reprlib
 import stat
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
 from .errors import FormatError, MissingFileError
+from .progress import warn
 
 # Lustre mounted without -o flock, NFS without a lock daemon, some file systems of users' programs.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
@@ -141,7 +139,7 @@ def hold(file: IO) -> bool:
         if error.errno not in _NO_LOCKS:
             raise OSError(error.errno, f"{error.strerror}: expected to be able to lock it", file.name) from None
         warning = f"{file.name}: warning: this file system has no locks ({error.strerror}); see that no other process writes there"
-        tqdm.write(warning, file=sys.stderr)
+        warn(warning)
     return True
 
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec
 from PIL import Image
-from tqdm import tqdm
 
 from .attention import PairAttention
 from .errors import FormatError, MissingFileError
 from .files import read_text
 from .heat import heat_image
 from .metrics import GRADIENTS, RECALLS
+from .progress import warn
 from .text import shown
 
 _COLOURS = "inferno"
@@ -206,7 +205,7 @@ def to_png(figure: Figure) -> bytes:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if absent:
         lacking = f"warning: no font of matplotlib's has {len(absent)} of the characters, which are drawn as boxes"
-        tqdm.write(lacking, file=sys.stderr)
+        warn(lacking)
     return data.getvalue()
 
 

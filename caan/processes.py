@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
+
+from .progress import warn
 
 # A process waits for the slowest one, which may have hours more to do. One that died is noticed by its closed connection.
 _PATIENCE = timedelta(days=7)
@@ -239,7 +240,7 @@ def _wait_until(done: Callable[[], bool], say: Callable[[], str] | None, pause: 
         time.sleep(next_pause)
         next_pause = min(2 * next_pause, pause)
         if say and time.monotonic() - told > _SILENCE:
-            tqdm.write(say(), file=sys.stderr)
+            warn(say())
             told = time.monotonic()
 
 

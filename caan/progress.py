@@ -1,9 +1,8 @@
-"""A bar for work that is usually over at once."""
+"""What is said on stderr while something runs."""
 
+import sys
 from collections.abc import Iterable
 from typing import TypeVar
-
-from tqdm import tqdm
 
 _Item = TypeVar("_Item")
 # In seconds; a shorter wait needs no bar.
@@ -11,5 +10,15 @@ _DELAY = 2.0
 
 
 def watched(items: Iterable[_Item], what: str, unit: str) -> Iterable[_Item]:
-    """The items, with a bar on stderr where they take longer than two seconds."""
+    """The items, with a bar where they take longer than two seconds."""
+    # The model and the vocabulary do without what only the commands need.
+    from tqdm import tqdm
+
     return tqdm(items, desc=what, unit=f" {unit}", delay=_DELAY, leave=False, dynamic_ncols=True)
+
+
+def warn(line: str) -> None:
+    """A line beside the bars."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)

@@ -31,17 +31,16 @@ CXX_FLAGS = """
     -fvisibility=hidden -fno-semantic-interposition
 """.split()
 
-# Additional flags of single files, from the instruction set that every processor has to the newest. The end of a kernel
-# file's name tells its instruction set.
-FILE_FLAGS = {
-    "csrc/cpu/kernels_generic.cpp": [],
-    "csrc/cpu/kernels_avx2.cpp": "-mavx2 -mfma -mf16c".split(),
+# Instruction sets with their flags, from the one that every processor has to the newest: each operator's kernels.cpp is compiled
+# once for each.
+INSTRUCTION_SETS = {
+    "generic": [],
+    "avx2": "-mavx2 -mfma -mf16c".split(),
     # -Wno-*: GCC 12 warns of uninitialised values inside its own AVX-512 header.
-    "csrc/cpu/kernels_avx512.cpp": """
+    "avx512": """
         -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -Wno-uninitialized -Wno-maybe-uninitialized
     """.split(),
 }
-X86_ONLY = {"csrc/cpu/kernels_avx2.cpp", "csrc/cpu/kernels_avx512.cpp"}
 
 TARGET_TORCH = "0x{:02x}{:02x}000000000000".format(*caan_build.TORCH)
 TORCH_FLAGS = [f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"]
@@ -52,19 +51,28 @@ TORCH_LIBRARIES = "-ltorch -ltorch_cpu -lc10".split()
 DEFAULT_CUDA_ARCHS = "80+PTX,90a"
 ALL_CUDA_ARCHS = "80,86,90a,100,120+PTX"
 
-HOST_SOURCES = ["csrc/bindings/module.cpp", "csrc/cpu/plan.cpp"]
+HOST_SOURCES = ["csrc/host.cpp", "csrc/context_attention/cpu/plan.cpp"]
 
 
-def ops_sources() -> list[str]:
-    x86 = platform.machine() in ("x86_64", "AMD64")
-    found = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cpu/*.cpp"))
+def sources(pattern: str) -> list[str]:
+    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
+
+
+def instruction_sets() -> list[str]:
+    return [name for name in INSTRUCTION_SETS if name == "generic" or platform.machine() in ("x86_64", "AMD64")]
+
+
+def ops_sources() -> list[tuple[str, str | None]]:
+    """Files of the operators, each with the instruction set that it is compiled for; None: what every processor has."""
+    found = sources("csrc/*/cpu/*.cpp")
+    kernels = [source for source in found if source.endswith("/kernels.cpp")]
     # The linker keeps the first copy of an inline function that several files share: it must be one that every processor can run.
-    ordered = [source for source in found if source not in FILE_FLAGS] + [source for source in FILE_FLAGS if source in found]
-    return ["csrc/bindings/torch_ops.cpp", *(source for source in ordered if x86 or source not in X86_ONLY)]
+    shared = [(source, None) for source in found if source not in kernels]
+    return shared + [(source, name) for name in instruction_sets() for source in kernels]
 
 
 def cuda_sources() -> list[str]:
-    return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/cuda/*.cu"))
+    return sources("csrc/*/cuda/*.cu")
 
 
 def architectures_of_gpus() -> str:
@@ -167,13 +175,11 @@ def c_string(text: str) -> str:
 
 def build_info_header(version: str, torch_version: str, cxx: list[str], architectures: list[str]) -> str:
     compiler = subprocess.run([*cxx, "--version"], stdout=subprocess.PIPE, text=True).stdout.splitlines()[0]
-    sources = ops_sources()
-    sets = [Path(source).stem.removeprefix("kernels_") for source in FILE_FLAGS if source in sources]
     facts = {
         "version": c_string(version),
         "compiler": c_string(compiler),
         "cxx_flags": c_string(" ".join(CXX_FLAGS)),
-        "cpu_instruction_sets": "{" + ", ".join(map(c_string, sets)) + "}",
+        "cpu_instruction_sets": "{" + ", ".join(map(c_string, instruction_sets())) + "}",
         "cuda_architectures": "{" + ", ".join(map(c_string, architectures)) + "}",
         "torch_target_abi": c_string("{}.{}".format(*caan_build.TORCH)),
         "torch_built_with": c_string(torch_version),
@@ -195,8 +201,8 @@ class NinjaBuild(build_ext):
         if sys.platform != "linux":
             raise SystemExit(f"error: caan_kernels builds on Linux only, this is {sys.platform}")
         cxx, torch = caan_build.find_cxx(), caan_build.find_torch()
-        sources = cuda_sources()
-        nvcc = caan_build.find_nvcc() if sources else None
+        cuda = cuda_sources()
+        nvcc = caan_build.find_nvcc() if cuda else None
         architectures = cuda_architectures() if nvcc else []
 
         # Not setuptools' own folder, which is a new one for every editable install.
@@ -210,14 +216,17 @@ class NinjaBuild(build_ext):
         torch_include = [f"-isystem{torch.include}"]
         ninja_file = NinjaFile(folder, cxx, nvcc)
 
-        def compiled(source: str, flags: list[str], library: str) -> Path:
-            return ninja_file.build("cxx", folder / library / f"{source}.o", [source], [*flags, *FILE_FLAGS.get(source, [])])
+        def compiled(source: str, flags: list[str], library: str, instruction_set: str | None = None) -> Path:
+            if instruction_set:
+                flags = [*flags, f"-DCAAN_ISA={instruction_set}", *INSTRUCTION_SETS[instruction_set]]
+            output = folder / library / f"{source}.{instruction_set or 'all'}.o"
+            return ninja_file.build("cxx", output, [source], flags)
 
-        objects = [compiled(source, [*common, *TORCH_FLAGS, *torch_include], "ops") for source in ops_sources()]
+        objects = [compiled(source, [*common, *TORCH_FLAGS, *torch_include], "ops", name) for source, name in ops_sources()]
         if nvcc:
-            objects.append(compiled("csrc/bindings/cuda_ops.cpp", [*common, *TORCH_FLAGS, *torch_include], "ops"))
+            objects += [compiled(source, [*common, *TORCH_FLAGS, *torch_include], "ops") for source in sources("csrc/*/cuda/bindings.cpp")]
             flags = [*caan_build.NVCC_FLAGS, "--threads=2", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode_flags(architectures)]
-            objects += [ninja_file.build("nvcc", folder / f"{source}.o", [source], flags) for source in sources]
+            objects += [ninja_file.build("nvcc", folder / f"{source}.o", [source], flags) for source in cuda]
         libraries = [f"-L{torch.lib}", *TORCH_LIBRARIES, *(caan_build.cuda_runtime_flags(nvcc) if nvcc else [])]
         outputs = {"_ops": ninja_file.build("link", folder / "_ops.so", objects, [*link, *libraries])}
 
@@ -239,6 +248,6 @@ class NinjaBuild(build_ext):
 
 
 setup(
-    ext_modules=[Extension("caan_kernels._ops", ops_sources()), Extension("caan_kernels._host", HOST_SOURCES)],
+    ext_modules=[Extension("caan_kernels._ops", [source for source, _ in ops_sources()]), Extension("caan_kernels._host", HOST_SOURCES)],
     cmdclass={"build_ext": NinjaBuild},
 )

@@ -31,7 +31,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from caan_kernels.context_attention.gpu import launch as operators
-from caan_kernels.context_attention.triton import INTERPRETED, launch
+from caan_kernels.context_attention.triton import launch
+from caan_kernels.core.modes import INTERPRETED
 
 ARCHITECTURES = (80, 90, 100)
 KERNELS = (

@@ -70,7 +70,7 @@ def compile_for(architecture: str, folder: Path) -> list[Path]:
         return cubin
 
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(compiled, sorted((ROOT / "csrc" / "cuda").glob("*.cu"))))
+        return list(pool.map(compiled, sorted(ROOT.glob("csrc/*/cuda/*.cu"))))
 
 
 def cubins_of(library: Path, folder: Path) -> list[Path]:
@@ -170,7 +170,7 @@ def launches(folder: Path) -> dict[tuple[str, str, str], dict[str, int]]:
     """The threads of a block and the most shared memory that each kernel is launched with, by name, shape and dtype, for 36 or 64
     regions and 32 words, from the host's code compiled without CUDA."""
     program = folder / "launches"
-    sources = ["benchmarks/launches.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu")), "csrc/cuda/emulator.cpp"]
+    sources = ["benchmarks/launches.cpp", *sorted(ROOT.glob("csrc/*/cuda/*.cu")), "csrc/core/cuda/emulator.cpp"]
     flags = ["-x", "c++", "-std=c++20", "-Icsrc", "-Wno-unknown-pragmas", "-pthread"]
     subprocess.run([*caan_build.find_cxx(), *flags, *sources, "-o", program], check=True, cwd=ROOT)
     found: dict[tuple[str, str, str], dict[str, int]] = {}

@@ -3,7 +3,9 @@
 #include <cstdio>
 #include <initializer_list>
 
-#include "cuda/device.h"
+#include "context_attention/cuda/kernels.h"
+#include "core/cuda/device.h"
+#include "core/cuda/product.h"
 
 namespace {
 

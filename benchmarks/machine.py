@@ -36,7 +36,7 @@ def commit() -> str:
 
 def source_hash(root: Path = ROOT) -> str:
     """SHA-256 over names and contents of all that the kernels are made from."""
-    return _hash(root, [*(root / "caan_kernels" / "context_attention").rglob("*.py"), *(root / "csrc").rglob("*")])
+    return _hash(root, [*(root / "caan_kernels").glob("*/**/*.py"), *(root / "csrc").rglob("*")])
 
 
 def checks_hash(root: Path = ROOT) -> str:

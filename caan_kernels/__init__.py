@@ -1,8 +1,12 @@
 """Kernels for context-aware attention in image-text retrieval."""
 
-from .backends import available_backends, build_info
-from .context_attention.arguments import AttentionMaps, ContextAttentionWeights, ProjectedRegions, ProjectedWords
 from .context_attention.interface import attention_maps, context_attention, project_regions, project_words
+from .context_attention.types import AttentionMaps, ContextAttentionWeights, ProjectedRegions, ProjectedWords
+from .core import library as _library
+from .core.backends import available_backends
+from .core.cpu import build_info
+
+_library.load()
 
 __all__ = [
     "AttentionMaps",

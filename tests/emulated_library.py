@@ -1,5 +1,5 @@
-"""The CUDA kernels, compiled for the CPU by way of csrc/cuda/emulator.h: `python tests/emulated_library.py` builds them and prints
-where the library is; CAAN_CUDA_EMULATED takes that path."""
+"""The CUDA kernels, compiled for the CPU by way of csrc/core/cuda/emulator.h: `python tests/emulated_library.py` builds them and
+prints where the library is; CAAN_CUDA_EMULATED takes that path."""
 
 import hashlib
 import subprocess
@@ -25,12 +25,13 @@ def build() -> Path:
         subprocess.CalledProcessError: a file does not compile; the message is on stderr.
     """
     cxx, torch = caan_build.find_cxx(), caan_build.find_torch()
-    sources = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/emulator.cpp", ROOT / "csrc/bindings/cuda_ops.cpp"]
+    emulator, bindings = ROOT / "csrc/core/cuda/emulator.cpp", ROOT.glob("csrc/*/cuda/bindings.cpp")
+    sources = [*sorted(ROOT.glob("csrc/*/cuda/*.cu")), emulator, *sorted(bindings)]
     flags = [*FLAGS, "-DTORCH_TARGET_VERSION=0x{:02x}{:02x}000000000000".format(*caan_build.TORCH), f"-isystem{torch.include}"]
     # With them, what this machine's processor can do.
     macros = subprocess.check_output([*cxx, *FLAGS, "-dM", "-E", "/dev/null"], text=True)
     seen = hashlib.sha256(repr((cxx, flags, torch.version, macros)).encode())
-    for file in sorted(ROOT.glob("csrc/cuda/*")) + sources[-1:]:
+    for file in sorted(ROOT.glob("csrc/*/cuda/*")):
         seen.update(file.read_bytes())
     folder = ROOT / "build" / "emulated"
     library = folder / f"{seen.hexdigest()[:16]}.so"
@@ -51,7 +52,7 @@ def build() -> Path:
 
 def build_races(folder: Path) -> Path:
     """The program of tests/sanitize/cuda_races.cpp, with ThreadSanitizer inside."""
-    sources = [ROOT / "tests/sanitize/cuda_races.cpp", *sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/emulator.cpp"]
+    sources = [ROOT / "tests/sanitize/cuda_races.cpp", *sorted(ROOT.glob("csrc/*/cuda/*.cu")), ROOT / "csrc/core/cuda/emulator.cpp"]
     flags = [
         *(flag for flag in FLAGS if flag not in ("-O2", "-DCAAN_EMULATED")),
         "-O1",

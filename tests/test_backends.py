@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import caan_kernels as ck
-from caan_kernels import backends
-from caan_kernels.context_attention import cuda, triton
+from caan_kernels.core import backends, cuda, library, triton
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 # The backend of this process that takes CPU tensors, and the devices of the backends for GPUs.
@@ -80,37 +79,39 @@ def test_build_info():
 
 def test_cpu_tensors():
     for dtype in cases.KERNEL_DTYPES[ON_CPU]:
-        assert backends.select("auto", CPU, dtype) == ON_CPU
-        assert backends.select("auto", CPU, dtype, gradient=True) == ON_CPU
-    assert backends.select("auto", CPU, torch.float32, gradient=True, maps=True) == "reference"
-    assert backends.select("auto", torch.device("meta"), torch.float32) == "reference"
+        assert backends.select("context_attention", "auto", CPU, dtype) == ON_CPU
+        assert backends.select("context_attention", "auto", CPU, dtype, gradient=True) == ON_CPU
+    assert backends.select("context_attention", "auto", CPU, torch.float32, gradient=True, maps=True) == "reference"
+    assert backends.select("context_attention", "auto", torch.device("meta"), torch.float32) == "reference"
 
 
 @with_gpu
 def test_cuda_tensors():
     for dtype in cases.KERNEL_DTYPES["triton"]:
-        assert backends.select("auto", GPU, dtype) == "cuda"
-        assert backends.select("auto", GPU, dtype, gradient=True, regions=36) == "cuda"
-    assert backends.select("auto", GPU, torch.float32, gradient=True, maps=True) == "reference"
+        assert backends.select("context_attention", "auto", GPU, dtype) == "cuda"
+        assert backends.select("context_attention", "auto", GPU, dtype, gradient=True, regions=36) == "cuda"
+    assert backends.select("context_attention", "auto", GPU, torch.float32, gradient=True, maps=True) == "reference"
 
 
 @pytest.mark.skipif("triton" not in cases.KERNELS, reason="the Triton backend cannot run here")
 def test_what_triton_does_not_take_goes_elsewhere(monkeypatch):
-    assert backends.select("auto", OF_TRITON, torch.float64) == "reference"
+    assert backends.select("context_attention", "auto", OF_TRITON, torch.float64) == "reference"
     monkeypatch.setattr(cuda, "missing", lambda: "it was not built")
-    assert backends.select("auto", OF_TRITON, torch.float32, regions=257) == "reference"
-    assert backends.select("auto", OF_TRITON, torch.float32, regions=256) == "triton"
+    assert backends.select("context_attention", "auto", OF_TRITON, torch.float32, regions=257) == "reference"
+    assert backends.select("context_attention", "auto", OF_TRITON, torch.float32, regions=256) == "triton"
 
 
 def test_cuda_tensors_without_a_gpu(monkeypatch):
     for backend in (triton, cuda):
         monkeypatch.setattr(backend, "missing", lambda: "there is no CUDA device")
-    assert backends.select("auto", GPU, torch.float32) == "reference"
+    assert backends.select("context_attention", "auto", GPU, torch.float32) == "reference"
 
 
 def test_old_gpus(monkeypatch):
     for backend in (triton, cuda):
         monkeypatch.setattr(backend, "missing", lambda: "")
+    for backend in (triton, cuda):
+        monkeypatch.setattr(backend, "DEVICE_TYPES", ("cuda",))
     monkeypatch.setattr(triton, "INTERPRETED", False)
     monkeypatch.setattr(cuda, "EMULATED", "")
     monkeypatch.setattr(torch.version, "hip", None)
@@ -120,10 +121,10 @@ def test_old_gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, capability=capability: capability)
         reason = "" if usable else "it needs compute capability 8.0 or later, Tesla T4 has 7.5"
         for name in ("triton", "cuda"):
-            assert backends.can_run(name, GPU, torch.float16) == (usable, reason)
-        assert backends.select("auto", GPU, torch.float16) == ("cuda" if usable else "reference")
+            assert backends.can_run("context_attention", name, GPU, torch.float16) == (usable, reason)
+        assert backends.select("context_attention", "auto", GPU, torch.float16) == ("cuda" if usable else "reference")
     monkeypatch.setattr(cuda, "missing", lambda: "it was not built")
-    assert backends.select("auto", GPU, torch.float16) == "triton"
+    assert backends.select("context_attention", "auto", GPU, torch.float16) == "triton"
 
 
 REASONS = [
@@ -159,11 +160,11 @@ REASONS = [
 
 @pytest.mark.parametrize(("name", "device", "dtype", "wanted", "reason"), REASONS)
 def test_reasons(name, device, dtype, wanted, reason):
-    usable, found = backends.can_run(name, device, dtype, **wanted)
+    usable, found = backends.can_run("context_attention", name, device, dtype, **wanted)
     assert not usable
     assert found.startswith(reason)
     with pytest.raises(RuntimeError, match=f"backend '{name}' cannot run this call: {reason}"):
-        backends.select(name, device, dtype, **wanted)
+        backends.select("context_attention", name, device, dtype, **wanted)
 
 
 @pytest.mark.parametrize("name", ["triton", "cuda"])
@@ -185,7 +186,7 @@ def test_operators_of_a_gpu_trace_without_one(name, listed):
 
 @compiled
 def test_a_library_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(backends.cpu, "MISSING", "the compiled library is missing")
+    monkeypatch.setattr(library, "load", lambda: "the compiled library is missing")
     case = cases.problem("odd", torch.float32)
     assert ck.available_backends()["cpu"] == (False, "the compiled library is missing")
     with pytest.raises(RuntimeError, match="backend 'cpu' cannot run this call: the compiled library is missing"):

@@ -1,32 +1,23 @@
-"""The CUDA C++ backend: the kernels of csrc/cuda, launched as gpu/launch.py asks (docs/cuda.md)."""
-
-import functools
-import os
-import sys
+"""The CUDA C++ backend: the kernels of csrc/context_attention/cuda, launched as gpu/launch.py asks (docs/cuda.md)."""
 
 import torch
 from torch import Tensor
 
-from ..registration import define
-from . import gpu
-from .gpu.launch import Options, Side, Slots, Vectors, aligned
-from .gpu.plan import Walk, plan_list
+from ..core.cuda import product
+from ..core.gpu import aligned, stream_of
+from ..core.gpu.plan import Walk, plan_list
+from ..core.registration import define
+from .gpu.launch import Options, Side, Slots, Vectors
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+__all__ = ["fill", "maps", "product", "score_rest", "score_tiles", "slot_numbers", "sum_gradients"]
+
 # Panels of both sides' rows lie in shared memory: what every GPU since compute capability 8.0 has of it.
 MOST_ROWS = 340
 
-# Regions of an image and words of a caption that lie in a tile (csrc/cuda/kernels.h).
+# Regions of an image and words of a caption that lie in a tile (csrc/context_attention/cuda/kernels.h).
 MOST_REGIONS = 64
 MOST_WORDS = 32
 MOST_TILED_ROWS = 2**32 - 1
-
-# A library in which the kernels run on the CPU, on CPU tensors and for tests.
-EMULATED = os.environ.get("CAAN_CUDA_EMULATED", "")
-
-# cudaErrorInsufficientDriver and UnsupportedPtxVersion; InvalidDeviceFunction, InvalidKernelImage and NoKernelImageForDevice.
-_TOO_OLD_DRIVER = (35, 222)
-_NO_KERNEL = (98, 200, 209)
 
 _SIDES = (
     "Tensor regions, Tensor region_products, Tensor words, Tensor word_products, Tensor region_score, Tensor word_score, "
@@ -35,9 +26,6 @@ _SIDES = (
 _OPTIONS = "bool cosine, bool inter, bool intra, int stream"
 # Launches, not operators: they write into what they are given and are called by the operators' implementation only.
 for _schema in (
-    "cuda_device_error(int device) -> int",
-    "cuda_multiply(Tensor left, Tensor right, Tensor(a!) product, Tensor lengths, int item_rows, bool along_depth, "
-    "int stream) -> ()",
     f"cuda_score_pairs({_SIDES}, Tensor(a!) scores, Tensor(b!) scratch, Tensor? pairs, Tensor? keys, Tensor? order, "
     f"Tensor? walked, int first, int count, int score_row, bool skip_tiles, {_OPTIONS}) -> ()",
     f"cuda_score_tiles({_SIDES}, Tensor(a!) scores, Tensor word_order, Tensor word_starts, Tensor? pairs, Tensor? order, "
@@ -49,16 +37,6 @@ for _schema in (
     define(_schema)
 
 _ops = torch.ops.caan_kernels
-
-
-def product(
-    left: Tensor, right: Tensor, lengths: Tensor, item_rows: int, *, along_depth: bool = False, forward: bool = False
-) -> Tensor:
-    result = left.new_empty(left.shape[0], right.shape[1])
-    if result.numel() == 0 or left.shape[1] == 0:
-        return result.zero_()
-    _ops.cuda_multiply(aligned(left), aligned(right), result, lengths, item_rows, along_depth, _stream(left))
-    return result
 
 
 def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, options: Options) -> bool:
@@ -82,7 +60,7 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
                 len(words.sizes) * len(regions.sizes),
                 MOST_WORDS // size,
                 *options,
-                _stream(scores),
+                stream_of(scores),
             )
     return V.features.shape[1] > MOST_REGIONS or U.features.shape[1] > MOST_WORDS
 
@@ -99,7 +77,7 @@ def _fours(count: int) -> int:
 
 
 def _parts(regions: int, words: int) -> list[int]:
-    """Sizes of what lies in a slot before derivatives (csrc/cuda/kernels.h, Slot)."""
+    """Sizes of what lies in a slot before derivatives (csrc/context_attention/cuda/kernels.h, Slot)."""
     return [regions * _fours(words)] * 5 + [_fours(regions)] * 4 + [_fours(words)] * 4
 
 
@@ -147,7 +125,7 @@ def _score_pairs(
         scores.stride(0) if walk is None and pairs is None else 0,
         skip_tiles,
         *options,
-        _stream(scores),
+        stream_of(scores),
     )
 
 
@@ -161,13 +139,8 @@ def maps(slots: Slots, count: int, options: Options) -> tuple[Tensor, ...]:
 def sum_gradients(slots: Slots, walk: Walk, first: int, vectors: Vectors, sums: tuple[Tensor, ...], options: Options) -> None:
     places = walk.keys, walk.image_starts, walk.by_caption, walk.caption_starts, walk.count
     _ops.cuda_sum_gradients(
-        *_sides(slots, vectors), slots.scratch, *places, *sums, first, slots.count, *options, _stream(slots.scratch)
+        *_sides(slots, vectors), slots.scratch, *places, *sums, first, slots.count, *options, stream_of(slots.scratch)
     )
-
-
-def _stream(x: Tensor) -> int:
-    """torch's current stream on the device of a tensor; 0 on the CPU."""
-    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
 
 
 def _sides(slots: Slots, vectors: Vectors) -> tuple[Tensor, ...]:
@@ -175,55 +148,8 @@ def _sides(slots: Slots, vectors: Vectors) -> tuple[Tensor, ...]:
     return V.features, V.products, U.features, U.products, *vectors, slots.regions.lengths, slots.words.lengths
 
 
-@torch.compiler.assume_constant_result
-def missing() -> str:
-    """Why this backend cannot be used on this machine, or an empty string."""
-    if EMULATED:
-        return ""
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("caan_kernels::cuda_multiply", "CUDA"):
-        return "caan_kernels was built without CUDA kernels: build it where there is nvcc, on the PATH or in CUDA_HOME"
-    return "" if torch.cuda.is_available() else "there is no CUDA device"
-
-
-def description() -> str:
-    """What it is, for `available_backends`."""
-    if EMULATED:
-        return "CUDA C++ kernels for CPU tensors, emulated, for tests: float16, bfloat16 and float32"
-    return "CUDA C++ kernels for CUDA tensors: float16, bfloat16 and float32"
-
-
-@torch.compiler.assume_constant_result
-def cannot_run(device: torch.device) -> str:
-    """Why tensors of a device are not for this backend, or an empty string."""
-    if EMULATED:
-        return "" if device.type == "cpu" else f"CAAN_CUDA_EMULATED runs it on CPU tensors, these are on {device}"
-    return gpu.cannot_run(device) or _no_code(torch.cuda.current_device() if device.index is None else device.index)
-
-
-@functools.cache
-def _no_code(device: int) -> str:
-    """Why the library's kernels cannot be started on a device, or an empty string."""
-    error = _ops.cuda_device_error(device)
-    if error == 0:
-        return ""
-    name, major, minor = torch.cuda.get_device_name(device), *torch.cuda.get_device_capability(device)
-    if error in _TOO_OLD_DRIVER:
-        return "the GPU's driver is older than the CUDA that the kernels were compiled with; update it, or build with its nvcc"
-    if error in _NO_KERNEL:
-        return (
-            f"caan_kernels was built without code for {name}, compute capability {major}.{minor}: build it with "
-            f"CAAN_CUDA_ARCHS={major}{minor}"
-        )
-    return f"CUDA error {error} when the kernels are looked up on {name}"
-
-
 def too_large(regions: int, words: int) -> str:
     """Why pairs of so many regions and words are not for this backend, or an empty string."""
     if regions + words <= MOST_ROWS:
         return ""
     return f"it takes at most {MOST_ROWS} regions and words together, an image and a caption here have {regions + words}"
-
-
-if EMULATED:
-    torch.ops.load_library(EMULATED)
-gpu.register("cuda", sys.modules[__name__], "CPU" if EMULATED else "CUDA")

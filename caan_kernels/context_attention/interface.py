@@ -1,16 +1,18 @@
 """The operator as it is called: checks, projections, choice of backend."""
 
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from .. import backends
-from . import arguments, operators, reference
-from .arguments import AttentionMaps, ContextAttentionWeights, Named, ProjectedRegions, ProjectedWords
+from ..core.autocast import autocast_dtype, cast, without_autocast
+from ..core.backends import select
+from ..core.checks import Named, check_features, check_lengths, check_pairs, check_same_width
+from ..core.derivatives import differentiable, refuse_tangents, wants_gradient
+from ..core.indices import indices_for
+from . import arguments, reference
+from .backends import NAME
+from .types import AttentionMaps, ContextAttentionWeights, ProjectedRegions, ProjectedWords
 
 _ops = torch.ops.caan_kernels
 
@@ -19,10 +21,6 @@ _REGION_FIELDS = ("region_intra", "word_inter")
 _WORD_FIELDS = ("affinity", "region_inter", "word_intra")
 _SCORE_FIELDS = ("region_score", "word_score")
 _BILINEAR_FIELDS = ("region_bilinear", "word_bilinear")
-
-_AUTOCAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-# Asked once: torch.compile of torch 2.11 cannot trace the question.
-_AUTOCAST_DEVICES = tuple(x for x in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(x))
 
 
 def context_attention(
@@ -72,11 +70,11 @@ def context_attention(
     call = _checked(regions, words, weights, region_lengths, word_lengths, pairs, inter, intra)
     name = _select(backend, call)
     options = (similarity == "cosine", inter, intra is not None)
-    with _without_autocast(call.regions.features.device):
+    with without_autocast(call.regions.features.device):
         if name == "reference":
             return reference.pair_scores(*_projected(call, name), *options, call.bilinear)
-        if _wants_gradient(call):
-            return operators.differentiable("pair_scores")(*_projected(call, name), *options, name)
+        if wants_gradient(_read(call)):
+            return differentiable("pair_scores")(*_projected(call, name), *options, name)
         return _ops.raw_scores(*_raw(call, name), *options, name)
 
 
@@ -115,7 +113,7 @@ def attention_maps(
     call = _checked(regions, words, weights, region_lengths, word_lengths, pairs, inter, intra)
     name = _select(backend, call, maps=True)
     options = (similarity == "cosine", inter, intra is not None)
-    with _without_autocast(call.regions.features.device):
+    with without_autocast(call.regions.features.device):
         call = _gathered(call)
         if name == "reference":
             return AttentionMaps(*reference.pair_maps(*_projected(call, name), *options, call.bilinear))
@@ -192,11 +190,11 @@ class _Call(NamedTuple):
 
 
 def _checked(regions, words, weights, region_lengths, word_lengths, pairs, inter: bool, intra: str | None) -> _Call:
-    dtype = _autocast_dtype(regions, words)
+    dtype = _dtype(regions, words)
     V_name, V = _checked_side("regions", regions, ProjectedRegions, _REGION_FIELDS, region_lengths, dtype)
     U_name, U = _checked_side("words", words, ProjectedWords, _WORD_FIELDS, word_lengths, dtype)
     named_V, named_U = Named(V_name, V.features), Named(U_name, U.features)
-    arguments.check_words_like_regions(named_U, named_V)
+    check_same_width(named_U, named_V)
 
     fields = _SCORE_FIELDS
     for side in (V, U):
@@ -216,7 +214,7 @@ def _checked(regions, words, weights, region_lengths, word_lengths, pairs, inter
     if U.products is not None:
         arguments.check_products(Named("words.products", U.products), named_U, width + 2 * hidden)
     if pairs is not None:
-        arguments.check_pairs(pairs, named_V, named_U)
+        check_pairs(pairs, named_V, named_U)
     return _Call(V, U, weights, pairs, weights[-2:] if intra == "features" else None)
 
 
@@ -243,10 +241,10 @@ def _checked_side(
         name, lengths_name = f"{name}.features", f"{name}.lengths"
         features, products, lengths = given
     else:
-        features = _cast(given, dtype)
-    arguments.check_features(name, features, f" or {projected.__name__}")
+        features = cast(given, dtype)
+    check_features(name, features, f" or {projected.__name__}")
     if lengths is not None:
-        arguments.check_lengths(lengths_name, lengths, Named(name, features))
+        check_lengths(lengths_name, lengths, Named(name, features))
     return name, _Side(features, products, lengths, fields)
 
 
@@ -256,7 +254,7 @@ def _checked_weights(
     """The weights with the named fields checked and cast."""
     if not isinstance(weights, ContextAttentionWeights):
         raise TypeError(f"weights: expected ContextAttentionWeights, got {type(weights).__name__}")
-    weights = weights._replace(**{field: _cast(getattr(weights, field), dtype) for field in fields})
+    weights = weights._replace(**{field: cast(getattr(weights, field), dtype) for field in fields})
     arguments.check_weights(weights, fields, like)
     return weights
 
@@ -270,67 +268,49 @@ def _read(call: _Call) -> list[Tensor]:
     return read
 
 
-def _wants_gradient(call: _Call) -> bool:
-    """Whether anything that this call reads takes part in autograd."""
-    return torch.is_grad_enabled() and any(_requires_grad(x) for x in _read(call))
-
-
-def _requires_grad(x: Tensor) -> bool:
-    """A batch of torch.vmap does not tell itself; what it is made of does, where that can be asked."""
-    if x.requires_grad or not operators.transformed():
-        return x.requires_grad
-    return torch.compiler.is_compiling() or any(y.requires_grad for y in arguments.layers(x))
-
-
 def _select(requested: str, call: _Call, maps: bool = False) -> str:
     """The backend that runs a call."""
     V, U = call.regions.features, call.words.features
-    wanted = {"gradient": _wants_gradient(call), "maps": maps, "bilinear": call.bilinear is not None}
-    name = backends.select(requested, V.device, V.dtype, regions=V.shape[1], words=U.shape[1], **wanted)
+    wanted = {"gradient": wants_gradient(_read(call)), "maps": maps, "bilinear": call.bilinear is not None}
+    name = select(NAME, requested, V.device, V.dtype, regions=V.shape[1], words=U.shape[1], **wanted)
     if name != "reference":
-        _refuse_tangents(_read(call))
+        refuse_tangents(_read(call), NAME)
     return name
-
-
-def _refuse_tangents(tensors: Iterable[Tensor]) -> None:
-    # The operators would drop a tangent in silence.
-    if not torch.compiler.is_compiling() and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
-        raise RuntimeError(operators.NO_FORWARD_MODE)
 
 
 def _project_alone(
     name: str, items: Tensor, weights: ContextAttentionWeights, fields: tuple[str, ...], lengths: Tensor | None, backend: str
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Features, products and lengths of a side that is projected by itself."""
-    dtype = _autocast_dtype(items)
-    items = _cast(items, dtype)
-    arguments.check_features(name, items)
+    dtype = _dtype(items)
+    items = cast(items, dtype)
+    check_features(name, items)
     if lengths is not None:
-        arguments.check_lengths(f"{name[:-1]}_lengths", lengths, Named(name, items))
+        check_lengths(f"{name[:-1]}_lengths", lengths, Named(name, items))
     weights = _checked_weights(weights, fields, Named(name, items), dtype)
-    backend = backends.select(backend, items.device, items.dtype)
+    backend = select(NAME, backend, items.device, items.dtype)
     if backend != "reference":
-        _refuse_tangents((items, *(getattr(weights, field) for field in fields)))
-    with _without_autocast(items.device):
+        refuse_tangents((items, *(getattr(weights, field) for field in fields)), NAME)
+    with without_autocast(items.device):
         return _project(_Side(items, None, lengths, fields), weights, backend)
 
 
 def _project(side: _Side, weights: ContextAttentionWeights, backend: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """Features, products and lengths as the operators take them."""
-    features, lengths = side.features.contiguous(), _indices(side.lengths, side.features, backend)
+    features, lengths = side.features.contiguous(), indices_for(side.lengths, side.features, backend)
     if side.products is not None:
         return features, side.products.contiguous(), lengths
     matrices = _columns(weights, side.fields)
     if backend == "reference":
         return features, reference.project(features, matrices, lengths), lengths
-    return features, operators.differentiable("project")(features, matrices, lengths, backend), lengths
+    return features, differentiable("project")(features, matrices, lengths, backend), lengths
 
 
 def _projected(call: _Call, backend: str) -> tuple[Tensor | None, ...]:
     """The tensors of pair_scores; a side that comes as features is projected."""
     V, region_products, region_lengths = _project(call.regions, call.weights, backend)
     U, word_products, word_lengths = _project(call.words, call.weights, backend)
-    pairs = _indices(call.pairs, V, backend)
+    pairs = indices_for(call.pairs, V, backend)
     return V, region_products, U, word_products, *_score_vectors(call), region_lengths, word_lengths, pairs
 
 
@@ -352,7 +332,7 @@ def _raw(call: _Call, backend: str) -> tuple[Tensor | None, ...]:
     V, U = call.regions, call.words
     read = {field for side in (V, U) if side.products is None for field in side.fields}
     matrices = (_contiguous(getattr(call.weights, x) if x in read else None) for x in ContextAttentionWeights._fields[:5])
-    indices = (_indices(x, V.features, backend) for x in (V.lengths, U.lengths, call.pairs))
+    indices = (indices_for(x, V.features, backend) for x in (V.lengths, U.lengths, call.pairs))
     sides = (_contiguous(x) for side in (V, U) for x in (side.features, side.products))
     return *sides, *matrices, *_score_vectors(call), *indices
 
@@ -370,45 +350,7 @@ def _columns(weights: ContextAttentionWeights, fields: tuple[str, ...]) -> Tenso
     return torch.cat([weights.affinity.mT if field == "affinity" else getattr(weights, field) for field in fields], dim=1)
 
 
-def _indices(indices: Tensor | None, items: Tensor, backend: str) -> Tensor | None:
-    """Where and how the operators take lengths and pairs."""
-    if indices is None:
-        return None
-    device = torch.device("cpu") if backend == "cpu" else items.device
-    if device.type == "cuda" and indices.device.type == "cpu" and _captures():
-        # A graph would copy, at each replay, from memory that may be gone by then.
-        raise RuntimeError("lengths and pairs: expected CUDA tensors while a CUDA graph is captured, got one on the CPU")
-    if device.type == "cpu" or indices.device.type != "cpu":
-        return indices.to(device, torch.int64).contiguous()
-    # A copy from pageable memory is staged before it returns, so that not synchronising with the device is safe. One from the
-    # caller's pinned memory would still be read when the caller overwrites it.
-    return torch.empty_like(indices, dtype=torch.int64, pin_memory=False).copy_(indices).to(device, non_blocking=True)
-
-
-def _captures() -> bool:
-    return not torch.compiler.is_compiling() and torch.cuda.is_current_stream_capturing()
-
-
-def _autocast_dtype(*items: Tensor | ProjectedRegions | ProjectedWords) -> torch.dtype | None:
+def _dtype(*items: Tensor | ProjectedRegions | ProjectedWords) -> torch.dtype | None:
     """The dtype that autocast asks for: that of a side which was projected before, else its own; None to leave all as it is."""
     projected = [x.features for x in items if isinstance(x, (ProjectedRegions, ProjectedWords))]
-    tensors = [x for x in (*projected, *items) if isinstance(x, Tensor)]
-    if not tensors or not _autocasts(tensors[0].device):
-        return None
-    if projected:
-        return tensors[0].dtype if tensors[0].dtype in _AUTOCAST_DTYPES else None
-    return torch.get_autocast_dtype(tensors[0].device.type)
-
-
-def _cast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The autocast rule, for one tensor."""
-    return x.to(dtype) if dtype is not None and isinstance(x, Tensor) and x.dtype in _AUTOCAST_DTYPES else x
-
-
-def _autocasts(device: torch.device) -> bool:
-    return device.type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device.type)
-
-
-def _without_autocast(device: torch.device) -> AbstractContextManager:
-    """The cast is done: the reference and the maps compute in the dtype they are given, as the kernels do."""
-    return torch.autocast(device.type, enabled=False) if _autocasts(device) else nullcontext()
+    return autocast_dtype([x for x in items if isinstance(x, Tensor)], projected)

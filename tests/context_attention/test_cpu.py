@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import caan_kernels as ck
-from caan_kernels.context_attention import cpu
+from caan_kernels.core import cpu
 
 
 def run(instruction_set, *command):

@@ -6,7 +6,7 @@ import cases
 import pytest
 import torch
 
-from caan_kernels.context_attention.gpu import plan
+from caan_kernels.core.gpu import plan
 
 pytestmark = pytest.mark.parametrize("device", dict.fromkeys(["cpu", *cases.KERNELS.values()]))
 

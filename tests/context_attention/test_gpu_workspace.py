@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from caan_kernels.context_attention import cuda
 from caan_kernels.context_attention.gpu import launch as operators
+from caan_kernels.core import cuda as core_cuda
 
 
 class Held(TorchDispatchMode):
@@ -78,7 +79,8 @@ def test_workspace(name, dtype, kernels, monkeypatch):
         for kernel in [x for x in vars(launch) if x.endswith("_kernel")]:
             monkeypatch.setattr(launch, kernel, Unlaunched())
     else:
-        monkeypatch.setattr(cuda, "_ops", Unlaunched())
+        for module in (cuda, core_cuda):
+            monkeypatch.setattr(module, "_ops", Unlaunched())
     operator, sizes, given = WORKSPACES[name]
     arguments = operands(*sizes, dtype, kernels, **given)
     backward = operator is operators.pair_scores_backward

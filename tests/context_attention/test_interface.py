@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import caan_kernels as ck
 from caan_kernels.context_attention import interface
+from caan_kernels.core.indices import indices_for
 
 BACKENDS = [*cases.KERNELS] if cases.INTERPRETED else ["reference", *cases.KERNELS]
 backends = pytest.mark.parametrize("backend", BACKENDS)
@@ -279,7 +280,7 @@ def test_indices_of_the_caller_are_copied_before_the_call_returns():
             return function(*arguments, **(given or {}))
 
     with Watch():
-        interface._indices(lengths, torch.empty(2, 1, 1, device="meta"), "triton")
+        indices_for(lengths, torch.empty(2, 1, 1, device="meta"), "triton")
     assert len(read) == 1
     assert read[0] != lengths.data_ptr()
 
@@ -304,5 +305,5 @@ def test_lengths_on_the_cpu_are_no_part_of_a_graph(monkeypatch):
     on_gpu, lengths = SimpleNamespace(device=torch.device("cuda", 0)), torch.tensor([1, 2])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="expected CUDA tensors while a CUDA graph is captured, got one on the CPU"):
-        interface._indices(lengths, on_gpu, "cuda")
-    assert torch.equal(interface._indices(lengths, torch.empty(0), "cpu"), lengths)
+        indices_for(lengths, on_gpu, "cuda")
+    assert torch.equal(indices_for(lengths, torch.empty(0), "cpu"), lengths)

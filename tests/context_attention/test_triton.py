@@ -8,14 +8,15 @@ import torch
 from test_accuracy import assert_accurate
 
 import caan_kernels as ck
-from caan_kernels import backends
+from caan_kernels.core import backends
 
 triton = pytest.importorskip("triton")
 tl = triton.language
 
 from caan_kernels.context_attention.gpu import launch as operators  # noqa: E402
 from caan_kernels.context_attention.gpu.launch import Vectors  # noqa: E402
-from caan_kernels.context_attention.triton import configurations, functions, launch  # noqa: E402
+from caan_kernels.context_attention.triton import configurations, launch  # noqa: E402
+from caan_kernels.core.triton import functions  # noqa: E402
 
 pytestmark = pytest.mark.skipif("triton" not in cases.KERNELS, reason="on a GPU, or by tests/test_interpreted.py")
 
@@ -38,7 +39,7 @@ def lengths_given(shape, regions, words, dtype, **given):
 def test_other_dtypes_are_refused():
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run this call: it has no kernels for torch.float64"):
         cases.problem("odd").call(backend="triton")
-    assert backends.select("auto", torch.device(DEVICE), torch.float64) == "reference"
+    assert backends.select("context_attention", "auto", torch.device(DEVICE), torch.float64) == "reference"
 
 
 def test_too_many_regions():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_gpu import drawn, on_device
 
-from caan_kernels.context_attention.gpu import plan
+from caan_kernels.core.gpu import plan
 
 triton = pytest.importorskip("triton")
 

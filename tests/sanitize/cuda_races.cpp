@@ -9,7 +9,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "cuda/device.h"
+#include "context_attention/cuda/kernels.h"
+#include "core/cuda/device.h"
+#include "core/cuda/product.h"
 
 namespace {
 

@@ -13,7 +13,7 @@ import cases
 import torch
 
 import caan_kernels as ck
-from caan_kernels import backends
+from caan_kernels.core import backends
 
 # The last is for tiles of the CUDA backend, which take widths that are multiples of 8.
 SHAPES = (*cases.SHAPES, (2, 36, 3, 34, 72, 40))
@@ -37,7 +37,7 @@ def check(backend: str, shape: str | tuple[int, ...], options: str, dtype: torch
 def main() -> int:
     usable, device = [], torch.device("cuda")
     for backend in ("triton", "cuda"):
-        able, reason = backends.can_run(backend, device, torch.bfloat16, gradient=True)
+        able, reason = backends.can_run("context_attention", backend, device, torch.bfloat16, gradient=True)
         print(f"{backend}: {'watched' if able else reason}", flush=True)
         usable += [backend] if able else []
     done = 0

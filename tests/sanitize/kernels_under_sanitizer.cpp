@@ -12,8 +12,9 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/kernels.h"
+#include "context_attention/cpu/kernels.h"
 
+using namespace caan::context_attention;
 using namespace caan::cpu;
 
 namespace {

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ...core.gpu.plan import Items, Walk, exist, plan_items, plan_lengths, plan_walk
 from .checks import check_call, check_items
-from .plan import Items, Walk, exist, plan_items, plan_lengths, plan_walk
 
 # Bytes that a call may take beside its result where features come unprojected, for the matrices of a side beside each other,
 # blocks of products, and the copies of a list's items; with plans and scratch that stays within 64 MiB.
@@ -306,11 +306,6 @@ class Side:
         tensors = (None if x is None else some(x) for x in (self.features, self.products, self.lengths))
         features, products, lengths = tensors
         return Side(self.kind, features, products, self.weight, lengths)
-
-
-def aligned(x: Tensor) -> Tensor:
-    """With an address that accesses of 16 bytes take: which kernel does the work must not depend on where a tensor begins."""
-    return x if x.data_ptr() % 16 == 0 else x.clone()
 
 
 def beside(matrices: dict[str, Tensor | None]) -> Tensor:

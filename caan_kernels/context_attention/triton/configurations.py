@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..gpu.plan import parts_of, size_of
+from ...core.gpu.plan import parts_of, size_of
 
 
 class Configuration(NamedTuple):

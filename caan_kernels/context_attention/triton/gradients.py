@@ -18,7 +18,7 @@ Products are of float32 numbers, in TF32 where the features are half precision: 
 import triton
 import triton.language as tl
 
-from .functions import add_with_rest, norm, positive_part, softmax_where, tanh
+from ...core.triton.functions import add_with_rest, norm, positive_part, softmax_where, tanh
 
 
 def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:

@@ -6,8 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..gpu.launch import Options, Side, Slots, Vectors, aligned
-from ..gpu.plan import Walk, parts_of, plan_list, size_of
+from ...core.gpu import aligned
+from ...core.gpu.plan import Walk, parts_of, plan_list, size_of
+from ...core.triton.product import product_kernel
+from ...core.triton.tuning import fastest
+from ..gpu.launch import Options, Side, Slots, Vectors
 from . import configurations
 from .configurations import Configuration, TileLimits
 from .gradients import (
@@ -18,9 +21,7 @@ from .gradients import (
     pair_kernel,
     slot_numbers,
 )
-from .projection import product_kernel
 from .scores import scores_kernel
-from .tuning import fastest
 
 # Programs of one launch, which CUDA counts in 31 bits.
 MOST_PROGRAMS = 2**31 - 1

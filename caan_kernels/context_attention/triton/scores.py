@@ -26,7 +26,7 @@ lengths; and products of one launch have one shape, whatever fills it.
 import triton
 import triton.language as tl
 
-from .functions import dot_each, load_block, norm, positive_part, softmax_of_both, softmax_where, tanh, tanh_to_half
+from ...core.triton.functions import dot_each, load_block, norm, positive_part, softmax_of_both, softmax_where, tanh, tanh_to_half
 
 
 @triton.jit

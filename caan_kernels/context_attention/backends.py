@@ -1,0 +1,49 @@
+"""Which backends implement the operator, and which of its calls they leave to others."""
+
+from ..core import cpu, cuda, gpu, reference, triton  # noqa: F401
+from ..core.backends import implement
+from . import cuda as cuda_kernels
+
+# Kernels can only be added to operators that are defined.
+from . import operators  # noqa: F401
+from .gpu import launch
+
+NAME = "context_attention"
+# Regions of an image lie in one tile of Triton's kernels, whose rows registers hold.
+MOST_REGIONS = 256
+
+_OPERATORS = ("project", "project_backward", "pair_scores", "pair_scores_backward", "raw_scores", "pair_maps")
+
+
+def _compiled(*, regions: int = 0, words: int = 0, gradient: bool = False, maps: bool = False, bilinear: bool = False) -> str:
+    """Why no compiled backend takes a call of so many regions an image and words a caption, padding included."""
+    if bilinear:
+        return "intra='features' is there to reproduce the paper's ablation: only the reference computes it"
+    if maps and gradient:
+        return "its maps have no derivative: call under torch.no_grad(), or take backend='reference'"
+    return ""
+
+
+def _triton(*, regions: int = 0, **wanted: int) -> str:
+    too_large = f"it takes at most {MOST_REGIONS} regions an image, these have {regions}" if regions > MOST_REGIONS else ""
+    return _compiled(**wanted) or too_large
+
+
+def _cuda(*, regions: int = 0, words: int = 0, **wanted: int) -> str:
+    return _compiled(**wanted) or cuda_kernels.too_large(regions, words)
+
+
+def _register(backend: str, kernels: launch.Kernels, device: str) -> None:
+    launch.KERNELS[backend] = kernels
+    gpu.implement({name: getattr(launch, name) for name in _OPERATORS}, device)
+
+
+implement(NAME, "reference")
+implement(NAME, "cpu", _compiled)
+implement(NAME, "triton", _triton)
+implement(NAME, "cuda", _cuda)
+_register("cuda", cuda_kernels, cuda.DEVICE)
+if not triton.NOT_THERE:
+    from .triton import launch as triton_kernels
+
+    _register("triton", triton_kernels, triton.DEVICE)

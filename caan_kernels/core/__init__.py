@@ -1,0 +1,1 @@
+"""What every operator shares; no file here knows the formula of one."""

@@ -1,0 +1,110 @@
+"""Errors for arguments that do not fit, as every operator has them.
+
+Every error names the argument, what was expected and what came: `TypeError` for a wrong type or dtype, `ValueError` for
+a wrong rank, width, device, length or index. Values of lengths and pairs are looked at only where they are there and that
+makes nobody wait: on the CPU, and not while a graph is traced. The kernels look again.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class Named(NamedTuple):
+    """A tensor and what an error calls it."""
+
+    name: str
+    tensor: Tensor
+
+
+def check_features(name: str, features: Tensor, or_projected: str = "") -> None:
+    """(B, L, D), floating."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{name}: expected a tensor{or_projected}, got {type(features).__name__}")
+    if features.dtype not in FEATURE_DTYPES:
+        raise TypeError(f"{name}: expected dtype float16, bfloat16, float32 or float64, got {features.dtype}")
+    if features.dim() != 3:
+        raise ValueError(f"{name}: expected 3 dimensions (items, rows, width), got shape {tuple(features.shape)}")
+    if features.shape[2] == 0:
+        raise ValueError(f"{name}: expected a width of at least 1, got shape {tuple(features.shape)}")
+
+
+def check_same_width(words: Named, regions: Named) -> None:
+    """One width, dtype and device."""
+    check_alike(words, regions)
+    width = regions.tensor.shape[2]
+    if words.tensor.shape[2] != width:
+        raise ValueError(f"{words.name}: expected width {width}, that of {regions.name}, got shape {tuple(words.tensor.shape)}")
+
+
+def check_lengths(name: str, lengths: Tensor, items: Named) -> None:
+    """(B,) integers from 0 to L, for (B, L, D) items."""
+    count, rows = items.tensor.shape[:2]
+    check_tensor(name, lengths)
+    if lengths.dtype not in INDEX_DTYPES:
+        raise TypeError(f"{name}: expected an integer dtype, got {lengths.dtype}")
+    if tuple(lengths.shape) != (count,):
+        raise ValueError(f"{name}: expected shape ({count},), one for each item of {items.name}, got {tuple(lengths.shape)}")
+    _check_index_device(name, lengths, items)
+    _check_values(name, lengths, rows, f"the number of rows in {items.name}")
+
+
+def check_pairs(pairs: Tensor, regions: Named, words: Named) -> None:
+    """(P, 2) int64 indices (image, caption)."""
+    check_tensor("pairs", pairs)
+    if pairs.dtype != torch.int64:
+        raise TypeError(f"pairs: expected dtype torch.int64, got {pairs.dtype}")
+    if pairs.dim() != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"pairs: expected shape (P, 2), got {tuple(pairs.shape)}")
+    _check_index_device("pairs", pairs, regions)
+    for column, items in enumerate((regions, words)):
+        _check_values(f"pairs[:, {column}]", pairs[:, column], items.tensor.shape[0] - 1, f"the last item of {items.name}")
+
+
+def check_tensor(name: str, value: Tensor) -> None:
+    """A tensor, and nothing else."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+
+
+def check_alike(one: Named, like: Named) -> None:
+    """One dtype and device."""
+    if one.tensor.dtype != like.tensor.dtype:
+        raise TypeError(f"{one.name}: expected dtype {like.tensor.dtype}, that of {like.name}, got {one.tensor.dtype}")
+    if one.tensor.device != like.tensor.device:
+        raise ValueError(f"{one.name}: expected device {like.tensor.device}, that of {like.name}, got {one.tensor.device}")
+
+
+def _check_index_device(name: str, indices: Tensor, items: Named) -> None:
+    device = items.tensor.device
+    if indices.device.type != "cpu" and indices.device != device:
+        raise ValueError(f"{name}: expected device cpu or {device}, that of {items.name}, got {indices.device}")
+
+
+def _check_values(name: str, indices: Tensor, highest: int, meaning: str) -> None:
+    if torch.compiler.is_compiling() or indices.device.type != "cpu" or indices.numel() == 0:
+        return
+    *_, indices = layers(indices)
+    if get_proxy_mode() is not None:
+        return
+    lowest_found, highest_found = indices.aminmax()
+    if isinstance(lowest_found, FakeTensor):
+        return
+    if int(lowest_found) < 0 or int(highest_found) > highest:
+        wrong = indices[(indices < 0) | (indices > highest)]
+        raise ValueError(f"{name}: expected values from 0 to {highest}, {meaning}, got {int(wrong[0])}")
+
+
+def layers(tensor: Tensor) -> Iterator[Tensor]:
+    """The tensor, and what torch.func's transforms have wrapped in it, one within the other; under torch.vmap that is a batch."""
+    yield tensor
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+        yield tensor

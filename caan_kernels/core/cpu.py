@@ -1,0 +1,71 @@
+"""The compiled CPU backend."""
+
+import functools
+import sys
+from typing import Any
+
+import torch
+
+from . import library
+from .backends import register
+from .registration import define, fake
+
+NAME, ORDER = "cpu", 1
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DEVICE_TYPES = ("cpu",)
+
+define("cpu_isa() -> str", (torch.Tag.pt2_compliant_tag,))
+# The CPU kernels' tanh, in place: measured by the benchmark, its error by the tests.
+define("tanh_(Tensor(a!) values) -> ()", (torch.Tag.pt2_compliant_tag,))
+fake("tanh_")(lambda values: None)
+
+
+def instruction_set() -> str:
+    """Name of the kernel set in use: avx512, avx2 or generic. CAAN_CPU_ISA forces one."""
+    return torch.ops.caan_kernels.cpu_isa()
+
+
+# What torch.compile asks while it traces does not change.
+@torch.compiler.assume_constant_result
+def missing() -> str:
+    """Why the kernels cannot be used in this process, or an empty string."""
+    return library.load() or _no_instruction_set()
+
+
+@functools.cache
+def _no_instruction_set() -> str:
+    try:
+        instruction_set()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return ""
+
+
+def description() -> str:
+    """What it is, for `available_backends`."""
+    return f"compiled kernels for CPU tensors, instruction set {instruction_set()}"
+
+
+def cannot_run(device: torch.device) -> str:
+    """Why tensors of a device are not for this backend, or an empty string."""
+    return "" if device.type == "cpu" else f"its tensors must be on the CPU, these are on {device}"
+
+
+def build_info() -> dict[str, Any]:
+    """What the compiled part was made with and for.
+
+    Returns:
+        A dict of strings and lists: version, compiler, cxx_flags, cpu_instruction_sets (those built),
+        cpu_instruction_set (the one in use), cuda_architectures, torch_target_abi, torch_built_with.
+
+    Raises:
+        RuntimeError: there is no compiled part.
+    """
+    try:
+        from .. import _host
+    except ImportError as error:
+        raise RuntimeError(f"caan_kernels has no compiled part: {error}") from error
+    return {**_host.build_info(), "cpu_instruction_set": "none" if missing() else instruction_set()}
+
+
+register(sys.modules[__name__])

@@ -1,0 +1,94 @@
+"""The CUDA C++ backend: what its kernels of every operator share (docs/cuda.md)."""
+
+import functools
+import sys
+
+import torch
+from torch import Tensor
+
+from . import gpu, library
+from .backends import register
+from .gpu import aligned, stream_of
+from .modes import EMULATED
+from .registration import define
+
+NAME, ORDER = "cuda", 3
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DEVICE_TYPES = ("cpu",) if EMULATED else ("cuda",)
+# What the dispatcher calls the device of the tensors that the kernels take.
+DEVICE = "CPU" if EMULATED else "CUDA"
+
+# cudaErrorInsufficientDriver and UnsupportedPtxVersion; InvalidDeviceFunction, InvalidKernelImage and NoKernelImageForDevice.
+_TOO_OLD_DRIVER = (35, 222)
+_NO_KERNEL = (98, 200, 209)
+
+# Launches, not operators: they write into what they are given and are called by the operators' implementation only.
+define("cuda_device_error(int device) -> int")
+define(
+    "cuda_multiply(Tensor left, Tensor right, Tensor(a!) product, Tensor lengths, int item_rows, bool along_depth, "
+    "int stream) -> ()"
+)
+
+_ops = torch.ops.caan_kernels
+
+
+def product(
+    left: Tensor, right: Tensor, lengths: Tensor, item_rows: int, *, along_depth: bool = False, forward: bool = False
+) -> Tensor:
+    """(rows, depth) times (depth, columns), of any strides, in their dtype.
+
+    Row r of `left`, or column r with `along_depth`, is row r % item_rows of item r // item_rows: at and beyond the item's
+    length it may hold anything and counts as 0.
+    """
+    result = left.new_empty(left.shape[0], right.shape[1])
+    if result.numel() == 0 or left.shape[1] == 0:
+        return result.zero_()
+    _ops.cuda_multiply(aligned(left), aligned(right), result, lengths, item_rows, along_depth, stream_of(left))
+    return result
+
+
+@torch.compiler.assume_constant_result
+def missing() -> str:
+    """Why this backend cannot be used on this machine, or an empty string."""
+    if EMULATED:
+        return ""
+    if reason := library.load():
+        return reason
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("caan_kernels::cuda_multiply", "CUDA"):
+        return "caan_kernels was built without CUDA kernels: build it where there is nvcc, on the PATH or in CUDA_HOME"
+    return "" if torch.cuda.is_available() else "there is no CUDA device"
+
+
+def description() -> str:
+    """What it is, for `available_backends`."""
+    if EMULATED:
+        return "CUDA C++ kernels for CPU tensors, emulated, for tests: float16, bfloat16 and float32"
+    return "CUDA C++ kernels for CUDA tensors: float16, bfloat16 and float32"
+
+
+@torch.compiler.assume_constant_result
+def cannot_run(device: torch.device) -> str:
+    """Why tensors of a device are not for this backend, or an empty string."""
+    if EMULATED:
+        return "" if device.type == "cpu" else f"CAAN_CUDA_EMULATED runs it on CPU tensors, these are on {device}"
+    return gpu.cannot_run(device) or _no_code(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _no_code(device: int) -> str:
+    """Why the library's kernels cannot be started on a device, or an empty string."""
+    error = _ops.cuda_device_error(device)
+    if error == 0:
+        return ""
+    name, major, minor = torch.cuda.get_device_name(device), *torch.cuda.get_device_capability(device)
+    if error in _TOO_OLD_DRIVER:
+        return "the GPU's driver is older than the CUDA that the kernels were compiled with; update it, or build with its nvcc"
+    if error in _NO_KERNEL:
+        return (
+            f"caan_kernels was built without code for {name}, compute capability {major}.{minor}: build it with "
+            f"CAAN_CUDA_ARCHS={major}{minor}"
+        )
+    return f"CUDA error {error} when the kernels are looked up on {name}"
+
+
+register(sys.modules[__name__])

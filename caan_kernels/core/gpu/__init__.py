@@ -1,0 +1,63 @@
+"""What the backends for GPUs share: plans (plan.py), checks (checks.py), and operators that they implement together.
+
+The dispatcher knows a device, not a backend: both stand behind one registration, and an operator's last argument tells
+which was chosen.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..registration import once
+
+LEAST_CAPABILITY = (8, 0)
+
+
+def implement(operators: Mapping[str, Callable], device: str) -> None:
+    """Have functions run operators on a device: "CUDA" or, for tests, "CPU".
+
+    Args:
+        operators: by the name in torch.ops.caan_kernels; the first argument is a tensor.
+        device: whose tensors they take.
+    """
+    for name, function in operators.items():
+        once(f"{name} on {device}", functools.partial(_implement, name, function, device))
+
+
+def _implement(name: str, function: Callable, device: str) -> torch.library.Library:
+    library = torch.library.Library("caan_kernels", "IMPL", device)
+    library.impl(name, _on_its_device(function))
+    return library
+
+
+def _on_its_device(operator: Callable) -> Callable:
+    """Kernels are launched on the current device, which need not be that of the tensors."""
+
+    @functools.wraps(operator)
+    def call(tensor, *rest):
+        with torch.cuda.device_of(tensor):
+            return operator(tensor, *rest)
+
+    return call
+
+
+def cannot_run(device: torch.device) -> str:
+    """Why no kernel of ours runs on a device, or an empty string."""
+    if device.type != "cuda":
+        return f"its tensors must be on a CUDA device, these are on {device}"
+    capability = torch.cuda.get_device_capability(device)
+    if torch.version.hip is None and capability < LEAST_CAPABILITY:
+        return f"it needs compute capability 8.0 or later, {torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}"
+    return ""
+
+
+def stream_of(x: Tensor) -> int:
+    """torch's current stream on the device of a tensor; 0 on the CPU."""
+    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
+
+
+def aligned(x: Tensor) -> Tensor:
+    """With an address that accesses of 16 bytes take: which kernel does the work must not depend on where a tensor begins."""
+    return x if x.data_ptr() % 16 == 0 else x.clone()

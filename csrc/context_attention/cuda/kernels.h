@@ -1,0 +1,105 @@
+// The CUDA kernels as the host calls them: plain pointers on the device, a stream, and nothing of torch.
+#pragma once
+
+#include <cstdint>
+
+#include "core/cuda/types.h"
+
+namespace caan::cuda {
+
+struct Options {
+  bool cosine, inter, intra;
+};
+
+// One call's sides, shapes as in docs/operator.md: V (I, M, D), [V Q1 | V Q4] (I, M, 2H), U (T, N, D),
+// [U affinityT | U Q2 | U Q3] (T, N, D + 2H), both score vectors (H,), lengths (I,) and (T,) from 0 to M and N.
+template <typename T>
+struct Sides {
+  const T *regions, *region_products, *words, *word_products, *region_score, *word_score;
+  const int64_t *region_lengths, *word_lengths;
+  int64_t images, captions;
+  int M, N, D, H;
+
+  CAAN_DEVICE const T* V(int64_t image) const { return regions + image * M * D; }
+  CAAN_DEVICE const T* VQ(int64_t image) const { return region_products + image * M * (2 * H); }
+  CAAN_DEVICE const T* U(int64_t caption) const { return words + caption * N * D; }
+  CAAN_DEVICE const T* UQ(int64_t caption) const { return word_products + caption * N * (D + 2 * H); }
+};
+
+// Which pairs a launch takes, `count` of them from `first`. All: in rows of captions. Listed: `pairs` (P, 2). Walked: keys image *
+// captions + caption in summing order, `walked` of them, at positions `order` of the call.
+struct Pairs {
+  const int64_t *pairs, *keys, *order, *walked;
+  int64_t first, count;
+};
+
+// Pairs that `score_tiles` takes.
+constexpr int MOST_REGIONS = 64, MOST_WORDS = 32;
+CAAN_DEVICE bool fits_tile(int m, int n) { return m <= MOST_REGIONS && n <= MOST_WORDS; }
+
+// A pair's floats in scratch memory; each part begins at a multiple of 4.
+struct SlotShape {
+  int M, N, D;
+  bool gradient;
+
+  CAAN_DEVICE int row() const { return (N + 3) / 4 * 4; }
+  CAAN_DEVICE int regions() const { return (M + 3) / 4 * 4; }
+  CAAN_DEVICE int width() const { return (D + 3) / 4 * 4; }
+  CAAN_DEVICE int64_t cells() const { return int64_t(M) * row(); }
+  CAAN_DEVICE int64_t size() const { return 5 * cells() + 4 * (regions() + row()) + (gradient ? 5 * cells() + 2 * width() : 0); }
+};
+
+// Matrices are (m, n), regions by words. C_unit is C with unit rows; R_unit is R with unit columns, the transpose of what the
+// formula calls R with a hat. Norms are held at 1e-8: `row_norm` and `column_norm` are those of A's positive part, for R and C,
+// `C_norm` those of C's rows and `R_norm` those of R's columns. f and g hold logits first. dS is the gradient of the alignment
+// before tanh; dv and du are those of the pooled vectors.
+struct Slot {
+  float *A, *C, *R, *C_unit, *R_unit;
+  float *row_norm, *C_norm, *f, *df, *column_norm, *R_norm, *g, *dg;
+  float *dS, *dC, *dR, *dC_unit, *dR_unit, *dv, *du;
+
+  CAAN_DEVICE Slot(float* base, const SlotShape& shape) {
+    const int64_t cells = shape.cells();
+    A = base, C = A + cells, R = C + cells, C_unit = R + cells, R_unit = C_unit + cells;
+    row_norm = R_unit + cells, C_norm = row_norm + shape.regions(), f = C_norm + shape.regions(), df = f + shape.regions();
+    column_norm = df + shape.regions(), R_norm = column_norm + shape.row(), g = R_norm + shape.row(), dg = g + shape.row();
+    dS = dg + shape.row(), dC = dS + cells, dR = dC + cells, dC_unit = dR + cells, dR_unit = dC_unit + cells;
+    dv = dR_unit + cells, du = dv + shape.width();
+  }
+};
+
+// Scores of listed or of all pairs, by as many blocks as there are slots. Of an all-pairs call: scores[image * score_row +
+// caption]; of a list: scores[place]. With skip_tiles, pairs that `score_tiles` takes are left out. A block's slot keeps what its
+// last pair left there; with a slot for each pair, that of its place from `first`.
+template <typename T>
+void score_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row,
+                 bool skip_tiles, float* scratch, int64_t slots, Stream stream);
+
+// The derivatives of walked pairs, each in a slot of its own, from those of their scores.
+template <typename T>
+void differentiate_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, const float* score_gradients,
+                         float* scratch, Stream stream);
+
+// Every image with the captions of one bucket, `word_order` from word_starts[bucket] to the next; or of a list `pairs`, sorted by
+// `keys` bucket * images + image, positions `order` of the call and `ranks` within a key, those whose bucket is one of `bucket`,
+// bucket + word_buckets, ... below `buckets`. A bucket's captions have at most 32 / together words.
+struct Tiles {
+  const int64_t *word_order, *word_starts, *pairs, *order, *keys, *ranks;
+  int64_t listed, score_row;
+  int bucket, word_buckets, buckets, together;
+};
+template <typename T>
+void score_tiles(const Sides<T>& sides, const Tiles& tiles, const Options& options, float* scores, Stream stream);
+
+// Gradients that slots hold, summed in the order of the walk: image_starts (I + 1) into keys, by_caption places in keys and
+// caption_starts (T + 1) into those. Outputs float32 of the sides' shapes, and (I, H) of both score vectors; all are added to.
+struct Sums {
+  const int64_t *keys, *image_starts, *by_caption, *caption_starts, *walked;
+  int64_t first_slot, slots;
+  const float* scratch;
+  float *regions, *region_products, *words, *word_products, *region_score, *word_score;
+};
+template <typename T>
+void sum_gradients(const Sides<T>& sides, const Sums& sums, const Options& options, Stream stream);
+
+} // namespace caan::cuda

@@ -1,0 +1,370 @@
+#include "core/cuda/emulator.h"
+
+#ifdef CAAN_EMULATED_THREADS
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#else
+#include <setjmp.h>
+#include <ucontext.h>
+#endif
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "core/cuda/device.h"
+
+namespace caan::cuda {
+
+namespace {
+
+constexpr size_t MAIL = 64;
+
+struct Copy {
+  void* to;
+  std::array<char, 16> bytes;
+};
+
+// What a thread has under way.
+struct Pending {
+  int exchanges = 0;
+  std::vector<std::vector<Copy>> copies{1};
+};
+
+#ifdef CAAN_EMULATED_THREADS
+
+// Where threads wait for each other.
+class Barrier {
+ public:
+  void expect(int count) {
+    members_ = count;
+    arrived_ = 0;
+  }
+  void wait() {
+    std::unique_lock lock(mutex_);
+    const uint64_t generation = generation_;
+    if (++arrived_ == members_) return release();
+    changed_.wait(lock, [&] { return generation_ != generation; });
+  }
+  // A thread that has ended is waited for no more.
+  void leave() {
+    std::lock_guard lock(mutex_);
+    if (--members_ == arrived_ && arrived_) release();
+  }
+
+ private:
+  void release() {
+    arrived_ = 0;
+    ++generation_;
+    changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int members_ = 0, arrived_ = 0;
+  uint64_t generation_ = 0;
+};
+
+#else
+
+constexpr size_t STACK = 256 * 1024;
+
+// Where threads wait for each other; the generation changes when all have come.
+class Barrier {
+ public:
+  void expect(int count) {
+    members_ = count;
+    arrived_ = 0;
+  }
+  void wait();
+  void leave() {
+    --members_;
+    if (arrived_) release_if_complete();
+  }
+  uint64_t generation() const { return generation_; }
+
+ private:
+  void release_if_complete() {
+    if (members_ > 0 && arrived_ < members_) return;
+    arrived_ = 0;
+    ++generation_;
+  }
+
+  int members_ = 0, arrived_ = 0;
+  uint64_t generation_ = 0;
+};
+
+struct Fiber {
+  std::unique_ptr<char[]> stack;
+  ucontext_t start;
+  jmp_buf state;
+  bool started, done;
+  const Barrier* awaited;
+  uint64_t generation;
+};
+
+#endif
+
+struct Warp {
+  Barrier barrier;
+  // Two, used in turns: a lane may give its next item while another still reads the last.
+  std::array<std::array<char, WARP * MAIL>, 2> mail;
+};
+
+struct Machine {
+  std::vector<std::unique_ptr<Warp>> warps;
+  std::vector<Pending> pending;
+  Barrier block;
+  std::vector<uint32_t> shared;
+  const std::function<void()>* body;
+#ifndef CAAN_EMULATED_THREADS
+  std::vector<Fiber> fibers;
+  jmp_buf scheduler;
+  Fiber& fiber() { return fibers[threadIdx.x]; }
+#endif
+
+  Warp& warp() { return *warps[threadIdx.x / WARP]; }
+  Pending& mine() { return pending[threadIdx.x]; }
+
+  // Between blocks nothing is left of the last one.
+  void clear(unsigned threads) {
+    block.expect(int(threads));
+    for (unsigned w = 0; w * WARP < threads; ++w) warps[w]->barrier.expect(int(std::min<unsigned>(WARP, threads - w * WARP)));
+    pending.assign(threads, {});
+    std::fill(shared.begin(), shared.end(), 0xffffffffu);
+  }
+  void leave() {
+    warp().barrier.leave();
+    block.leave();
+  }
+};
+
+#ifdef CAAN_EMULATED_THREADS
+
+Machine machine;
+
+void run_block(unsigned threads, bool) {
+  machine.clear(threads);
+  const Index block = blockIdx, size = blockDim, grid = gridDim;
+  std::vector<std::thread> running;
+  for (unsigned t = 0; t < threads; ++t)
+    running.emplace_back([=] {
+      threadIdx.x = t, blockIdx = block, blockDim = size, gridDim = grid;
+      (*machine.body)();
+      machine.leave();
+    });
+  for (std::thread& thread : running) thread.join();
+}
+
+#else
+
+thread_local Machine machine;
+
+void yield() {
+  if (_setjmp(machine.fiber().state) == 0) _longjmp(machine.scheduler, 1);
+}
+
+void Barrier::wait() {
+  const uint64_t generation = generation_;
+  machine.fiber().awaited = this;
+  machine.fiber().generation = generation;
+  ++arrived_;
+  release_if_complete();
+  while (generation_ == generation) yield();
+  machine.fiber().awaited = nullptr;
+}
+
+void run_fiber() {
+  (*machine.body)();
+  machine.fiber().done = true;
+  machine.leave();
+  _longjmp(machine.scheduler, 1);
+}
+
+void resume(unsigned thread) {
+  threadIdx.x = thread;
+  Fiber& fiber = machine.fiber();
+  if (_setjmp(machine.scheduler)) return;
+  if (fiber.started) _longjmp(fiber.state, 1);
+  fiber.started = true;
+  setcontext(&fiber.start);
+}
+
+bool waits(const Fiber& fiber) { return fiber.awaited && fiber.awaited->generation() == fiber.generation; }
+
+void prepare(Fiber& fiber) {
+  if (!fiber.stack) fiber.stack = std::make_unique<char[]>(STACK);
+  getcontext(&fiber.start);
+  fiber.start.uc_stack.ss_sp = fiber.stack.get();
+  fiber.start.uc_stack.ss_size = STACK;
+  fiber.start.uc_link = nullptr;
+  makecontext(&fiber.start, run_fiber, 0);
+  fiber.started = fiber.done = false;
+  fiber.awaited = nullptr;
+}
+
+void run_block(unsigned threads, bool backwards) {
+  machine.clear(threads);
+  machine.fibers.resize(std::max(machine.fibers.size(), size_t(threads)));
+  for (unsigned t = 0; t < threads; ++t) prepare(machine.fibers[t]);
+  for (bool any = true, moved; any;) {
+    any = moved = false;
+    for (unsigned i = 0; i < threads; ++i) {
+      const unsigned thread = backwards ? threads - 1 - i : i;
+      const Fiber& fiber = machine.fibers[thread];
+      if (fiber.done) continue;
+      any = true;
+      if (waits(fiber)) continue;
+      moved = true;
+      resume(thread);
+    }
+    if (any && !moved) {
+      std::fprintf(stderr, "a block's threads wait for each other at different barriers\n");
+      std::abort();
+    }
+  }
+}
+
+#endif
+
+float half_to_float(uint16_t bits) {
+  _Float16 x;
+  std::memcpy(&x, &bits, 2);
+  return float(x);
+}
+
+uint16_t float_to_half(float x) {
+  const _Float16 half = _Float16(x);
+  uint16_t bits;
+  std::memcpy(&bits, &half, 2);
+  return bits;
+}
+
+uint16_t float_to_bfloat(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if (std::isnan(x)) return 0x7fff;
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+struct Fragments {
+  float left[8], right[4];
+};
+
+template <typename T>
+void unpack(float* numbers, uint32_t both) {
+  numbers[0] = to_float(T{uint16_t(both)});
+  numbers[1] = to_float(T{uint16_t(both >> 16)});
+}
+
+// Which lane holds which number is PTX's: mma.m16n8k16 with 16-bit factors.
+template <typename T>
+void multiply_add_of(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
+  Fragments mine;
+  for (int i = 0; i < 4; ++i) unpack<T>(mine.left + 2 * i, left[i]);
+  unpack<T>(mine.right, right0);
+  unpack<T>(mine.right + 2, right1);
+  const auto* all = static_cast<const Fragments*>(exchange(&mine, sizeof(mine)));
+  const int lane = int(threadIdx.x) % WARP;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+    float sum = 0;
+    for (int k = 0; k < 16; ++k) {
+      const Fragments &of_left = all[4 * (row % 8) + k % 8 / 2], &of_right = all[4 * column + k % 8 / 2];
+      sum += of_left.left[2 * (row / 8 + 2 * (k / 8)) + k % 2] * of_right.right[2 * (k / 8) + k % 2];
+    }
+    sums[i] += sum;
+  }
+}
+
+} // namespace
+
+void emulate(int64_t blocks, int threads, size_t shared, const std::function<void()>& body) {
+  while (machine.warps.size() * WARP < size_t(threads)) machine.warps.push_back(std::make_unique<Warp>());
+  machine.shared.assign((shared + 3) / 4 + 32, 0);
+  machine.body = &body;
+  blockDim.x = unsigned(threads);
+  gridDim.x = unsigned(blocks);
+  for (int64_t block = 0; block < blocks; ++block) {
+    blockIdx.x = unsigned(block);
+    run_block(unsigned(threads), block % 2);
+  }
+}
+
+char* emulated_shared_memory() {
+  const auto address = reinterpret_cast<uintptr_t>(machine.shared.data());
+  return reinterpret_cast<char*>((address + 127) / 128 * 128);
+}
+
+void block_barrier() { machine.block.wait(); }
+void warp_barrier() { machine.warp().barrier.wait(); }
+
+const void* exchange(const void* mine, size_t size) {
+  auto& mail = machine.warp().mail[machine.mine().exchanges++ % 2];
+  std::memcpy(mail.data() + size * (threadIdx.x % WARP), mine, size);
+  warp_barrier();
+  return mail.data();
+}
+
+float shuffle_xor(float x, int mask) {
+  return static_cast<const float*>(exchange(&x, sizeof(x)))[(threadIdx.x % WARP) ^ unsigned(mask)];
+}
+
+void copy_16_bytes(void* shared, const void* global, bool exists) {
+  Copy copy{shared, {}};
+  if (exists) std::memcpy(copy.bytes.data(), global, 16);
+  machine.mine().copies.back().push_back(copy);
+}
+
+void close_copies() { machine.mine().copies.emplace_back(); }
+
+void wait_until_open(int groups) {
+  auto& copies = machine.mine().copies;
+  while (int(copies.size()) - 1 > groups) {
+    for (const Copy& copy : copies.front()) std::memcpy(copy.to, copy.bytes.data(), 16);
+    copies.erase(copies.begin());
+  }
+}
+
+void load_matrices(uint32_t (&parts)[4], const void* row, bool transposed) {
+  const auto* rows = static_cast<const uint16_t* const*>(exchange(&row, sizeof(row)));
+  const int lane = int(threadIdx.x) % WARP, r = lane / 4, c = 2 * (lane % 4);
+  for (int i = 0; i < 4; ++i) {
+    const auto* const* matrix = rows + 8 * i;
+    const uint16_t first = transposed ? matrix[c][r] : matrix[r][c], second = transposed ? matrix[c + 1][r] : matrix[r][c + 1];
+    parts[i] = first | uint32_t(second) << 16;
+  }
+  // The rows must not be overwritten before all have read them.
+  warp_barrier();
+}
+
+uint32_t transpose_matrix(uint32_t part) {
+  const auto* parts = static_cast<const uint32_t*>(exchange(&part, sizeof(part)));
+  const int lane = int(threadIdx.x) % WARP, row = lane / 4, column = 2 * (lane % 4);
+  const auto number = [&](int r, int c) { return parts[4 * r + c / 2] >> (16 * (c % 2)) & 0xffff; };
+  return number(column, row) | number(column + 1, row) << 16;
+}
+
+void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, bfloat16) {
+  multiply_add_of<bfloat16>(sums, left, right0, right1);
+}
+void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float16) {
+  multiply_add_of<float16>(sums, left, right0, right1);
+}
+
+float rough_tanh(float x) {
+  int exponent;
+  const float fraction = std::frexp(std::tanh(x), &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(fraction, 11)), exponent - 11);
+}
+
+float to_float(bfloat16 x) { return std::bit_cast<float>(uint32_t(x.bits) << 16); }
+float to_float(float16 x) { return half_to_float(x.bits); }
+uint32_t pack(float first, float second, bfloat16) { return float_to_bfloat(first) | uint32_t(float_to_bfloat(second)) << 16; }
+uint32_t pack(float first, float second, float16) { return float_to_half(first) | uint32_t(float_to_half(second)) << 16; }
+
+} // namespace caan::cuda

@@ -1,0 +1,85 @@
+// CUDA's threads on the CPU, one after another, so that tests run the kernels where there is no GPU. Not fast.
+//
+// A thread runs until it meets a barrier, a shuffle or a tensor-core product, and waits there for the others. Blocks take turns
+// in running their threads forwards and backwards, shared memory starts as NaN, and an asynchronous copy arrives only when it is
+// waited for: what a missing barrier or wait would break on a GPU shows here as a wrong result, too.
+// With CAAN_EMULATED_THREADS every CUDA thread is one of the system's, so that ThreadSanitizer sees what no barrier orders
+// (tests/sanitize/cuda_races.cpp).
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#include "core/cuda/types.h"
+
+namespace caan::cuda {
+
+struct Index {
+  unsigned x;
+};
+inline thread_local Index threadIdx{}, blockIdx{}, blockDim{}, gridDim{};
+
+struct float4 {
+  float x, y, z, w;
+};
+
+// Runs a kernel's body for every thread of every block.
+void emulate(int64_t blocks, int threads, size_t shared, const std::function<void()>& body);
+
+// Where it is set, it takes every launch, and no kernel runs; the name has the kernel's in it, template arguments and all.
+inline void (*on_launch)(const char* name, int threads, size_t shared) = nullptr;
+
+template <auto KERNEL, typename... Arguments>
+void launch(int64_t blocks, int threads, size_t shared, Stream, Arguments... arguments) {
+  if (on_launch)
+    on_launch(__PRETTY_FUNCTION__, threads, shared);
+  else
+    emulate(blocks, threads, shared, [&] { KERNEL(arguments...); });
+}
+
+template <typename... Parameters>
+int error_on(int, void (*)(Parameters...)) {
+  return 0;
+}
+
+char* emulated_shared_memory();
+void block_barrier();
+void warp_barrier();
+// What every lane of the warp gave, in the order of lanes, each item `size` bytes; valid until the warp's next exchange.
+const void* exchange(const void* mine, size_t size);
+
+float shuffle_xor(float x, int mask);
+void copy_16_bytes(void* shared, const void* global, bool exists);
+void close_copies();
+void wait_until_open(int groups);
+template <int OPEN>
+void wait_for_copies() {
+  wait_until_open(OPEN);
+}
+
+void load_matrices(uint32_t (&parts)[4], const void* row, bool transposed);
+template <bool TRANSPOSED>
+void load_matrices(uint32_t (&parts)[4], const void* row) {
+  load_matrices(parts, row, TRANSPOSED);
+}
+
+uint32_t transpose_matrix(uint32_t part);
+void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, bfloat16);
+void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float16);
+
+// tanh rounded to 11 bits, as much as the special-function unit promises.
+float rough_tanh(float x);
+
+inline float quick_exp(float x) { return std::exp(x); }
+inline float quick_inverse(float x) { return 1.0f / x; }
+inline float quick_inverse_root(float x) { return 1.0f / std::sqrt(x); }
+
+float to_float(bfloat16 x);
+float to_float(float16 x);
+uint32_t pack(float first, float second, bfloat16);
+uint32_t pack(float first, float second, float16);
+
+} // namespace caan::cuda

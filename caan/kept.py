@@ -1,6 +1,7 @@
 """Sums over numbered units of work, kept while the work is under way, so that the next try goes on from them."""
 
 import secrets
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -97,3 +98,9 @@ class KeptSums:
         if self._processes.count > 1:
             self.save()
         return {key: self._processes.sum(tensor + self._earlier[key]) for key, tensor in self._sums.items()}
+
+
+def forget(kept: Path | None) -> None:
+    """Remove what an evaluation has kept; its figures are safe, or it is to begin anew."""
+    if kept:
+        shutil.rmtree(kept, ignore_errors=True)

@@ -16,6 +16,7 @@ import caan_kernels as ck
 
 from .data.batches import CaptionBatch, ImageBatch, PairBatch
 from .isolation import one_thread
+from .settings import setting
 from .vocabulary import END, PAD
 
 # Parameters, whatever torch's defaults are.
@@ -24,15 +25,13 @@ _PARAMETERS = {"dtype": torch.float32, "device": torch.device("cpu")}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides a model's shape and its scores; plain values, so that a checkpoint can hold it.
+    """Everything that decides a model's shape and its scores; plain values, so that a checkpoint can hold it. A setting's help says
+    what it is; more of some:
 
     Attributes:
         region_width: F, the width of the region features.
         vocabulary_size: ids 0 to vocabulary_size - 1, marks included.
-        width: D, common width of regions and words.
-        hidden_width: H of the operator; 0 means D.
-        word_width: width of the word embedding.
-        affinity_scale: the affinity starts as this times the identity.
+        width: D of the operator, and hidden_width its H.
         similarity, inter, intra: options of `context_attention`; inter and intra are those of the paper's Table 4.
         unit_length: scale regions and words to unit length before the operator. The paper does not say; it is our choice,
             because alignments are then tanh of cosines whatever the scale of the features.
@@ -50,18 +49,21 @@ class ModelConfig:
 
     region_width: int
     vocabulary_size: int
-    width: int = 1024
-    hidden_width: int = 0
-    word_width: int = 300
-    affinity_scale: float = 1.0
-    similarity: str = "dot"
-    inter: bool = True
-    intra: str | None = "semantics"
-    unit_length: bool = True
-    standardize: bool = False
-    dropout: float = 0.0
-    region_drop: float = 0.0
-    word_drop: float = 0.0
+    width: int = setting(1024, "common width of regions and words")
+    hidden_width: int = setting(0, "width inside the attention; 0: that of --width")
+    word_width: int = setting(300, "of the word embedding")
+    affinity_scale: float = setting(1.0, "the affinity starts as this times the identity")
+    similarity: str = setting("dot", "of the pooled vectors: dot, the paper's, or cosine")
+    inter: bool = setting(True, "context from the other side, the paper's IA")
+    intra: str | None = setting(
+        "semantics",
+        "context from the own side: semantics, the paper's SA; features, its FA, on the slow reference only; none",
+    )
+    unit_length: bool = setting(True, "scale regions and words to unit length before the attention; the paper does not say")
+    standardize: bool = setting(False, "give every channel of the region features mean 0 and variance 1")
+    dropout: float = setting(0.0, "part of the numbers set to 0 in training")
+    region_drop: float = setting(0.0, "part of the regions left out in training")
+    word_drop: float = setting(0.0, "part of the words left out in training")
 
     def __post_init__(self):
         for name, least in (

@@ -1,16 +1,13 @@
 """How a model is trained: the settings, and named sets of them."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 from .loss import FORMS
+from .settings import setting
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-
-
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
@@ -21,25 +18,20 @@ class TrainingConfig:
         ValueError: a value is out of range.
     """
 
-    epochs: int = _setting(30, "times through the training captions")
-    batch_size: int = _setting(128, "pairs of an image and a caption in a step; every image is scored with every caption")
-    learning_rate: float = _setting(2e-4, "Adam's")
-    ramp_steps: int = _setting(0, "steps over which the learning rate rises from 0")
-    decay_epochs: tuple[float, ...] = _setting((15.0,), "epochs after which the learning rate is multiplied by decay_factor")
-    decay_factor: float = _setting(0.1, "what the learning rate is multiplied by at each of decay_epochs")
-    margin: float = _setting(0.2, "of the triplet loss")
-    warmup_epochs: float = _setting(1.0, "epochs on all violations, before the hardest negatives alone count")
-    warmup_form: str = _setting("sum", "what becomes of all violations in the warm-up, sum or mean")
-    clip_norm: float = _setting(2.0, "largest L2 norm of the gradient; larger ones are scaled down")
-    average: float = _setting(0.0, "decay of the moving average of the weights, which is then what is validated and kept; 0: none")
-    precision: str = _setting("float32", "of the matrix products: float32, bfloat16 or float16 (mixed precision)")
-    validation_images: int = _setting(0, "validate on no more than the first so many images; 0: all")
-    seed: int = _setting(0, "of weights, order and dropout")
-
-    @classmethod
-    def helps(cls) -> dict[str, str]:
-        """What each field is, by its name."""
-        return {setting.name: setting.metadata["help"] for setting in fields(cls)}
+    epochs: int = setting(30, "times through the training captions")
+    batch_size: int = setting(128, "pairs of an image and a caption in a step; every image is scored with every caption")
+    learning_rate: float = setting(2e-4, "Adam's")
+    ramp_steps: int = setting(0, "steps over which the learning rate rises from 0")
+    decay_epochs: tuple[float, ...] = setting((15.0,), "epochs after which the learning rate is multiplied by decay_factor")
+    decay_factor: float = setting(0.1, "what the learning rate is multiplied by at each of decay_epochs")
+    margin: float = setting(0.2, "of the triplet loss")
+    warmup_epochs: float = setting(1.0, "epochs on all violations, before the hardest negatives alone count")
+    warmup_form: str = setting("sum", "what becomes of all violations in the warm-up, sum or mean")
+    clip_norm: float = setting(2.0, "largest L2 norm of the gradient; larger ones are scaled down")
+    average: float = setting(0.0, "decay of the moving average of the weights, which is then what is validated and kept; 0: none")
+    precision: str = setting("float32", "of the matrix products: float32, bfloat16 or float16 (mixed precision)")
+    validation_images: int = setting(0, "validate on no more than the first so many images; 0: all")
+    seed: int = setting(0, "of weights, order and dropout")
 
     def __post_init__(self):
         at_least = {"epochs": 1, "batch_size": 2, "ramp_steps": 0, "validation_images": 0, "seed": 0}

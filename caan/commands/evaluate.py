@@ -16,8 +16,9 @@ import torch
 
 from ..checkpoint import load_model
 from ..data import Split
-from ..evaluation import Evaluation, evaluate, forget
+from ..evaluation import Evaluation, evaluate
 from ..files import check_writable, replacing
+from ..kept import forget
 from ..processes import joined
 from ..published import PROTOCOLS, SOURCE, published_rows
 from ..recall import chance

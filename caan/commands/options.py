@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..data import Split, load_karpathy_split, load_scan_split
+from ..settings import helps
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -66,20 +67,18 @@ def count(text: str) -> int:
     return number
 
 
-def add_fields(parser: argparse.ArgumentParser, config: type, title: str, helps: Mapping[str, str]) -> None:
-    """Give a group of options to set the fields of a dataclass that have a text in `helps`; unset ones stay out of the result."""
+def add_fields(parser: argparse.ArgumentParser, config: type, title: str) -> None:
+    """Give a group of options for the settings of a dataclass; unset ones stay out of the result."""
     group = parser.add_argument_group(title)
+    texts = helps(config)
     for setting in fields(config):
-        if setting.name in helps:
-            option = f"--{setting.name.replace('_', '-')}"
-            if setting.type is bool:
-                group.add_argument(
-                    option, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=helps[setting.name]
-                )
-            else:
-                group.add_argument(
-                    option, type=_parse(setting), default=argparse.SUPPRESS, metavar=_metavar(setting), help=helps[setting.name]
-                )
+        if setting.name not in texts:
+            continue
+        option, common = f"--{setting.name.replace('_', '-')}", {"default": argparse.SUPPRESS, "help": texts[setting.name]}
+        if setting.type is bool:
+            group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
+        else:
+            group.add_argument(option, type=_parse(setting), metavar=_metavar(setting), **common)
 
 
 def given_fields(arguments: argparse.Namespace, config: type) -> dict[str, Any]:

@@ -15,21 +15,6 @@ from ..processes import joined
 from ..vocabulary import Vocabulary
 from . import options
 
-_MODEL_HELP = {
-    "width": "common width of regions and words",
-    "hidden_width": "width inside the attention; 0: that of --width",
-    "word_width": "of the word embedding",
-    "affinity_scale": "the affinity starts as this times the identity",
-    "similarity": "of the pooled vectors: dot, the paper's, or cosine",
-    "inter": "context from the other side, the paper's IA",
-    "intra": "context from the own side: semantics, the paper's SA; features, its FA, on the slow reference only; none",
-    "unit_length": "scale regions and words to unit length before the attention; the paper does not say",
-    "standardize": "give every channel of the region features mean 0 and variance 1",
-    "dropout": "part of the numbers set to 0 in training",
-    "region_drop": "part of the regions left out in training",
-    "word_drop": "part of the words left out in training",
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
@@ -47,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-minutes", type=float, default=5.0, metavar="X", help="how often the run is saved, beside each epoch's end"
     )
-    options.add_fields(parser, ModelConfig, "model", _MODEL_HELP)
-    options.add_fields(parser, TrainingConfig, "training", TrainingConfig.helps())
+    options.add_fields(parser, ModelConfig, "model")
+    options.add_fields(parser, TrainingConfig, "training")
 
 
 def run(arguments: argparse.Namespace) -> None:

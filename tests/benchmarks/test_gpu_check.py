@@ -11,7 +11,7 @@ import pytest
 import torch
 from gpu_check import FAILED, NOT_RUN, OUT_OF_TIME, PASSED, Outcome, Record, judge_pytest, judge_sanitizer, pytest_counts
 from render_readme import UNMEASURED, newest, render_gpu
-from test_report import full_report
+from reports import full_report
 
 FACTS = {
     "device": "Example GPU",

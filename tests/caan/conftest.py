@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from caan.data import load_scan_split
+
 
 @pytest.fixture
 def features():
@@ -56,3 +58,49 @@ def karpathy_file(tmp_path):
     path = tmp_path / "dataset_small.json"
     path.write_text(json.dumps({"images": images, "dataset": "small"}))
     return path
+
+
+@pytest.fixture
+def data(tmp_path, write_split, features, captions):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "dev", "test"):
+        write_split(folder, split, features, captions)
+    return folder
+
+
+@pytest.fixture
+def split(tmp_path, write_split):
+    """24 images of 1 to 5 regions, and their captions."""
+    generator = np.random.default_rng(0)
+    words = [f"word{number}" for number in range(12)]
+    captions = [" ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(120)]
+    write_split(tmp_path, "test", generator.standard_normal((24, 5, 6)).astype(np.float32), captions)
+    np.save(tmp_path / "test_num_boxes.npy", generator.integers(1, 6, 24))
+    return load_scan_split(tmp_path, "test")
+
+
+COLOURS = "red green blue white black yellow".split()
+
+
+THINGS = "dog cat bird horse tree boat".split()
+
+
+@pytest.fixture
+def world(tmp_path, write_split):
+    """36 images, each a colour and a thing in noise, of regions and words that tell them."""
+    generator = np.random.default_rng(0)
+    codes = generator.standard_normal((12, 10))
+    images, captions = [], []
+    for colour in range(6):
+        for thing in range(6):
+            regions = generator.standard_normal((4, 10)) * 0.3
+            regions[0] += codes[colour] * 2
+            regions[1] += codes[6 + thing] * 2
+            images.append(regions * [1, 50, 0.1, *[1] * 7])
+            captions += [f"a {COLOURS[colour]} {THINGS[thing]} {'very ' * extra}near" for extra in range(5)]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "dev"):
+        write_split(folder, split, np.array(images, dtype=np.float32), captions)
+    return folder

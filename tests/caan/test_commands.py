@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from ablation import TABLE_4
+from command_lines import SMALL
 
-from caan import checkpoint, commands
+from caan import ModelConfig, checkpoint, commands
 from caan.commands import main
 from caan.presets import PRESETS, TrainingConfig
+from caan.settings import helps
 
 NAMES = list(commands._COMMANDS)
 
@@ -88,24 +90,10 @@ def test_every_setting_is_an_option(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     printed = capsys.readouterr().out
-    for name in TrainingConfig.helps():
-        assert f"--{name.replace('_', '-')} " in printed
+    for name in helps(TrainingConfig) | helps(ModelConfig):
+        assert f"--{name.replace('_', '-')}" in printed
     assert "--no-inter" in printed and "--intra NAME" in printed and "--no-unit-length" in printed
     assert all(preset in printed for preset in PRESETS)
-
-
-SMALL = (
-    "--preset cpu --width 8 --word-width 6 --batch-size 10 --epochs 2 --decay-epochs 1 --ramp-steps 2 --validation-images 5".split()
-)
-
-
-@pytest.fixture
-def data(tmp_path, write_split, features, captions):
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for split in ("train", "dev", "test"):
-        write_split(folder, split, features, captions)
-    return folder
 
 
 def test_train_and_evaluate(data, tmp_path, capsys):

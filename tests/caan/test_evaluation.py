@@ -8,48 +8,13 @@ import numpy as np
 import pytest
 import torch
 from ablation import TABLE_4
-from models import attentive
+from models import make_model, whole_matrix
 
-import caan_kernels as ck
-from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, evaluation, kept
+from caan import checkpoint, errors, evaluation, kept, scorer
 from caan.commands import main
-from caan.data import Captions, Images, load_karpathy_split, load_scan_split
+from caan.data import load_karpathy_split, load_scan_split
 from caan.evaluation import evaluate
 from caan.recall import count_ranks, folds
-
-
-@pytest.fixture
-def split(tmp_path, write_split):
-    """24 images of 1 to 5 regions, and their captions."""
-    generator = np.random.default_rng(0)
-    words = [f"word{number}" for number in range(12)]
-    captions = [" ".join(generator.choice(words, generator.integers(1, 9))) for _ in range(120)]
-    write_split(tmp_path, "test", generator.standard_normal((24, 5, 6)).astype(np.float32), captions)
-    np.save(tmp_path / "test_num_boxes.npy", generator.integers(1, 6, 24))
-    return load_scan_split(tmp_path, "test")
-
-
-def make_model(split, seed, words=None, width=16, **options):
-    torch.manual_seed(seed)
-    vocabulary = words or Vocabulary.from_captions(split.captions, 1)
-    config = ModelConfig(6, len(vocabulary), width=width, word_width=5, dropout=0.5, word_drop=0.5, **options)
-    return attentive(CAAN(config)), vocabulary
-
-
-@torch.no_grad()
-def whole_matrix(models, split):
-    """Scores from one call a model, by the reference."""
-    result = 0
-    for model, vocabulary in models:
-        model.eval()
-        images, captions = Images(split), Captions(split, vocabulary)
-        regions = model.encode_images(images.collate([images[i] for i in range(len(images))]))
-        words = model.encode_captions(captions.collate([captions[t] for t in range(len(captions))]))
-        result = result + ck.context_attention(
-            regions.features, words.features, model.attention.weights, regions.lengths, words.lengths, **model.attention.options,
-            backend="reference",
-        )  # fmt: skip
-    return result / len(models)
 
 
 def assert_same_figures(found, scores, split, fold=None):
@@ -61,8 +26,8 @@ def assert_same_figures(found, scores, split, fold=None):
 @pytest.mark.parametrize("ensemble", [1, 2])
 def test_figures_and_scores_are_those_of_the_whole_matrix(split, tmp_path, monkeypatch, workers, ensemble):
     # Blocks of 5 images in chunks of 5, batches of 7 captions: everything is cut.
-    monkeypatch.setattr(evaluation, "_TILE", (5, 7))
-    monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(scorer, "_TILE", (5, 7))
+    monkeypatch.setattr(scorer, "_BLOCK_BYTES", 1)
     models = [make_model(split, seed, width=16 - 4 * seed) for seed in range(ensemble)]
     path = tmp_path / "scores.npy"
     found = evaluate(models, split, save_scores=path, workers=workers, fold_size=8)
@@ -77,8 +42,8 @@ def test_figures_and_scores_are_those_of_the_whole_matrix(split, tmp_path, monke
 @pytest.mark.parametrize("row", TABLE_4)
 def test_every_row_of_table_4(split, tmp_path, monkeypatch, row):
     for name in ("_TILE", "_SMALL_TILE"):
-        monkeypatch.setattr(evaluation, name, (5, 7))
-    monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 1)
+        monkeypatch.setattr(scorer, name, (5, 7))
+    monkeypatch.setattr(scorer, "_BLOCK_BYTES", 1)
     model = make_model(split, 0, **TABLE_4[row])
     path = tmp_path / "scores.npy"
     found = evaluate([model], split, save_scores=path, fold_size=8)
@@ -90,7 +55,7 @@ def test_every_row_of_table_4(split, tmp_path, monkeypatch, row):
 
 def test_a_dense_model_is_scored_in_small_tiles(split, tmp_path, monkeypatch):
     """Alone, and beside another one; a right answer's score is, bit for bit, that in its tile."""
-    monkeypatch.setattr(evaluation, "_SMALL_TILE", (5, 7))
+    monkeypatch.setattr(scorer, "_SMALL_TILE", (5, 7))
     dense, other = make_model(split, 0, intra="features"), make_model(split, 1)
     shapes, positives = [], []
 
@@ -109,7 +74,7 @@ def test_a_dense_model_is_scored_in_small_tiles(split, tmp_path, monkeypatch):
         monkeypatch.setattr(model.attention, "forward", score)
     for models, room in (([dense], 1 << 20), ([dense, other], 1 << 20), ([dense], 0), ([dense], 500)):
         shapes.clear()
-        monkeypatch.setattr(evaluation, "_TILES_BYTES", room)
+        monkeypatch.setattr(scorer, "_TILES_BYTES", room)
         evaluate(models, split, save_scores=tmp_path / "scores.npy")
         assert shapes and all(i <= 5 and t <= 7 and pairs is None for i, t, pairs in shapes)
         scored = sum(i * t for i, t, _ in shapes)
@@ -161,8 +126,8 @@ def test_a_fold_without_captions(tmp_path, features, karpathy_file):
 
 def test_only_one_block_of_images_is_held(split, monkeypatch):
     # Two blocks, of 15 and of 9 images: three chunks and two.
-    monkeypatch.setattr(evaluation, "_TILE", (5, 7))
-    monkeypatch.setattr(evaluation, "_BLOCK_BYTES", 15 * 5 * 4 * 3 * 16)
+    monkeypatch.setattr(scorer, "_TILE", (5, 7))
+    monkeypatch.setattr(scorer, "_BLOCK_BYTES", 15 * 5 * 4 * 3 * 16)
     model, vocabulary = make_model(split, 0)
     alive, most = weakref.WeakSet(), 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_commands import SMALL, data  # noqa: F401
+from command_lines import SMALL
 
 from caan import checkpoint
 from caan.commands import main
@@ -45,7 +45,7 @@ def test_permissions_are_the_old_files_or_the_umasks(tmp_path, umask):
             assert mode(path) == expected
 
 
-def test_permissions_of_checkpoints_and_scores(data, tmp_path, umask):  # noqa: F811
+def test_permissions_of_checkpoints_and_scores(data, tmp_path, umask):
     run, scores = tmp_path / "run", tmp_path / "scores.npy"
     assert main(["train", "--data", str(data), "--out", str(run), *SMALL]) == 0
     evaluate = ["evaluate", str(run), "--data", str(data), "--save-scores", str(scores)]
@@ -122,7 +122,7 @@ def test_locks(tmp_path):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_without_locks_is_a_warning(data, tmp_path, capsys, monkeypatch, number):  # noqa: F811
+def test_a_file_system_without_locks_is_a_warning(data, tmp_path, capsys, monkeypatch, number):
     def no_lock(*_):
         raise OSError(number, os.strerror(number))
 

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from models import make_model, whole_matrix
 from PIL import Image
-from test_evaluation import make_model, split, whole_matrix  # noqa: F401
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
 from caan.commands import main
@@ -29,20 +29,20 @@ def small_segments(monkeypatch):
 
 
 @pytest.fixture
-def run_folder(split, tmp_path):  # noqa: F811
+def run_folder(split, tmp_path):
     (tmp_path / "run").mkdir()
     checkpoint.save_model(tmp_path / "run" / "best.safetensors", *make_model(split, 0))
     return tmp_path / "run"
 
 
 @pytest.fixture
-def index(split, run_folder, tmp_path):  # noqa: F811
+def index(split, run_folder, tmp_path):
     model, vocabulary, _ = checkpoint.load_model(run_folder)
     build_index(tmp_path / "index", model, vocabulary, run_folder, split)
     return tmp_path / "index"
 
 
-def test_exact_search_is_the_whole_matrix(split, index):  # noqa: F811
+def test_exact_search_is_the_whole_matrix(split, index):
     scores = whole_matrix([make_model(split, 0)], split).numpy()
     searcher = Searcher(index)
     for number in (0, 57, 119):
@@ -77,7 +77,7 @@ def test_a_shortlist_is_in_the_exact_order_bit_for_bit(index):
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_a_shortlist_compares_as_the_model_scores(split, tmp_path, similarity):  # noqa: F811
+def test_a_shortlist_compares_as_the_model_scores(split, tmp_path, similarity):
     """With uniform attention the pooled vectors are all that a score depends on, lengths included where it is a dot product."""
     options = {"similarity": similarity, "inter": False, "intra": None, "unit_length": False}
     model, vocabulary = make_model(split, 0, **options)
@@ -98,7 +98,7 @@ def test_a_shortlist_compares_as_the_model_scores(split, tmp_path, similarity): 
     assert np.allclose(norms, 1) == (similarity == "cosine")
 
 
-def test_an_image_without_regions_has_no_direction(split, run_folder, tmp_path):  # noqa: F811
+def test_an_image_without_regions_has_no_direction(split, run_folder, tmp_path):
     np.save(tmp_path / "test_num_boxes.npy", np.where(np.arange(24) == 3, 0, 5))
     model, vocabulary, _ = checkpoint.load_model(run_folder)
     build_index(tmp_path / "index", model, vocabulary, run_folder, load_scan_split(tmp_path, "test"))
@@ -164,7 +164,7 @@ def test_a_killed_index_continues(index, tmp_path, when, count, left):
     assert "all of its 24 images are in" in run.stdout
 
 
-def test_another_split_is_added(split, index, run_folder, tmp_path, write_split):  # noqa: F811
+def test_another_split_is_added(split, index, run_folder, tmp_path, write_split):
     before = files(index)
     more = np.random.default_rng(1).standard_normal((9, 3, 6)).astype(np.float32)
     write_split(tmp_path, "more", more, [f"word{number % 12} word3" for number in range(45)], [f"m{number}" for number in range(9)])
@@ -182,7 +182,7 @@ def test_another_split_is_added(split, index, run_folder, tmp_path, write_split)
     assert (whole.items[ours] - 24).tolist() == expected.items.tolist() and (whole.scores[ours] == expected.scores).all()
 
 
-def test_what_is_refused(split, index, run_folder, tmp_path):  # noqa: F811
+def test_what_is_refused(split, index, run_folder, tmp_path):
     other = tmp_path / "other.safetensors"
     checkpoint.save_model(other, *make_model(split, 1))
     with pytest.raises(
@@ -231,7 +231,7 @@ def test_what_is_refused(split, index, run_folder, tmp_path):  # noqa: F811
         Contents.read(tmp_path)
 
 
-def changed(split, tmp_path, write_split):  # noqa: F811
+def changed(split, tmp_path, write_split):
     """The split with another number in a row that no sample would show."""
     features = np.stack([split.regions.read(row) for row in range(24)])
     features[13, 2, 1] += 0.25
@@ -239,7 +239,7 @@ def changed(split, tmp_path, write_split):  # noqa: F811
     return load_scan_split(tmp_path, "test")
 
 
-def test_a_split_that_has_changed_does_not_stand_beside_itself(split, index, run_folder, tmp_path, write_split):  # noqa: F811
+def test_a_split_that_has_changed_does_not_stand_beside_itself(split, index, run_folder, tmp_path, write_split):
     model, vocabulary, _ = checkpoint.load_model(run_folder)
     again = changed(split, tmp_path, write_split)
     before = files(index)
@@ -284,7 +284,7 @@ def test_a_split_that_is_half_in_is_left_out_and_can_be_dropped(index, run_folde
     assert sorted(path.name[:13] for path in index.glob("segment-*")) == [f"segment-0000{number}" for number in range(6)]
 
 
-def test_a_full_disk_leaves_no_half_segment(split, run_folder, tmp_path, monkeypatch):  # noqa: F811
+def test_a_full_disk_leaves_no_half_segment(split, run_folder, tmp_path, monkeypatch):
     model, vocabulary, _ = checkpoint.load_model(run_folder)
     to_disk, written = build._to_disk, []
 
@@ -300,7 +300,7 @@ def test_a_full_disk_leaves_no_half_segment(split, run_folder, tmp_path, monkeyp
     assert len(list((tmp_path / "index").glob("segment-*"))) == 1
 
 
-def test_the_command(split, index, run_folder, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_the_command(split, index, run_folder, tmp_path, capsys, monkeypatch):
     def search(*arguments):
         code = main(["search", str(index), *map(str, arguments)])
         captured = capsys.readouterr()
@@ -352,7 +352,7 @@ def test_the_command(split, index, run_folder, tmp_path, capsys, monkeypatch):  
         assert code == 1 and message in err and err.count("\n") == 1
 
 
-def test_check_is_printed(split, run_folder, tmp_path, capsys):  # noqa: F811
+def test_check_is_printed(split, run_folder, tmp_path, capsys):
     assert main(["index", str(run_folder), "--data", str(tmp_path), "--out", str(tmp_path / "index"), "--check", "6"]) == 0
     out = capsys.readouterr().out
     assert "24 images, 120 captions" in out and "text → image, 6 queries" in out and "image → text, 6 queries" in out
@@ -386,7 +386,7 @@ def test_search_with_a_photograph(tmp_path, capsys):
     assert found[0] == found[1]
 
 
-def test_two_processes_do_not_write_one_index(split, index, run_folder, tmp_path):  # noqa: F811
+def test_two_processes_do_not_write_one_index(split, index, run_folder, tmp_path):
     model, vocabulary, _ = checkpoint.load_model(run_folder)
     with locked(index, "an index"), pytest.raises(BlockingIOError, match="expected an index that nobody is at"):
         build_index(index, model, vocabulary, run_folder, split)

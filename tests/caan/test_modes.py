@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_lines import SMALL
 from PIL import Image
-from test_commands import SMALL, data  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -31,7 +31,7 @@ for arguments in sys.argv[2:]:
         (["-O"], {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HOME": None, "XDG_CACHE_HOME": "/nonexistent"}),
     ],
 )
-def test_all_commands(data, tmp_path, options, variables):  # noqa: F811
+def test_all_commands(data, tmp_path, options, variables):
     photos, run, index = tmp_path / "photos", tmp_path / "run", tmp_path / "index"
     photos.mkdir()
     Image.new("RGB", (64, 64)).save(photos / "x.jpg")

@@ -13,10 +13,10 @@ import pytest
 import torch
 from ablation import TABLE_4
 from jobs import run_job
-from test_evaluation import make_model, split  # noqa: F401
-from test_training import CONFIG, assert_same_metrics, assert_same_weights, trainer, world  # noqa: F401
+from models import make_model
+from runs import CONFIG, assert_same_metrics, assert_same_weights, trainer
 
-from caan import checkpoint, evaluation, kept, training
+from caan import checkpoint, kept, scorer, training
 from caan.data import load_scan_split
 from caan.evaluation import evaluate
 from caan.metrics import GRADIENTS
@@ -25,20 +25,20 @@ from caan.processes import LostProcessError, Processes
 
 def cut_small():
     """Blocks of 10 images in chunks of 5, batches of 7 captions: 3 blocks, 54 units."""
-    evaluation._TILE = (5, 7)
-    evaluation._BLOCK_BYTES = 10 * 5 * 4 * 3 * 16
+    scorer._TILE = (5, 7)
+    scorer._BLOCK_BYTES = 10 * 5 * 4 * 3 * 16
     kept._SAVE_SECONDS = 0
 
 
 @pytest.fixture
 def small(monkeypatch):
-    for module, name in ((evaluation, "_TILE"), (evaluation, "_BLOCK_BYTES"), (kept, "_SAVE_SECONDS")):
+    for module, name in ((scorer, "_TILE"), (scorer, "_BLOCK_BYTES"), (kept, "_SAVE_SECONDS")):
         monkeypatch.setattr(module, name, getattr(module, name))
     cut_small()
 
 
 @pytest.fixture
-def model_file(split, tmp_path):  # noqa: F811
+def model_file(split, tmp_path):
     path = tmp_path / "model.safetensors"
     checkpoint.save_model(path, *make_model(split, 0))
     return path
@@ -80,7 +80,7 @@ def evaluate_shared(processes, folder, model_file, keep, scores, dies_after=None
     (folder / f"found-{processes.number}.json").write_text(json.dumps([repr(found.figures), repr(found.fold_figures)]))
 
 
-def test_evaluation_is_that_of_one_process_bit_for_bit(split, tmp_path, model_file, small):  # noqa: F811
+def test_evaluation_is_that_of_one_process_bit_for_bit(split, tmp_path, model_file, small):
     alone = evaluate(load(model_file), split, fold_size=8, save_scores=tmp_path / "alone.npy")
     scores = tmp_path / "shared.npy"
     assert run_job(evaluate_shared, tmp_path, model_file, tmp_path / "keep", scores) == [0, 0]
@@ -89,7 +89,7 @@ def test_evaluation_is_that_of_one_process_bit_for_bit(split, tmp_path, model_fi
     assert [json.loads((tmp_path / f"found-{number}.json").read_text()) for number in range(2)] == [expected] * 2
 
 
-def test_a_lost_process_ends_the_job_and_the_next_try_goes_on(split, tmp_path, model_file, small, monkeypatch):  # noqa: F811
+def test_a_lost_process_ends_the_job_and_the_next_try_goes_on(split, tmp_path, model_file, small, monkeypatch):
     alone = evaluate(load(model_file), split, fold_size=8, save_scores=tmp_path / "alone.npy")
     scores, keep = tmp_path / "shared.npy", tmp_path / "keep"
     codes = run_job(evaluate_shared, tmp_path, model_file, keep, scores, 4)
@@ -103,13 +103,13 @@ def test_a_lost_process_ends_the_job_and_the_next_try_goes_on(split, tmp_path, m
 
     # One process goes on where two were.
     scored, said = [], []
-    tiles = evaluation._Scorer.tiles
+    tiles = scorer.Scorer.tiles
 
     def counted(self, loaded):
         scored.append(loaded.unit.number)
         yield from tiles(self, loaded)
 
-    monkeypatch.setattr(evaluation._Scorer, "tiles", counted)
+    monkeypatch.setattr(scorer.Scorer, "tiles", counted)
     found = evaluate(load(model_file), split, fold_size=8, save_scores=scores, keep=keep, say=said.append)
     assert sorted(scored + done) == list(range(54))
     assert found.figures == alone.figures and found.fold_figures == alone.fold_figures
@@ -135,29 +135,29 @@ def cannot_tell(processes, run, data):
 
 
 @pytest.fixture
-def dense_file(split, tmp_path):  # noqa: F811
+def dense_file(split, tmp_path):
     path = tmp_path / "dense.safetensors"
     checkpoint.save_model(path, *make_model(split, 0, intra="features"))
     return path
 
 
-def test_a_dense_model_is_evaluated_by_two_processes(split, tmp_path, dense_file):  # noqa: F811
+def test_a_dense_model_is_evaluated_by_two_processes(split, tmp_path, dense_file):
     alone = evaluate(load(dense_file), split, fold_size=8, save_scores=tmp_path / "alone.npy")
     assert run_job(evaluate_shared, tmp_path, dense_file, None, tmp_path / "shared.npy") == [0, 0]
     np.testing.assert_allclose(np.load(tmp_path / "shared.npy"), np.load(tmp_path / "alone.npy"), atol=2e-6)
     assert json.loads((tmp_path / "found-1.json").read_text())[0] == repr(alone.figures)
 
 
-def test_nobody_forgets_before_the_figures_are_safe(split, tmp_path, model_file):  # noqa: F811
+def test_nobody_forgets_before_the_figures_are_safe(split, tmp_path, model_file):
     assert run_job(cannot_tell, model_file, tmp_path) == [1, 1]
     assert list(tmp_path.glob("evaluation-*/ranks-*"))
 
 
-def test_shares_are_alike(split):  # noqa: F811
-    scorer = evaluation._Scorer([make_model(split, 0)], split, torch.device("cpu"), 0)
-    scorer.tile = (5, 7)
-    units = scorer.units(torch.zeros(24, dtype=torch.int64))
-    shares = [evaluation._share(units, Processes(process, 3)) for process in range(3)]
+def test_shares_are_alike(split):
+    whole = scorer.Scorer([make_model(split, 0)], split, torch.device("cpu"), 0)
+    whole.tile = (5, 7)
+    units = whole.units(torch.zeros(24, dtype=torch.int64))
+    shares = [scorer.share(units, Processes(process, 3)) for process in range(3)]
     assert [unit.number for share in shares for unit in share] == [unit.number for unit in units]
     work = [sum(len(unit.images) * unit.words for unit in share) for share in shares]
     assert max(work) < 1.35 * min(work)
@@ -167,7 +167,7 @@ def test_shares_are_alike(split):  # noqa: F811
 PLAIN = {"region_drop": 0.0, "word_drop": 0.0, "dropout": 0.0}
 
 
-def train_shared(processes, world, folder, model, config, dies_at=None):  # noqa: F811
+def train_shared(processes, world, folder, model, config, dies_at=None):
     training._ROW_STEPS = 1
     run = trainer(world, folder, config, model, processes=processes, save_seconds=0.0)
     step = run._train_step
@@ -202,7 +202,7 @@ def losses(folder):
 
 
 @pytest.mark.parametrize(("warmup", "row"), [(0.0, "CAAN"), (1.0, "CAAN"), (0.0, "baseline"), (0.0, "IA+FA")])
-def test_training_is_that_of_one_process_with_the_whole_batch(warmup, row, world, tmp_path, monkeypatch):  # noqa: F811
+def test_training_is_that_of_one_process_with_the_whole_batch(warmup, row, world, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_ROW_STEPS", training._ROW_STEPS)
     config = replace(CONFIG, warmup_epochs=warmup)
     model = PLAIN | TABLE_4[row]
@@ -223,7 +223,7 @@ def test_training_is_that_of_one_process_with_the_whole_batch(warmup, row, world
     assert ours.facts["place"]["step"] == theirs.facts["place"]["step"] == 18
 
 
-def test_training_goes_on_after_a_lost_process(world, tmp_path):  # noqa: F811
+def test_training_goes_on_after_a_lost_process(world, tmp_path):
     random = {"region_drop": 0.3, "word_drop": 0.3, "dropout": 0.1}
     assert run_job(train_shared, world, tmp_path / "undisturbed", random, CONFIG) == [0, 0]
     assert run_job(train_shared, world, tmp_path / "lost", random, CONFIG, 7) == [3, -signal.SIGKILL]
@@ -233,6 +233,6 @@ def test_training_goes_on_after_a_lost_process(world, tmp_path):  # noqa: F811
     assert_same_metrics(tmp_path / "undisturbed", tmp_path / "lost")
 
 
-def test_batches_that_cannot_be_shared(world, tmp_path):  # noqa: F811
+def test_batches_that_cannot_be_shared(world, tmp_path):
     with pytest.raises(ValueError, match="batch_size: expected a multiple of the 3 processes, got 20"):
         trainer(world, tmp_path, processes=Processes(0, 3))

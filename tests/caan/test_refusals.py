@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_commands import SMALL, data  # noqa: F401
+from command_lines import SMALL
 
 from caan.commands import main
 from caan.commands.refusals import refused
@@ -56,13 +56,13 @@ def test_memory_that_is_not_there(ask):
     assert refused(found.value).startswith("the memory is not enough (1")
 
 
-def test_a_model_too_large_for_the_memory(data, tmp_path, capsys):  # noqa: F811
+def test_a_model_too_large_for_the_memory(data, tmp_path, capsys):
     assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, "--width", "100000000"]) == 1
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("caan train: error: ")]
     assert "the memory is not enough" in line
 
 
-def test_a_worker_that_is_killed(data, tmp_path):  # noqa: F811
+def test_a_worker_that_is_killed(data, tmp_path):
     train = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, "--workers", "1", "--epochs", "10000"]
     process = subprocess.Popen([sys.executable, "-m", "caan", *train], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from test_commands import SMALL, data  # noqa: F401
+from command_lines import SMALL
 
 from caan import checkpoint
 from caan.commands import main
@@ -29,12 +29,12 @@ def limited(size, *arguments):
 
 
 @pytest.fixture
-def run_folder(data, tmp_path, capsys):  # noqa: F811
+def run_folder(data, tmp_path, capsys):
     assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL]) == 0
     return tmp_path / "run"
 
 
-def test_train(data, run_folder):  # noqa: F811
+def test_train(data, run_folder):
     files = {path.name: path.read_bytes() for path in run_folder.glob("*.safetensors")}
     more = ["train", "--data", data, "--out", run_folder, *SMALL, "--epochs", 3]
     assert "last.safetensors: expected to be able to write it" in limited(10_000, *more)
@@ -43,7 +43,7 @@ def test_train(data, run_folder):  # noqa: F811
     assert checkpoint.read(run_folder / "last.safetensors").facts["place"]["step"] == 9
 
 
-def test_evaluate(data, run_folder, tmp_path):  # noqa: F811
+def test_evaluate(data, run_folder, tmp_path):
     evaluate = ["evaluate", run_folder, "--data", data]
     line = limited(500, *evaluate)
     assert line.startswith("caan evaluate: error: ") and ".safetensors" in line and "expected to be able to write it" in line
@@ -52,14 +52,14 @@ def test_evaluate(data, run_folder, tmp_path):  # noqa: F811
     assert main([*map(str, evaluate)]) == 0 and not list(run_folder.glob("evaluation-*"))
 
 
-def test_index(data, run_folder, tmp_path):  # noqa: F811
+def test_index(data, run_folder, tmp_path):
     index = ["index", run_folder, "--data", data, "--out", tmp_path / "index"]
     line = limited(500, *index)
     assert line.startswith("caan index: error: ") and ".npy: expected to be able to write it" in line
     assert main([*map(str, index)]) == 0 and main(["search", str(tmp_path / "index"), "image 3"]) == 0
 
 
-def test_pages_and_results(data, run_folder, tmp_path):  # noqa: F811
+def test_pages_and_results(data, run_folder, tmp_path):
     assert main(["index", str(run_folder), "--data", str(data), "--out", str(tmp_path / "index")]) == 0
     for option, name in (("--html", "page.html"), ("--json", "hits.json")):
         line = limited(100, "search", tmp_path / "index", "image 3", option, tmp_path / name)

@@ -12,24 +12,25 @@ import numpy as np
 import pytest
 import torch
 from ablation import TABLE_4
+from models import make_model, whole_matrix
 from PIL import Image
-from test_evaluation import make_model, split, whole_matrix  # noqa: F401
-from test_training import trainer, world  # noqa: F401
+from runs import trainer
 
 import caan_kernels as ck
-from caan import checkpoint, errors, pictures, ranking
-from caan.attention import RegionBoxes, explain
+from caan import checkpoint, errors, ranking
 from caan.commands import main
 from caan.data import Captions, Images, load_scan_split
-from caan.heat import heat_image
 from caan.model import Encoded
-from caan.pages import Answer, Hit, write_retrieval_page
+from caan.pictures import figures as pictures
+from caan.pictures.attention import RegionBoxes, explain
+from caan.pictures.heat import heat_image
+from caan.pictures.retrieval_page import Answer, Hit, write_retrieval_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture
-def boxes(split, tmp_path):  # noqa: F811
+def boxes(split, tmp_path):
     corner = np.random.default_rng(1).uniform(0, 0.5, (24, 5, 2))
     found = np.concatenate([corner, corner + 0.4], axis=2).astype(np.float32)
     np.save(tmp_path / "test_boxes.npy", found)
@@ -46,7 +47,7 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def model_file(split, tmp_path):  # noqa: F811
+def model_file(split, tmp_path):
     path = tmp_path / "model.safetensors"
     checkpoint.save_model(path, *make_model(split, 0))
     return path
@@ -76,7 +77,7 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("options", TABLE_4.values(), ids=TABLE_4)
-def test_an_explained_pair_is_what_the_operator_says(split, boxes, options):  # noqa: F811
+def test_an_explained_pair_is_what_the_operator_says(split, boxes, options):
     model, vocabulary = make_model(split, 0, **options)
     pairs = [(3, 15), (3, 99), (7, "word1 nothing word2")]
     found = list(explain(model, vocabulary, split, pairs))
@@ -98,7 +99,7 @@ def test_an_explained_pair_is_what_the_operator_says(split, boxes, options):  # 
         explain(model, vocabulary, split, [(24, 0)])
 
 
-def test_a_pair_made_by_hand(split, boxes, model_file, tmp_path, monkeypatch):  # noqa: F811
+def test_a_pair_made_by_hand(split, boxes, model_file, tmp_path, monkeypatch):
     """Two regions; a word that looks at the first, one that looks at both, one at neither, and one at the second alone."""
     model, vocabulary = make_model(split, 0, width=3)
     regions = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
@@ -142,7 +143,7 @@ def test_a_pair_made_by_hand(split, boxes, model_file, tmp_path, monkeypatch):  
     assert texts[second + 4 : second + 10][2::3] == [pair.words[row.argmax()] for row in seen] == ["<start>", "word1"]
 
 
-def test_boxes(split, boxes, tmp_path):  # noqa: F811
+def test_boxes(split, boxes, tmp_path):
     assert RegionBoxes(split).assumed is None
     np.save(tmp_path / "test_boxes.npy", boxes * 640)
     with pytest.raises(errors.FormatError, match="expected boxes x1 y1 x2 y2 as fractions of the photograph"):
@@ -166,7 +167,7 @@ def test_heat():
     assert np.isnan(heat[-1, 0])
 
 
-def test_a_figure_shows_the_numbers(split, boxes):  # noqa: F811
+def test_a_figure_shows_the_numbers(split, boxes):
     model, vocabulary = make_model(split, 0)
     [pair] = explain(model, vocabulary, split, [(3, 15)])
     figure = pictures.pair_figure(pair, Image.new("RGB", (60, 40)))
@@ -190,7 +191,7 @@ def test_a_figure_shows_the_numbers(split, boxes):  # noqa: F811
     assert Image.open(io.BytesIO(pictures.to_png(figure))).size[0] == 1650
 
 
-def test_affinities_of_features_are_drawn_where_they_are_negative(split, boxes):  # noqa: F811
+def test_affinities_of_features_are_drawn_where_they_are_negative(split, boxes):
     model, vocabulary = make_model(split, 0, intra="features")
     image = int(split.region_counts.argmax())
     [pair] = explain(model, vocabulary, split, [(image, 5 * image)])
@@ -199,7 +200,7 @@ def test_affinities_of_features_are_drawn_where_they_are_negative(split, boxes):
     assert least < 0 and axes["regions with regions, Hᵛ"].images[0].get_clim()[0] == pytest.approx(least)
 
 
-def test_any_text_can_be_drawn(split, boxes, capsys):  # noqa: F811
+def test_any_text_can_be_drawn(split, boxes, capsys):
     model, vocabulary = make_model(split, 0)
     texts = ["$5 or $10_{", "狗 在 雪", " ".join(["word1"] * 400)]
     money, snow, long = (pictures.pair_figure(pair) for pair in explain(model, vocabulary, split, [(3, text) for text in texts]))
@@ -241,7 +242,7 @@ def show(*arguments):
     return main(["show", *map(str, arguments)])
 
 
-def test_the_retrieval_command(split, boxes, photos, model_file, tmp_path, capsys):  # noqa: F811
+def test_the_retrieval_command(split, boxes, photos, model_file, tmp_path, capsys):
     data = ["--data", tmp_path, "--photos", photos]
     scores = whole_matrix([make_model(split, 0)], split).numpy()
     out = tmp_path / "page.html"
@@ -262,7 +263,7 @@ def test_the_retrieval_command(split, boxes, photos, model_file, tmp_path, capsy
 
 
 @pytest.mark.parametrize("options", [{}, {"intra": "features"}], ids=["projected", "dense"])
-def test_some_are_scored_as_in_the_whole_matrix(split, monkeypatch, options):  # noqa: F811
+def test_some_are_scored_as_in_the_whole_matrix(split, monkeypatch, options):
     monkeypatch.setattr(ranking, "_BATCH", {"cpu": 5})
     monkeypatch.setattr(ranking, "_SMALL_BATCH", 3)
     model, images, captions = make_model(split, 0, **options), np.array([2, 0, 9, 23]), np.arange(7, 119, 9)
@@ -270,7 +271,7 @@ def test_some_are_scored_as_in_the_whole_matrix(split, monkeypatch, options):  #
     torch.testing.assert_close(found, whole_matrix([model], split)[images][:, captions], atol=2e-6, rtol=0)
 
 
-def test_pair_and_training(split, boxes, photos, model_file, world, tmp_path, capsys):  # noqa: F811
+def test_pair_and_training(split, boxes, photos, model_file, world, tmp_path, capsys):
     data = ["--data", tmp_path, "--photos", photos]
     assert show("pair", model_file, *data, "--image", 3, "--caption", 2, "--out", tmp_path / "pair.png") == 0
     assert Image.open(tmp_path / "pair.png").size[0] == 1650
@@ -316,7 +317,7 @@ def test_runs_beside_each_other(tmp_path, capsys):
     assert "RUN: expected each run once" in capsys.readouterr().err
 
 
-def test_what_is_wrong_is_one_line(split, boxes, photos, model_file, tmp_path, capsys):  # noqa: F811
+def test_what_is_wrong_is_one_line(split, boxes, photos, model_file, tmp_path, capsys):
     def error(*arguments):
         assert show(*arguments) == 1
         captured = capsys.readouterr()
@@ -346,7 +347,7 @@ def test_what_is_wrong_is_one_line(split, boxes, photos, model_file, tmp_path, c
     assert "--queries: expected at least 1, got 0" in error(*retrieval, tmp_path / "a.html", "--queries", 0)
 
 
-def test_photographs_are_found_as_by_extraction(split, boxes, photos, model_file, tmp_path, capsys):  # noqa: F811
+def test_photographs_are_found_as_by_extraction(split, boxes, photos, model_file, tmp_path, capsys):
     """Without an ending, behind a link to a folder; and none where two different files have the name."""
     (tmp_path / "more").mkdir()
     (photos / "3.png").rename(tmp_path / "more" / "3")
@@ -371,7 +372,7 @@ def test_photographs_are_found_as_by_extraction(split, boxes, photos, model_file
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_a_browser_shows_the_page(split, boxes, photos, model_file, tmp_path, capsys):  # noqa: F811
+def test_a_browser_shows_the_page(split, boxes, photos, model_file, tmp_path, capsys):
     out, shot = tmp_path / "page.html", tmp_path / "shot.png"
     assert show("retrieval", model_file, "--data", tmp_path, "--photos", photos, "--queries", 2, "--out", out) == 0
     # Any name that the page asked for would be one that there is not.

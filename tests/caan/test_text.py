@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from test_commands import SMALL, data  # noqa: F401
+from command_lines import SMALL
 
 from caan.commands import main
 from caan.text import normalised, shown
@@ -46,7 +46,7 @@ def test_what_is_no_character_is_refused(text, found):
 
 
 @pytest.fixture
-def index(data, tmp_path, capsys):  # noqa: F811
+def index(data, tmp_path, capsys):
     assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL]) == 0
     assert main(["index", str(tmp_path / "run"), "--data", str(data), "--out", str(tmp_path / "index")]) == 0
     capsys.readouterr()
@@ -57,7 +57,7 @@ def index(data, tmp_path, capsys):  # noqa: F811
 BYTES = os.fsdecode(b"image \xff")
 
 
-def test_command_lines(index, data, tmp_path, capsys):  # noqa: F811
+def test_command_lines(index, data, tmp_path, capsys):
     pair = ["show", "pair", str(tmp_path / "run"), "--data", str(data), "--out", str(tmp_path / "pair.png"), "--image"]
     for arguments, line in (
         (["search", str(index), BYTES], "caan search: error: text: expected text in UTF-8, found the byte 0xFF, at byte 6"),
@@ -87,7 +87,7 @@ def test_a_session_goes_on_after_what_is_no_text(index, locale):
     assert "expected text in UTF-8, found the byte 0xFF, at byte 6" in lines
 
 
-def test_folders_whose_names_are_no_text(data, index, tmp_path, capsys):  # noqa: F811
+def test_folders_whose_names_are_no_text(data, index, tmp_path, capsys):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     (tmp_path / "run").rename(folder)
     refused = f"expected text in UTF-8, found the byte 0xE9, at byte {len(str(tmp_path)) + 4}"

@@ -15,82 +15,16 @@ import numpy as np
 import pytest
 import torch
 from ablation import TABLE_4
+from runs import CONFIG, assert_same_metrics, assert_same_weights, trainer
 from safetensors.torch import save_file
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, loss, metrics, signals, training
 from caan.data import load_scan_split
 from caan.model import RegionEncoder
-from caan.presets import PRESETS, TrainingConfig
+from caan.presets import PRESETS
 from caan.training import Trainer, channel_statistics
 
-COLOURS = "red green blue white black yellow".split()
-THINGS = "dog cat bird horse tree boat".split()
-
-
-@pytest.fixture
-def world(tmp_path, write_split):
-    """36 images, each a colour and a thing in noise, of regions and words that tell them."""
-    generator = np.random.default_rng(0)
-    codes = generator.standard_normal((12, 10))
-    images, captions = [], []
-    for colour in range(6):
-        for thing in range(6):
-            regions = generator.standard_normal((4, 10)) * 0.3
-            regions[0] += codes[colour] * 2
-            regions[1] += codes[6 + thing] * 2
-            images.append(regions * [1, 50, 0.1, *[1] * 7])
-            captions += [f"a {COLOURS[colour]} {THINGS[thing]} {'very ' * extra}near" for extra in range(5)]
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for split in ("train", "dev"):
-        write_split(folder, split, np.array(images, dtype=np.float32), captions)
-    return folder
-
-
-CONFIG = TrainingConfig(
-    epochs=2,
-    batch_size=20,
-    learning_rate=5e-3,
-    ramp_steps=3,
-    decay_epochs=(1.5,),
-    warmup_epochs=0.5,
-    warmup_form="mean",
-    average=0.9,
-)
-
 EVERYTHING = {"region_drop": 0.0, "word_drop": 0.0, "width": 24}
-
-
-def trainer(world, folder, config=CONFIG, model=None, **options):
-    train, dev = (load_scan_split(world, split) for split in ("train", "dev"))
-    vocabulary = Vocabulary.from_captions(train.captions)
-    settings = {
-        "width": 12,
-        "word_width": 8,
-        "dropout": 0.1,
-        "region_drop": 0.3,
-        "word_drop": 0.3,
-        "standardize": True,
-        **(model or {}),
-    }
-    model_config = ModelConfig(10, len(vocabulary), **settings)
-    said = []
-    result = Trainer(folder, train, dev, vocabulary, model_config, config, say=said.append, **options)
-    result.said = said
-    return result
-
-
-def weights(folder):
-    return {name: checkpoint.read(folder / f"{name}.safetensors") for name in ("last", "best")}
-
-
-def assert_same_weights(first, second):
-    for name, (tensors, facts) in weights(first).items():
-        other = weights(second)[name]
-        assert set(tensors) == set(other.tensors)
-        for key, tensor in tensors.items():
-            assert torch.equal(tensor, other.tensors[key]), (name, key)
-        assert facts["words"] == other.facts["words"] and facts.get("best_rsum") == other.facts.get("best_rsum")
 
 
 def test_it_learns(world, tmp_path):
@@ -174,15 +108,6 @@ def test_continued_is_as_good_as_undisturbed(world, tmp_path, kills, precision, 
     assert_same_metrics(tmp_path / "undisturbed", tmp_path / "killed")
 
 
-def assert_same_metrics(first, second):
-    """The rows of metrics.csv, without what the clock has to do with."""
-    rows = []
-    for folder in (first, second):
-        with (folder / "metrics.csv").open(newline="") as file:
-            rows.append([{**row, "seconds": None, "pairs_per_second": None} for row in csv.DictReader(file)])
-    assert rows[0] == rows[1] and any(row["clipped_share"] for row in rows[0])
-
-
 def test_a_step_without_a_finite_gradient_does_not_count():
     assert metrics.gradient_row([1.0, float("inf"), 3.0, 5.0, float("nan")], 2.5) == {
         "gradient_norm_median": 3.0,
@@ -197,7 +122,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_training import CONFIG, trainer
+from runs import CONFIG, trainer
 trainer(Path(sys.argv[1]), Path(sys.argv[2]), replace(CONFIG, epochs=int(sys.argv[3])), save_seconds=0).run()
 """
 

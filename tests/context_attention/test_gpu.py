@@ -6,6 +6,7 @@ from dataclasses import replace
 import cases
 import pytest
 import torch
+from on_gpu import drawn, on_device
 
 import caan_kernels as ck
 
@@ -17,16 +18,6 @@ pytestmark = [
 
 DTYPES = cases.KERNEL_DTYPES["cuda"]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-def on_device(case):
-    """The problem with lengths and pairs on the GPU too, where nobody looks at them."""
-    indices = {name: getattr(case, name) for name in ("region_lengths", "word_lengths", "pairs")}
-    return replace(case.to("cuda"), **{name: x if x is None else x.cuda() for name, x in indices.items()})
-
-
-def drawn(dtype=torch.float32, **given):
-    return on_device(cases.problem("odd", dtype, **given))
 
 
 @contextmanager

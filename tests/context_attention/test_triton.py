@@ -5,7 +5,7 @@ from dataclasses import replace
 import cases
 import pytest
 import torch
-from test_accuracy import assert_accurate
+from accuracy import assert_accurate
 
 import caan_kernels as ck
 from caan_kernels.core import backends

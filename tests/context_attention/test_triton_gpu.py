@@ -3,7 +3,7 @@
 import cases
 import pytest
 import torch
-from test_gpu import drawn, on_device
+from on_gpu import drawn, on_device
 
 from caan_kernels.core.gpu import plan
 

@@ -10,12 +10,12 @@ import torch
 
 import caan_kernels as ck
 
-from .data import Captions, Images, Split
-from .errors import FormatError, MissingFileError
-from .extraction import grid_boxes
-from .isolation import isolated
-from .model import CAAN
-from .vocabulary import Vocabulary, tokenize
+from ..data import Captions, Images, Split
+from ..errors import FormatError, MissingFileError
+from ..extraction import grid_boxes
+from ..isolation import isolated
+from ..model import CAAN
+from ..vocabulary import Vocabulary, tokenize
 
 _BATCH = 32
 # Boxes of other tools may stick out of their photograph by a rounding.

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ..extraction import read_photograph
-from ..heat import heat_image
 from ..photographs import Unreadable
+from .heat import heat_image
 from .rendering import embedded, write_page
 
 _THUMBNAIL = 320

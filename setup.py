@@ -224,7 +224,8 @@ class NinjaBuild(build_ext):
 
         objects = [compiled(source, [*common, *TORCH_FLAGS, *torch_include], "ops", name) for source, name in ops_sources()]
         if nvcc:
-            objects += [compiled(source, [*common, *TORCH_FLAGS, *torch_include], "ops") for source in sources("csrc/*/cuda/bindings.cpp")]
+            bindings = sources("csrc/*/cuda/bindings.cpp")
+            objects += [compiled(source, [*common, *TORCH_FLAGS, *torch_include], "ops") for source in bindings]
             flags = [*caan_build.NVCC_FLAGS, "--threads=2", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode_flags(architectures)]
             objects += [ninja_file.build("nvcc", folder / f"{source}.o", [source], flags) for source in cuda]
         libraries = [f"-L{torch.lib}", *TORCH_LIBRARIES, *(caan_build.cuda_runtime_flags(nvcc) if nvcc else [])]
@@ -248,6 +249,9 @@ class NinjaBuild(build_ext):
 
 
 setup(
-    ext_modules=[Extension("caan_kernels._ops", [source for source, _ in ops_sources()]), Extension("caan_kernels._host", HOST_SOURCES)],
+    ext_modules=[
+        Extension("caan_kernels._ops", [source for source, _ in ops_sources()]),
+        Extension("caan_kernels._host", HOST_SOURCES),
+    ],
     cmdclass={"build_ext": NinjaBuild},
 )

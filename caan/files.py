@@ -49,7 +49,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with naming(path):
             yield path
         return
-    path = path.resolve()
+    path = _resolved(path)
     unfinished = _unfinished(path)
     try:
         with naming(path):
@@ -64,6 +64,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _resolved(path: Path) -> Path:
+    """Where a link leads.
+
+    Raises:
+        OSError: to itself.
+    """
+    try:
+        return path.resolve()
+    except RuntimeError:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
 
 
 def _unfinished(path: Path) -> Path:
@@ -89,7 +101,10 @@ def check_writable(name: str, path: Path) -> None:
         if not os.access(path, os.W_OK):
             raise ValueError(f"{name}: expected a file that can be written to, got {path}")
         return
-    path = path.resolve()
+    try:
+        path = _resolved(path)
+    except OSError as error:
+        raise ValueError(f"{name}: expected a file that can be written to, got {path}: {error.strerror}") from None
     if not path.parent.is_dir():
         raise ValueError(f"{name}: expected a file in a folder that is there, got {path}")
     unfinished = _unfinished(path)

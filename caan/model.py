@@ -97,6 +97,10 @@ class Encoded(NamedTuple):
     lengths: Tensor
 
 
+# torch.load makes only what was declared safe.
+torch.serialization.add_safe_globals([Encoded])
+
+
 class RegionEncoder(nn.Module):
     """Region features to vectors: an affine map, then L2 normalisation.
 

@@ -3,6 +3,7 @@
 import filecmp
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from .errors import DataError
@@ -161,10 +162,12 @@ def _files(folder: str) -> Iterator[str]:
             if entry.name.startswith(".") or entry.name in _OTHERS:
                 continue
             path = f"{below}{entry.name}"
-            if entry.is_file():
-                yield path
-            elif entry.is_dir():
-                folders.append((entry.is_symlink(), f"{path}/"))
+            # A link can lead to itself, or to where nobody may look.
+            with suppress(OSError):
+                if entry.is_file():
+                    yield path
+                elif entry.is_dir():
+                    folders.append((entry.is_symlink(), f"{path}/"))
         # A folder's own name is better than a link's: the last is taken first.
         waiting += [path for _, path in sorted(folders, reverse=True)]
 

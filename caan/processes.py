@@ -170,7 +170,7 @@ def _check_interfaces() -> None:
 
 def _met(number: int, count: int) -> dist.Store:
     """Wait until all processes of the job are there; what they write to one another in."""
-    address, port = os.environ.get("MASTER_ADDR", ""), _variable("MASTER_PORT", 1)
+    address, port = os.environ.get("MASTER_ADDR", ""), _variable("MASTER_PORT", 1, 65535)
     if not address:
         raise ValueError("MASTER_ADDR: expected the address of process 0, which torchrun sets, found no such variable")
     place = f"process {number} of {count}, counted from 0"
@@ -181,24 +181,29 @@ def _met(number: int, count: int) -> dist.Store:
         _wait_until(
             partial(_listens, address, port), lambda: f"{place}: waiting for process 0 at {address}:{port}; {remedy}", pause=0.5
         )
+    what = f"{place}: {'listening' if is_master else 'connecting'} at {address}:{port}"
+    # Whoever listens there may be no store, and never answer.
+    store = _in_background(
+        lambda: dist.TCPStore(address, port, None, is_master, timeout=_CONNECTING, wait_for_workers=False, multi_tenant=True),
+        what,
+        remedy,
+    )
+    # One process may need longer for what comes next than another.
+    store.set_timeout(_PATIENCE)
+    store = dist.PrefixStore(f"caan/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    _in_background(lambda: store.set(f"here/{number}", ""), what)
+
+    def missing() -> list[int]:
+        return [other for other in range(count) if not store.check([f"here/{other}"])]
+
     try:
-        store = dist.TCPStore(address, port, None, is_master, timeout=_CONNECTING, wait_for_workers=False, multi_tenant=True)
-        # One process may need longer for what comes next than another.
-        store.set_timeout(_PATIENCE)
-        store = dist.PrefixStore(f"caan/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-        store.set(f"here/{number}", "")
-
-        def missing() -> list[int]:
-            return [other for other in range(count) if not store.check([f"here/{other}"])]
-
         _wait_until(
             lambda: not missing(),
             lambda: f"{place}: waiting for process {', '.join(map(str, missing()))} at {address}:{port}; {remedy}",
             pause=0.1,
         )
     except RuntimeError as error:
-        what = "listen at" if is_master else "connect to"
-        raise JoinError(f"{place}: expected to be able to {what} {address}:{port}: {_first_line(error)}") from None
+        raise JoinError(f"{what}: expected process 0 to stay there: {_first_line(error)}") from None
     return store
 
 
@@ -211,25 +216,39 @@ def _listens(address: str, port: int) -> bool:
     return True
 
 
-def _in_background(call: Callable[[], Any], what: str) -> None:
-    """Wait for a call that hears no signals, and hear them."""
+def _in_background(call: Callable[[], Any], what: str, remedy: str = "") -> Any:
+    """Wait for a call that hears no signals, and hear them.
+
+    Args:
+        call: what is waited for.
+        what: says what that is, in a wait that lasts and in an error.
+        remedy: what may help, for a wait that lasts.
+
+    Returns:
+        The call's result.
+
+    Raises:
+        JoinError: it failed.
+    """
+    results: list[Any] = []
     failed: list[RuntimeError | ValueError] = []
 
     def run() -> None:
         try:
-            call()
+            results.append(call())
         except (RuntimeError, ValueError) as error:
             failed.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        _wait_until(lambda: not thread.is_alive(), lambda: what)
+        _wait_until(lambda: not thread.is_alive(), lambda: f"{what}; {remedy}" if remedy else what)
     except KeyboardInterrupt:
         _leave_at_end()
         raise
     if failed:
         raise JoinError(f"{what}: expected to succeed: {_first_line(failed[0])}") from None
+    return results[0]
 
 
 def _wait_until(done: Callable[[], bool], say: Callable[[], str] | None, pause: float = 0.01) -> None:
@@ -248,17 +267,18 @@ def _leave_at_end() -> None:
     """End the process where Python ends, with the exit status of Ctrl-C, and wait for no thread."""
 
     def leave() -> None:
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):
             stream.flush()
         os._exit(130)
 
     atexit.register(leave)
 
 
-def _variable(name: str, least: int) -> int:
+def _variable(name: str, least: int, most: int = 2**31) -> int:
     text = os.environ.get(name, "")
-    if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"{name}: expected a whole number from {least} on, as torchrun sets it, got {text!r}")
+    if not (text.isascii() and text.isdecimal()) or not least <= int(text) <= most:
+        upto = f"to {most}" if most < 2**31 else "on"
+        raise ValueError(f"{name}: expected a whole number from {least} {upto}, as torchrun sets it, got {text!r}")
     return int(text)
 
 

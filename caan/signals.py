@@ -15,7 +15,9 @@ def handled(handler: Callable[[int, Any], None], *numbers: int) -> Iterator[None
     """Have `handler` called for these signals, and what was called before again afterwards; nothing outside the main thread, which
     alone may say what becomes of signals."""
     in_charge = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, handler) for number in numbers if in_charge}
+    # A handler that a program written in C has set could not be put back.
+    ours = [number for number in numbers if in_charge and signal.getsignal(number) is not None]
+    before = {number: signal.signal(number, handler) for number in ours}
     try:
         yield
     finally:

@@ -100,7 +100,8 @@ class Trainer:
         make_folder("folder", self.folder)
         self.last_path = self.folder / "last.safetensors"
         if self.processes.first:
-            check_writable("folder", self.last_path)
+            for name in ("last.safetensors", "best.safetensors", "vocabulary.json", "metrics.csv"):
+                check_writable("folder", self.folder / name)
 
         torch.manual_seed(config.seed)
         model = CAAN(model_config)

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import multiprocessing
 import os
 import signal
 import sys
@@ -33,12 +34,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 where input cannot be used, with one line that says why on stderr; 130 after Ctrl-C. A command line that
         cannot be understood ends the process with 2.
     """
+    _open_streams()
     parser = argparse.ArgumentParser(prog="caan", description="Context-aware attention for image-text retrieval.")
     commands = parser.add_subparsers(required=True, metavar="command")
     try:
         modules = {name: import_module(f".{name}", __package__) for name in _COMMANDS}
     except ModuleNotFoundError as error:
         return _missing(error)
+    except KeyboardInterrupt:
+        print("caan: stopped", file=sys.stderr)
+        return 130
     for name, module in modules.items():
         # Python's -OO takes docstrings away.
         description = (module.__doc__ or _COMMANDS[name]).split("\n\n", 1)[0]
@@ -53,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper):
         # What is no text is refused where it is used, and ends no session.
         sys.stdin.reconfigure(errors="surrogateescape")
+    before = multiprocessing.active_children()
     try:
         with handled(_terminated, signal.SIGTERM):
             parsed.run(parsed)
@@ -65,14 +71,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _missing(error)
     except (ValueError, OSError, FloatingPointError, MemoryError, EOFError, RuntimeError) as error:
         refusal = refused(error)
-        if refusal is None and isinstance(error, (RuntimeError, EOFError)):
+        if refusal is None and isinstance(error, (RuntimeError, EOFError, MemoryError)):
             raise
         print(f"caan {parsed.name}: error: {refusal or error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
+        # A loader's worker may hang in a read, and whatever ends waits for it.
+        for child in multiprocessing.active_children():
+            if child not in before:
+                child.kill()
         print(f"caan {parsed.name}: {stop.args[0] if stop.args else 'stopped'}", file=sys.stderr)
         return 130
     return 0
+
+
+def _open_streams() -> None:
+    """A job without a terminal may have been started with closed streams."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _terminated(number: int, frame: Any) -> None:

@@ -56,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate and print."""
     device = options.device(arguments)
+    if arguments.json and arguments.save_scores and arguments.json.absolute() == arguments.save_scores.absolute():
+        raise ValueError(f"--json: expected another file than --save-scores, got {arguments.json} for both")
     for name in ("json", "save_scores"):
         if getattr(arguments, name):
             check_writable(f"--{name.replace('_', '-')}", getattr(arguments, name))

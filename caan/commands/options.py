@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..data import Split, load_karpathy_split, load_scan_split
+from ..data import KarpathyFile, Split, load_karpathy_split, load_scan_split
 from ..settings import helps
 
 
@@ -35,6 +35,9 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
 def load_split(arguments: argparse.Namespace, split: str, limit: int | None = None) -> Split:
     """Open a split as the options say."""
     if arguments.karpathy:
+        # Train opens two splits, and the file may be a pipe.
+        if isinstance(arguments.karpathy, Path):
+            arguments.karpathy = KarpathyFile.read(arguments.karpathy)
         features = arguments.data / f"{split}_ims.npy"
         return load_karpathy_split(
             arguments.karpathy, features, split, captions_per_image=arguments.captions_per_image, limit=limit
@@ -52,7 +55,10 @@ def device(arguments: argparse.Namespace) -> torch.device:
         found = torch.device(arguments.device)
         if found == torch.device("cuda"):
             # Of torchrun's processes on a machine, each has a GPU of its own.
-            found = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            rank = os.environ.get("LOCAL_RANK", "0")
+            if not rank.isdecimal():
+                raise ValueError(f"LOCAL_RANK: expected a whole number, as torchrun sets it, got {rank!r}")
+            found = torch.device("cuda", int(rank))
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: expected a device that is there, got {arguments.device!r}: {error}") from None

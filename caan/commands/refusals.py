@@ -4,6 +4,10 @@ import re
 
 _KILLED = "a process of --workers was killed, as happens where the memory is not enough"
 _REFUSALS = (
+    (
+        r"Too many open files|_workers_status",
+        "this process may not open as many files as --workers need; fewer --workers, or a higher `ulimit -n`",
+    ),
     # Before the next but one, whose words it has, too.
     (
         r"</torch_|shared memory|Bus error",
@@ -19,6 +23,9 @@ _REFUSALS = (
 
 def refused(error: BaseException) -> str | None:
     """What to say of an error where the machine has too little for the work; None of any other error."""
+    # What an error of ours, or of a file, says is the matter.
+    if not isinstance(error, (RuntimeError, MemoryError, EOFError, ConnectionResetError)):
+        return None
     for pattern, what in _REFUSALS:
         found = re.search(pattern, str(error))
         if found:

@@ -67,6 +67,9 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name}: expected without --interactive, got both")
         if path and str(path) != "-":
             check_writable(f"--{name}", path)
+    files = [path.absolute() for path in (arguments.json, arguments.html, arguments.queries) if path]
+    if len(set(files)) < len(files):
+        raise ValueError(f"--json, --html, --queries: expected different files, got {', '.join(map(str, files))}")
     texts = _lines(arguments.queries) if arguments.queries else [arguments.text]
     if arguments.text is not None and not normalised(arguments.text, "text").strip():
         raise ValueError("text: expected words, got none")

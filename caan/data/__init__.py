@@ -13,13 +13,14 @@ from .batches import (
     make_loader,
 )
 from .regions import RegionFile
-from .splits import KarpathyImage, Split, load_karpathy_split, load_scan_split, read_karpathy
+from .splits import KarpathyFile, KarpathyImage, Split, load_karpathy_split, load_scan_split, read_karpathy
 
 __all__ = [
     "CaptionBatch",
     "Captions",
     "ImageBatch",
     "Images",
+    "KarpathyFile",
     "KarpathyImage",
     "LengthBatches",
     "OwnPairs",

@@ -68,6 +68,11 @@ class PairBatch(NamedTuple):
         return PairBatch(self.images.to(device), self.captions.to(device))
 
 
+for _type in (ImageBatch, CaptionBatch, PairBatch):
+    # torch.load makes only what was declared safe.
+    torch.serialization.add_safe_globals([_type])
+
+
 class Images(Dataset):
     """The images of a split; item i is (i, (R_i, F) features).
 

@@ -134,4 +134,6 @@ def _read_header(path: Path) -> tuple[tuple[int, int, int], str, np.dtype, int]:
     if found < expected:
         missing = f"{found * 100 // expected}% of it is there; copy it again"
         raise TruncatedFileError(f"{path}: expected {expected} bytes for {shape} {dtype}, found {found}: {missing}")
+    if found > expected:
+        raise FormatError(f"{path}: expected {expected} bytes for {shape} {dtype}, found {found}: more lies in it than one array")
     return shape, "F" if fortran_order else "C", dtype, offset

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -160,6 +161,18 @@ def read_karpathy(path: str | Path) -> list[KarpathyImage]:
     return parse_karpathy(Path(path), read_text(Path(path)))
 
 
+class KarpathyFile(NamedTuple):
+    """A Karpathy file that has been read: a pipe can be read once only."""
+
+    path: Path
+    images: list[KarpathyImage]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "KarpathyFile":
+        """As `read_karpathy`."""
+        return cls(Path(path), read_karpathy(path))
+
+
 def parse_karpathy(path: Path, text: str) -> list[KarpathyImage]:
     """`read_karpathy` of a text that has been read; the path is named in errors."""
     content = parse_json(path, text, 'JSON with a list "images"')
@@ -174,6 +187,7 @@ def parse_karpathy(path: Path, text: str) -> list[KarpathyImage]:
             name, split = normalised(place.as_posix()), image["split"]
             if not isinstance(split, str):
                 raise TypeError(f"a split {split!r}")
+            split = normalised(split)
             result.append(KarpathyImage(normalised(str(image.get("cocoid", Path(name).name))), name, split, captions))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             expected = 'expected "filename", "split" and "sentences" with "raw"'
@@ -182,7 +196,7 @@ def parse_karpathy(path: Path, text: str) -> list[KarpathyImage]:
 
 
 def load_karpathy_split(
-    path: str | Path,
+    path: str | Path | KarpathyFile,
     features: str | Path,
     split: str,
     *,
@@ -193,7 +207,7 @@ def load_karpathy_split(
     """Open one split whose captions are in a Karpathy file.
 
     Args:
-        path: the `dataset_*.json`.
+        path: the `dataset_*.json`; or what `KarpathyFile` has read, where several splits are opened.
         features: a .npy file (N, R, F), one row for each image of the split in the order of the JSON; for "train" of
             COCO those of "restval" are among them, as everyone trains. `{features without _ims.npy}_num_boxes.npy` is
             read where it is.
@@ -207,7 +221,7 @@ def load_karpathy_split(
     """
     if captions_per_image is not None and captions_per_image < 1:
         raise ValueError(f"captions_per_image: expected at least 1 or None, got {captions_per_image}")
-    everything = read_karpathy(path)
+    path, everything = path if isinstance(path, KarpathyFile) else KarpathyFile.read(path)
     wanted = {"train": ("train", "restval"), "dev": ("val",)}.get(split, (split,))
     images = [image for image in everything if image.split in wanted]
     if not images:

@@ -24,6 +24,8 @@ _COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 _LONGEST_ID = 1000
 _BOX = 4
 _FEW = 10
+# Boxes may stick out of their photograph by a rounding.
+_SLACK = 0.01
 _MARK = b"\xef\xbb\xbf"
 
 
@@ -88,6 +90,7 @@ class BottomUpFeatures:
             raise Unreadable(f"expected features of width {self._width}, as in the first record, found {features.shape[1]}")
         if not (0 < width < np.inf and 0 < height < np.inf and np.isfinite(boxes).all()):
             raise Unreadable(f"expected finite boxes in a photograph, found a size of {width} x {height}")
+        _check_boxes(boxes, width, height)
         with np.errstate(over="ignore"):
             features = features.astype(self.dtype, copy=False)
         if not np.isfinite(features).all():
@@ -101,6 +104,18 @@ class BottomUpFeatures:
     def examples(self) -> list[str]:
         """The keys of some images that are there."""
         return [key for key, _ in zip(self._records, range(3), strict=False)]
+
+
+def _check_boxes(boxes: np.ndarray, width: float, height: float) -> None:
+    """x1 y1 x2 y2 in pixels of the photograph, but for a rounding."""
+    size = np.array([width, height, width, height])
+    slack = np.maximum(2, _SLACK * size)
+    if len(boxes) and boxes.max() <= 1 and min(width, height) > _FEW:
+        raise Unreadable(f"expected boxes in pixels of {width:g} x {height:g}, found fractions: none is above {boxes.max():g}")
+    wrong = ((boxes < -slack) | (boxes > size + slack)).any(axis=1) | (boxes[:, :2] > boxes[:, 2:]).any(axis=1)
+    if wrong.any():
+        box = ", ".join(f"{number:g}" for number in boxes[wrong.argmax()])
+        raise Unreadable(f"expected boxes x1 y1 x2 y2 in pixels of {width:g} x {height:g}, found {box}")
 
 
 def _first_width(place: Path, records: _Records, read: Callable[[_Record], tuple]) -> int:
@@ -137,6 +152,8 @@ def open_features(paths: Sequence[str | Path]) -> BottomUpFeatures:
         if not files:
             raise MissingFileError(f"features: expected .npz or .tsv files in {paths[0]}, found none")
     for path in files:
+        if path.exists() and not path.is_file():
+            raise FormatError(f"features: expected files, which are read at any place, got {path}")
         if not path.is_file():
             raise MissingFileError(f"features: expected TSV files, or a folder of .npz or .tsv files, found none at {path}")
     return BottomUpFeatures(paths, _index(files), _read_tsv)

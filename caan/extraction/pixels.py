@@ -21,8 +21,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """By EXIF's orientation, what turns a photograph upright."""
-_BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339
-_UNSIGNED = 1
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_UNSIGNED, _WHITE_IS_ZERO = 1, 0
 # Where even the largest value is darker than this, the type is larger than what the values were made for.
 _DARK = 1 / 16
 _filters = threading.Lock()
@@ -60,9 +60,9 @@ def as_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as RGB, turned upright by its EXIF where that can be read.
 
     White lies behind what is transparent. Values of more than 8 bits are scaled by what their kind can hold: 16 bits by 65535, or
-    12 where the file says so; floats by 1 where none is above it. 32-bit integers and other floats tell less: they are scaled by
-    255 or 65535 where their largest value is of that size, and by that value otherwise. Where values are negative, black is
-    the least and white the largest.
+    by what 12, 10 or 8 bits hold where no value is larger, or where the file says so; floats by 1 where none is above it. 32-bit
+    integers and other floats tell less: they are scaled by 255 or 65535 where their largest value is of that size, and by that
+    value otherwise. Where values are negative, black is the least and white the largest.
 
     Args:
         image: its pixels are not changed.
@@ -141,6 +141,8 @@ def _scaled(image: Image.Image) -> Image.Image:
     white = largest if black < 0 and largest > 1 else _white(image, largest)
     grey = (values.astype(np.float32 if values.itemsize < 4 else np.float64) - black) * (255 / (white - black or 1))
     result = np.rint(grey).astype(np.uint8)
+    if _tag(image, _PHOTOMETRIC, (None,)) == (_WHITE_IS_ZERO,):
+        result = 255 - result
     hidden = image.info.get("transparency")
     if isinstance(hidden, int):
         result[values == hidden] = 255
@@ -153,7 +155,9 @@ def _white(image: Image.Image, largest: float) -> float:
         if largest <= 1:
             return 1.0
     elif image.mode != "I" or image.format in ("PNG", "PPM"):
-        return float(2 ** (_bits(image) or 16) - 1)
+        white = float(2 ** (_bits(image) or 16) - 1)
+        # Cameras of 10 and 12 bits fill 16 with zeros.
+        return white if largest > _DARK * white else max(255.0, float(2 ** int(largest).bit_length() - 1))
     return next((white for white in (255.0, 65535.0) if _DARK * white < largest <= white), largest)
 
 
@@ -164,4 +168,5 @@ def _bits(image: Image.Image) -> int | None:
 
 def _tag(image: Image.Image, tag: int, default: tuple) -> tuple:
     tags = getattr(image, "tag_v2", {})
-    return tuple(tags[tag]) if tag in tags else default
+    value = tags.get(tag, default)
+    return value if isinstance(value, tuple) else (value,)

@@ -10,6 +10,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from ..data.splits import CAPTIONS_PER_IMAGE
 from ..errors import CaptionMismatchError, DataError
-from ..files import hold, naming, replacing
+from ..files import check_writable, hold, naming, replacing
 from .regions import Regions, RegionSource, batches
 from .sources import CaptionedImage
 
@@ -104,6 +105,8 @@ def extract_split(
         "captions_digest": _digest(images, captions_per_image),
     }
     folder.mkdir(parents=True, exist_ok=True)
+    for name in _FINAL:
+        check_writable("folder", folder / f"{split}_{name}")
     if overwrite:
         _remove(folder, split, _FINAL)
     elif (done := _finished(folder, split, settings)) is not None:
@@ -138,7 +141,7 @@ def extract_split(
         _write_lines(folder / f"{split}_ids.txt", (name for _, name, _ in stored))
         versions = {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__}
         record = {"settings": settings, "images": len(stored), "versions": versions, "skipped": skipped}
-        _write_lines(folder / f"{split}_extract.json", [json.dumps(record, indent=1, ensure_ascii=False)])
+        _write_lines(folder / f"{split}_extract.json", [json.dumps(record, indent=1)])
         journal.finish(np.array([count for *_, count in stored]))
     return Summary(len(stored), skipped, True)
 
@@ -243,10 +246,11 @@ class _Journal:
         _pad(self._boxes, 0, counts, _BOX, np.dtype(np.float32), final.with_name(f"{self._split}_boxes.npy"))
         header = _header((len(counts), int(counts.max()), self._width), self._dtype)
         if same:
-            self._features.seek(0)
-            self._features.write(header)
-            self._features.flush()
-            os.fsync(self._features.fileno())
+            with naming(final):
+                self._features.seek(0)
+                self._features.write(header)
+                self._features.flush()
+                os.fsync(self._features.fileno())
             os.replace(self._features.name, final)
         else:
             with replacing(final.with_name(f"{self._split}_num_boxes.npy")) as unfinished, unfinished.open("wb") as file:
@@ -259,7 +263,9 @@ class _Journal:
 
     def __exit__(self, *_: object) -> None:
         for file in (self._features, self._boxes, self._lines):
-            file.close()
+            # What was not written, on a full disk, would be tried again; the error that told so is on its way.
+            with suppress(OSError):
+                file.close()
 
 
 def _finished(folder: Path, split: str, settings: dict[str, Any]) -> Summary | None:

@@ -192,7 +192,7 @@ def _header(line: str) -> _Header | None:
     for delimiter in _DELIMITERS:
         columns = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
         names = [column.strip().lower() for column in columns]
-        image, caption = (next((name for name in known if name in names), "") for known in (_IMAGE_COLUMNS, _CAPTION_COLUMNS))
+        image, caption = (next((name for name in known if name in names), None) for known in (_IMAGE_COLUMNS, _CAPTION_COLUMNS))
         if names.count(image) == names.count(caption) == 1:
             return _Header(len(names), names.index(image), names.index(caption), delimiter, f"{delimiter} " in line)
     return None
@@ -221,19 +221,25 @@ def _read_csv(path: Path, text: str) -> dict[None, list[CaptionedImage]]:
                 raise FormatError(f"{path}: {expected}, found {found}")
             if len(row) <= max(header.image, header.caption):
                 raise FormatError(f"{path}: expected an image and a caption in line {begin}, found {row}")
-            if _swallows(row[header.caption], header.delimiter):
-                found = reprlib.repr(row[header.caption])
-                raise FormatError(f"{path}: expected quotes in pairs after line {begin - 1}, found a row in a caption: {found}")
+            if any(_swallows(field, header) for field in row):
+                found = reprlib.repr(next(field for field in row if _swallows(field, header)))
+                raise FormatError(f"{path}: expected quotes in pairs after line {begin - 1}, found a row inside a field: {found}")
             captions.add(f"line {begin}", row[header.image], row[header.caption])
     except csv.Error as error:
-        raise FormatError(f"{path}: expected quotes in pairs after line {number}, found: {error}") from None
+        expected = "fields of a usual length" if "limit" in str(error) else "quotes in pairs"
+        raise FormatError(f"{path}: expected {expected} after line {number}, found: {error}") from None
     return captions.splits()
 
 
-def _swallows(caption: str, delimiter: str) -> bool:
-    """Whether a quote that nobody closed has made a row of the file part of a caption."""
-    lines = caption.split("\n" if "\n" in caption else "\r")[1:]
-    return any(is_photograph(field.strip()) for line in lines if delimiter in line for field in line.split(delimiter))
+def _swallows(field: str, header: _Header) -> bool:
+    """Whether a quote that nobody closed has made a row of the file part of a field of several lines."""
+    lines = field.split("\n" if "\n" in field else "\r")
+    if len(lines) == 1:
+        return False
+    # The first and the last line are parts of rows. A line between that has a row's fields is one.
+    parts = [line.split(header.delimiter) for line in lines]
+    whole = any(len(part) == header.columns for part in parts[1:])
+    return whole or any(is_photograph(text.strip()) for part in parts if len(part) > 1 for text in part)
 
 
 def _read_coco(path: Path, text: str) -> dict[None, list[CaptionedImage]]:

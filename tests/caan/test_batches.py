@@ -175,3 +175,10 @@ def test_shared_memory_that_is_full_is_told(split, vocabulary, monkeypatch):
         assert len(list(make_loader(dataset, [[0, 1]]))) == 1
         with pytest.raises(RuntimeError, match="unable to write to file </torch_7_1>"):
             list(make_loader(dataset, [[0, 1]], workers=1))
+
+
+def test_batches_can_be_saved_and_loaded(split, vocabulary, tmp_path):
+    [batch] = make_loader(Pairs(split, vocabulary), [[0, 1]])
+    torch.save(batch, tmp_path / "batch.pt")
+    loaded = torch.load(tmp_path / "batch.pt")
+    assert type(loaded) is type(batch) and torch.equal(loaded.images.regions, batch.images.regions)

@@ -19,10 +19,31 @@ COUNTS = (3, 2, 4)
 def regions():
     """Features (R, 5) and boxes (R, 4) in pixels of a photograph of 40 x 20, of three images with 3, 2 and 4 regions."""
     random = np.random.default_rng(1)
-    return [
-        (random.standard_normal((count, 5)).astype(np.float32), random.uniform(0, 20, (count, 4)).astype(np.float32))
-        for count in COUNTS
-    ]
+    # x1 y1 x2 y2: a corner, and one below and to the right of it.
+    corners = [np.sort(random.uniform(0, 20, (count, 2, 2)), axis=1).reshape(count, 4) for count in COUNTS]
+    return [(random.standard_normal((len(own), 5)).astype(np.float32), own.astype(np.float32)) for own in corners]
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((0.1, 0.1, 0.9, 1.0), "expected boxes in pixels of 40 x 20, found fractions: none is above 1"),
+        ((9, 3, 5, 7), "expected boxes x1 y1 x2 y2 in pixels of 40 x 20, found 9, 3, 5, 7"),
+        ((-9, 3, 5, 7), "found -9, 3, 5, 7"),
+        ((9, 3, 50, 7), "found 9, 3, 50, 7"),
+        ((-1, -1, 41, 21), None),
+    ],
+)
+def test_boxes_are_pixels_of_the_photograph(tmp_path, regions, box, message):
+    features, _ = regions[1]
+    (tmp_path / "x.tsv").write_text(line("1", features, np.array([box, box], np.float32)))
+    source = open_features([tmp_path / "x.tsv"])
+    _, key = source.find(CaptionedImage("1.jpg", []))
+    if message is None:
+        assert len(source.load(key).boxes) == 2
+    else:
+        with pytest.raises(Unreadable, match=message):
+            source.load(key)
 
 
 @pytest.fixture

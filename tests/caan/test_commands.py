@@ -159,6 +159,17 @@ def test_captions_of_a_karpathy_file(karpathy_file, features, tmp_path, capsys):
     assert "2 images, 7 captions" in capsys.readouterr().out
 
 
+def test_captions_of_a_karpathy_file_through_a_pipe(karpathy_file, features, tmp_path):
+    np.save(tmp_path / "train_ims.npy", features[:4])
+    np.save(tmp_path / "dev_ims.npy", features[:2])
+    reader, writer = os.pipe()
+    os.write(writer, karpathy_file.read_bytes())
+    os.close(writer)
+    data = ["--data", str(tmp_path), "--karpathy", f"/dev/fd/{reader}"]
+    assert main(["train", *data, "--out", str(tmp_path / "run"), *SMALL, "--batch-size", "8", "--validation-images", "0"]) == 0
+    os.close(reader)
+
+
 def test_a_small_validation_split_is_taken_whole(data, tmp_path, capsys):
     assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, "--validation-images", "100"]) == 0
 

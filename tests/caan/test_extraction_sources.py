@@ -90,12 +90,12 @@ def test_karpathy(karpathy_file):
         (
             "csv",
             'image,caption\na.jpg,one\nb.jpg,"two\nc.jpg,three"\nd.jpg,four\n',
-            "in pairs after line 2, found a row in a caption",
+            "in pairs after line 2, found a row inside a field",
         ),
         pytest.param(
             "csv",
             f'image,caption\na.jpg,one\nb.jpg,"{"two " * 50000}"\n',
-            "in pairs after line 2, found: field larger than",
+            "expected fields of a usual length after line 2, found: field larger than",
             id="large",
         ),
         (None, "image,caption\na.jpg,one\nb.jpg\n", "expected an image and a caption in line 3"),
@@ -162,6 +162,32 @@ def test_accents_are_composed(tmp_path, format):
         return
     image = read_captions(path)[None][-1]
     assert image.name == "\u00e9.jpg" and image.captions == ["caf\u00e9"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (",image,text\n0,1.jpg,a dog\n", "in the format|expected a header|expected `name.jpg#0`"),
+        (",filename,caption\n0,1.jpg,a dog\n", "expected a header|expected `name.jpg#0`"),
+        (
+            'image,caption\n1,"a dog sits\n2,a cat 5"\n3,a bird\n',
+            "expected quotes in pairs after line 1, found a row",
+        ),
+        (
+            'caption,image\n"a dog,1.jpg\na cat 5",2.jpg\na bird,3.jpg\n',
+            "expected quotes in pairs after line 1, found a row",
+        ),
+    ],
+)
+def test_csv_that_would_be_read_wrongly(tmp_path, text, message):
+    (tmp_path / "c.csv").write_text(text)
+    with pytest.raises(errors.FormatError, match=message):
+        read_captions(tmp_path / "c.csv")
+
+
+def test_an_index_column_does_no_harm(tmp_path):
+    (tmp_path / "c.csv").write_text(",image,caption\n0,1.jpg,a dog\n")
+    assert read_captions(tmp_path / "c.csv") == {None: [CaptionedImage("1.jpg", ["a dog"])]}
 
 
 def test_names_with_several_spaces_stay(tmp_path):

@@ -73,8 +73,10 @@ def test_what_cannot_be_written_is_found_out_before(tmp_path, monkeypatch):
     check_writable("--json", tmp_path / os.devnull)
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path, message in (
         (tmp_path, "--json: expected a file, got the folder "),
+        (tmp_path / "loop", "--json: expected a file that can be written to, got .*: Too many levels of symbolic links"),
         (tmp_path / "none" / "x", "--json: expected a file in a folder that is there, got "),
         (tmp_path / "file" / "x", "--json: expected a file in a folder that is there, got "),
         (tmp_path / ("x" * 250), "--json: expected a file that can be written to, got .*: File name too long"),
@@ -157,3 +159,11 @@ def test_another_failure_of_a_lock_names_the_file(tmp_path, monkeypatch):
 def test_json_that_is_none(tmp_path, text):
     with pytest.raises(FormatError, match="x.json: expected a record: "):
         parse_json(tmp_path / "x.json", text, "a record")
+
+
+def test_two_results_need_two_files(data, tmp_path, capsys):
+    same = str(tmp_path / "x")
+    assert main(["evaluate", str(tmp_path), "--data", str(data), "--json", same, "--save-scores", same]) == 1
+    assert "--json: expected another file than --save-scores" in capsys.readouterr().err
+    assert main(["search", str(tmp_path), "a dog", "--json", same, "--html", same]) == 1
+    assert "--json, --html, --queries: expected different files" in capsys.readouterr().err

@@ -89,7 +89,10 @@ def test_a_port_in_use_is_said(monkeypatch):
         port = str(taken.getsockname()[1])
         for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
             monkeypatch.setenv(name, value)
-        with pytest.raises(JoinError, match=f"expected to be able to listen at 127.0.0.1:{port}: "), joined(torch.device("cpu")):
+        with (
+            pytest.raises(JoinError, match=f"listening at 127.0.0.1:{port}: expected to succeed: .*address already in use"),
+            joined(torch.device("cpu")),
+        ):
             pass
 
 
@@ -100,6 +103,7 @@ def test_a_port_in_use_is_said(monkeypatch):
         ({"WORLD_SIZE": "2"}, "RANK: expected a whole number from 0 on, as torchrun sets it, got ''"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK: expected less than WORLD_SIZE, 2, got 2"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_PORT: expected a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "99999"}, "MASTER_PORT: expected a whole number from 1 to 65535"),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "1"}, "MASTER_ADDR: expected the address of process 0"),
         (
             {"WORLD_SIZE": "2", "RANK": "0", "GLOO_SOCKET_IFNAME": "lo,no-such"},
@@ -120,3 +124,14 @@ def test_one_process_needs_no_variables(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     with joined(torch.device("cpu")) as processes:
         assert processes.count == 1
+
+
+def test_whoever_listens_and_never_answers_is_not_waited_for(port):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", int(port)))
+        listener.listen()
+        process = start(port, 1)
+        assert f"process 1 of 2, counted from 0: connecting at 127.0.0.1:{port}" in first_line(process)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=10)
+        assert process.returncode == 130 and "caan evaluate: stopped\n" in output

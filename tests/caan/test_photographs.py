@@ -56,7 +56,11 @@ def test_grid_boxes_are_row_by_row():
         ("16.tif", RAMP.astype(np.uint16), GREY),
         ("16-other-order.tif", RAMP.astype(">u2"), GREY),
         ("16.pgm", RAMP.astype(np.uint16), GREY),
-        ("16-dark.png", (RAMP // 100).astype(np.uint16), RAMP // 100 // 257),
+        ("16-of-15.png", (RAMP // 2).astype(np.uint16), RAMP / 514),
+        ("16-of-12.png", (RAMP // 16).astype(np.uint16), GREY),
+        ("16-of-10.tif", (RAMP // 64).astype(np.uint16), GREY),
+        ("16-of-8.png", GREY.astype(np.uint16), GREY),
+        ("16-dark.png", (GREY // 16).astype(np.uint16), GREY // 16),
         ("32-of-16.tif", RAMP.astype(np.int32), GREY),
         ("32-of-8.tif", GREY.astype(np.int32), GREY),
         ("32-of-12.tif", (RAMP // 16).astype(np.int32), GREY),
@@ -79,9 +83,10 @@ def test_values_of_other_types_are_scaled(tmp_path, backbone, name, pixels, expe
         np.testing.assert_array_equal(extract_images([in_memory], backbone), extract_images([tmp_path / name], backbone))
 
 
-def tiff(path, pixels, bits, format, width, height):
+def tiff(path, pixels, bits, format, width, height, black_is_zero=True):
     """A TIFF file of one channel, as Pillow does not write it."""
-    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, int(black_is_zero))]
+    entries += [(273, 4, 1, 8)]
     entries += [(277, 3, 1, 1), (278, 4, 1, height), (279, 4, 1, len(pixels)), (339, 3, 1, format)]
     directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
     path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + directory)
@@ -93,6 +98,9 @@ def test_types_that_tiff_alone_has(tmp_path):
     np.testing.assert_allclose(levels(tmp_path / "12.tif"), [[0, 255, 128, 64]], atol=1)
     tiff(tmp_path / "32.tif", np.array([0, 2**31, 2**32 - 1], "<u4").tobytes(), 32, 1, 3, 1)
     np.testing.assert_allclose(levels(tmp_path / "32.tif"), [[0, 128, 255]], atol=1)
+    for black_is_zero, expected in ((True, [0, 128, 255]), (False, [255, 127, 0])):
+        tiff(tmp_path / "16.tif", np.array([0, 2**15, 2**16 - 1], "<u2").tobytes(), 16, 1, 3, 1, black_is_zero)
+        np.testing.assert_allclose(levels(tmp_path / "16.tif"), [expected], atol=1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -116,10 +124,11 @@ def test_white_lies_behind_what_is_transparent(tmp_path):
     assert levels(tmp_path / "la.png").tolist() == [[9, 255]]
     for mode in ("P", "L", "RGB", "I;16"):
         # One colour of these is the transparent one.
-        grey = Image.fromarray(np.array([[257 * 9, 257 * 8]], np.uint16) if mode == "I;16" else np.array([[9, 8]], np.uint8))
+        deep = np.array([[257 * 9, 257 * 8, 65535]], np.uint16)
+        grey = Image.fromarray(deep if mode == "I;16" else np.array([[9, 8, 255]], np.uint8))
         hidden = {"RGB": (9, 9, 9), "I;16": 257 * 9}.get(mode, 9)
         (grey if mode == "I;16" else grey.convert(mode)).save(tmp_path / "one.png", transparency=hidden)
-        assert levels(tmp_path / "one.png").tolist() == [[255, 8]]
+        assert levels(tmp_path / "one.png").tolist() == [[255, 8, 255]]
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB", "PA", "La", "RGBa", "RGBX", "HSV", "I;16N", "I;16L"])
@@ -362,3 +371,10 @@ def test_names_that_are_no_text(folder):
     except OSError:
         pytest.skip("this file system has only names in UTF-8")
     assert PhotoFolder(folder).find("b").name == "b.png"
+
+
+def test_a_link_to_itself_is_no_photograph(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    (tmp_path / "loop.jpg").symlink_to(tmp_path / "loop.jpg")
+    folder = PhotoFolder(tmp_path)
+    assert folder.find("a") == tmp_path / "a.jpg" and folder.find("loop") is None

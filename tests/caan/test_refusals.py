@@ -14,6 +14,7 @@ from command_lines import SMALL
 
 from caan.commands import main
 from caan.commands.refusals import refused
+from caan.errors import MissingFileError
 from caan.processes import LostProcessError
 
 
@@ -43,6 +44,11 @@ from caan.processes import LostProcessError
         (ConnectionResetError(104, "..."), "a process of --workers was killed, as happens where the memory is not enough"),
         (LostProcessError("process 1 ..."), None),
         (RuntimeError("an error of ours"), None),
+        (MissingFileError("shared memory/none: expected a checkpoint, found no such file"), None),
+        (
+            RuntimeError("unable to open shared memory object </torch_7>: Too many open files (24)"),
+            "this process may not open as many files as --workers need; fewer --workers, or a higher `ulimit -n`",
+        ),
     ],
 )
 def test_lines(error, line):
@@ -72,3 +78,28 @@ def test_a_worker_that_is_killed(data, tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in output
     assert output.splitlines()[-1].startswith("caan train: error: a process of --workers was killed")
+
+
+def test_a_worker_that_hangs_is_not_waited_for(data, tmp_path):
+    train = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, "--workers", "1", "--epochs", "10000"]
+    process = subprocess.Popen([sys.executable, "-m", "caan", *train], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and not (tmp_path / "run" / "metrics.csv").exists():
+        time.sleep(0.05)
+    while not children.read_text():
+        time.sleep(0.05)
+    os.kill(int(children.read_text().split()[0]), signal.SIGSTOP)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130 and "caan train: stopped; " in output
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_closed_streams(data, tmp_path, closed):
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(data), "--out", str(run), *SMALL]) == 0
+    assert main(["index", str(run), "--data", str(data), "--out", str(tmp_path / "index")]) == 0
+    asked = "--interactive" if closed == "<&-" else "'image 1'"
+    command = f"{sys.executable} -m caan search {tmp_path / 'index'} {asked} --top 1 {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr

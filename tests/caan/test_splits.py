@@ -175,6 +175,13 @@ def test_arrays_that_are_no_features(scan_folder, array):
         load_scan_split(scan_folder, "dev")
 
 
+def test_more_than_one_array_in_a_file(scan_folder, features):
+    with (scan_folder / "dev_ims.npy").open("ab") as file:
+        np.save(file, features)
+    with pytest.raises(errors.FormatError, match=r"dev_ims.npy: expected 672 bytes .*: more lies in it than one array"):
+        load_scan_split(scan_folder, "dev")
+
+
 def test_wrong_width(scan_folder):
     with pytest.raises(errors.WidthError, match=r"dev_ims.npy: expected region features of width 2048, found 6"):
         load_scan_split(scan_folder, "dev", width=2048)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from command_lines import SMALL
+from PIL import Image
 
 from caan.commands import main
 from caan.text import normalised, shown
@@ -107,3 +108,14 @@ def test_folders_whose_names_are_no_text(data, index, tmp_path, capsys):
     for name in ("training.png", "training.html"):
         assert main(["show", "training", str(folder), str(folder / "again"), "--out", str(folder / name)]) == 0
     assert main(["evaluate", str(run), "--data", str(data), "--json", str(folder / "figures.json")]) == 0
+
+
+def test_photographs_in_a_folder_whose_name_is_no_text(tmp_path):
+    photos, captions = tmp_path / os.fsdecode(b"ph\xff"), tmp_path / os.fsdecode(b"c\xff.csv")
+    photos.mkdir()
+    Image.new("RGB", (64, 64)).save(photos / "x.jpg")
+    captions.write_text("image,caption\nx.jpg,a dog\n")
+    extract = ["extract", "--photos", str(photos), "--captions", str(captions), "--captions-per-image", "1", "--size", "64"]
+    for _ in range(2):
+        assert main([*extract, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "test_caps.txt").read_text() == "a dog\n"

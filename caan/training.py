@@ -30,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from . import checkpoint
-from .data import Captions, OwnPairs, PairBatch, Pairs, ShuffledBatches, Split, make_loader
+from .data import Captions, OwnPairs, PairBatch, Pairs, ShuffledBatches, Split, channel_statistics, make_loader
 from .evaluation import evaluate
 from .files import check_writable, locked, make_folder
 from .isolation import isolated
@@ -441,13 +441,3 @@ class Trainer:
         for name, digest in self.data.items():
             if facts["data"][name] != digest:
                 raise ValueError(f"{name}: expected the images and captions of the run in {self.folder}, got others; {_ANEW}")
-
-
-def channel_statistics(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each channel over all real regions of a split, (F,) float32 each."""
-    total = torch.zeros(2, split.regions.width, dtype=torch.float64, device="cpu")
-    for image in tqdm(range(split.num_images), desc="channel statistics", unit="image", dynamic_ncols=True, leave=False):
-        values = torch.from_numpy(split.read_regions(image)).double()
-        total += torch.stack((values.sum(dim=0), values.square().sum(dim=0)))
-    mean, square = total / float(split.region_counts.sum())
-    return mean.float(), (square - mean.square()).clamp(min=0).sqrt().float()

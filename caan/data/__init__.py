@@ -14,6 +14,7 @@ from .batches import (
 )
 from .regions import RegionFile
 from .splits import KarpathyFile, KarpathyImage, Split, load_karpathy_split, load_scan_split, read_karpathy
+from .statistics import channel_statistics
 
 __all__ = [
     "CaptionBatch",
@@ -29,6 +30,7 @@ __all__ = [
     "RegionFile",
     "ShuffledBatches",
     "Split",
+    "channel_statistics",
     "load_karpathy_split",
     "load_scan_split",
     "make_loader",

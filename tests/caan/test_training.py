@@ -19,10 +19,10 @@ from runs import CONFIG, assert_same_metrics, assert_same_weights, trainer
 from safetensors.torch import save_file
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, loss, metrics, signals, training
-from caan.data import load_scan_split
+from caan.data import channel_statistics, load_scan_split
 from caan.model import RegionEncoder
 from caan.presets import PRESETS
-from caan.training import Trainer, channel_statistics
+from caan.training import Trainer
 
 EVERYTHING = {"region_drop": 0.0, "word_drop": 0.0, "width": 24}
 

@@ -113,7 +113,7 @@ def _output(arguments: argparse.Namespace) -> Iterator[Callable[[str], Any]]:
 
 def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str, Any]], folder: PhotoFolder | None) -> None:
     """The results as a page: photographs where they are known, and the words that decided."""
-    from ..pictures.retrieval_page import Answer, Hit, write_retrieval_page
+    from ..attention.retrieval_page import Answer, Hit, write_retrieval_page
 
     answers = []
     for result in results:

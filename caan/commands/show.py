@@ -68,11 +68,11 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _pair(arguments: argparse.Namespace) -> None:
     # Matplotlib takes a second to import, which --help need not wait for.
+    from ..attention import RegionBoxes, explain
+    from ..attention.figure_page import Table
+    from ..attention.figures import pair_figure
     from ..extraction import read_photograph
     from ..photographs import PhotoFolder, Unreadable
-    from ..pictures.attention import RegionBoxes, explain
-    from ..pictures.figure_page import Table
-    from ..pictures.figures import pair_figure
 
     device = options.device(arguments)
     model, vocabulary, _ = load_model(arguments.checkpoint)
@@ -141,8 +141,8 @@ def _most(weights: np.ndarray, items: Sequence[object]) -> object:
 
 
 def _training(arguments: argparse.Namespace) -> None:
-    from ..pictures.figure_page import Table
-    from ..pictures.figures import EPOCH, comparison_figure, read_metrics, training_figure
+    from ..attention.figure_page import Table
+    from ..attention.figures import EPOCH, comparison_figure, read_metrics, training_figure
 
     if len(set(arguments.runs)) < len(arguments.runs):
         raise ValueError(f"RUN: expected each run once, got {' '.join(map(str, arguments.runs))}")
@@ -159,8 +159,8 @@ def _training(arguments: argparse.Namespace) -> None:
 
 
 def _write(out: Path, title: str, lead: str, figure: Any, tables: list[Any]) -> None:
-    from ..pictures.figure_page import write_figure_page
-    from ..pictures.figures import to_png
+    from ..attention.figure_page import write_figure_page
+    from ..attention.figures import to_png
 
     if out.suffix.lower() == ".html":
         write_figure_page(out, title, lead, to_png(figure), tables)
@@ -170,9 +170,9 @@ def _write(out: Path, title: str, lead: str, figure: Any, tables: list[Any]) -> 
 
 
 def _retrieval(arguments: argparse.Namespace) -> None:
+    from ..attention import RegionBoxes, explain
+    from ..attention.retrieval_page import Answer, Hit, write_retrieval_page
     from ..photographs import PhotoFolder
-    from ..pictures.attention import RegionBoxes, explain
-    from ..pictures.retrieval_page import Answer, Hit, write_retrieval_page
     from ..ranking import score_some
 
     for name in ("queries", "top"):

@@ -11,10 +11,10 @@ import torch
 from models import attentive
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint
+from caan.attention import explain
 from caan.data import CaptionBatch, ImageBatch, load_scan_split
 from caan.evaluation import evaluate
 from caan.gallery import Searcher, build_index
-from caan.pictures.attention import explain
 from caan.presets import TrainingConfig
 from caan.ranking import score_some
 from caan.training import Trainer

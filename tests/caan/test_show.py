@@ -18,13 +18,13 @@ from runs import trainer
 
 import caan_kernels as ck
 from caan import checkpoint, errors, ranking
+from caan.attention import RegionBoxes, explain
+from caan.attention import figures as pictures
+from caan.attention.heat import heat_image
+from caan.attention.retrieval_page import Answer, Hit, write_retrieval_page
 from caan.commands import main
 from caan.data import Captions, Images, load_scan_split
 from caan.model import Encoded
-from caan.pictures import figures as pictures
-from caan.pictures.attention import RegionBoxes, explain
-from caan.pictures.heat import heat_image
-from caan.pictures.retrieval_page import Answer, Hit, write_retrieval_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

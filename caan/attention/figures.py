@@ -18,8 +18,8 @@ from ..files import read_text
 from ..metrics import GRADIENTS, RECALLS
 from ..progress import warn
 from ..text import shown
-from .attention import PairAttention
 from .heat import heat_image
+from .maps import PairAttention
 
 _COLOURS = "inferno"
 _BAR = "#d9480f"
@@ -42,7 +42,7 @@ def pair_figure(pair: PairAttention, photograph: Image.Image | None = None) -> F
     - The affinities by which context is gathered within a side: Hᵛ of the regions and Hᵘ of the words.
 
     Args:
-        pair: from `caan.pictures.attention.explain`.
+        pair: from `caan.attention.explain`.
         photograph: in RGB; None paints the heat on an empty canvas.
 
     Returns:

@@ -13,8 +13,8 @@ from .text import normalised
 _ENDINGS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm",
 )  # fmt: skip
-# What Synology's and macOS's programs put beside photographs; names with a dot in front are left out, too.
-_OTHERS = frozenset({"@eaDir", "__MACOSX"})
+# What systems put beside photographs, and where they keep what was deleted; names with a dot in front are left out, too.
+_OTHERS = frozenset({"@eaDir", "__MACOSX", "$RECYCLE.BIN", "#recycle", "@Recycle", "lost+found"})
 
 
 class Unreadable(Exception):

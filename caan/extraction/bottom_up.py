@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import os
 import re
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import FormatError, MissingFileError
-from ..photographs import Unreadable
+from ..photographs import Unreadable, is_photograph
 from ..text import normalised
 from .regions import Regions
 from .sources import CaptionedImage
@@ -162,7 +163,8 @@ def open_features(paths: Sequence[str | Path]) -> BottomUpFeatures:
 def _key_of(name: str) -> str:
     """What two spellings of an image have in common: COCO's numbers come with and without zeros before them, accents composed
     and not."""
-    name = normalised(name).removesuffix(".jpg")
+    name = normalised(name)
+    name = os.path.splitext(name)[0] if is_photograph(name) else name
     return name.lstrip("0") or "0" if name.isdecimal() else name
 
 

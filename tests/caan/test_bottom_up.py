@@ -353,3 +353,9 @@ def test_a_header_is_no_record(tmp_path, regions):
     (tmp_path / "x.tsv").write_text(f"\ufeff{header}" + line(7, *regions[0]), encoding="utf-8")
     source = open_features([tmp_path / "x.tsv"])
     assert source.examples() == ["7"]
+
+
+@pytest.mark.parametrize("name", ["7", "007", "7.jpg", "7.JPG", "7.png"])
+def test_an_id_may_have_an_ending(tmp_path, regions, name):
+    (tmp_path / "x.tsv").write_text(line(name, *regions[0]))
+    assert open_features([tmp_path / "x.tsv"]).find(CaptionedImage("COCO_val2014_000000000007.jpg", [], "7"))

@@ -260,6 +260,7 @@ FILES = (
     "._b.png",
     "__MACOSX/only.jpg",
     "@eaDir/only.jpg",
+    "$RECYCLE.BIN/only.jpg",
     ".trash/only.jpg",
     "notes.txt",
     "odd.raw",

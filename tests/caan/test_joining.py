@@ -55,26 +55,24 @@ def first_line(process):
     return line
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
 def test_a_process_alone_says_whom_it_waits_for_and_ends(port, number, rank):
     process = start(port, rank)
     line = first_line(process)
     assert f"process {rank} of 2, counted from 0: waiting for process {1 - rank} at 127.0.0.1:{port}" in line
     assert "unset WORLD_SIZE" in line
     process.send_signal(number)
-    output, _ = process.communicate(timeout=10)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and output.endswith("caan evaluate: stopped\n") and "Traceback" not in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_collective_is_not_waited_for(port, number):
+def test_a_collective_is_not_waited_for(port):
     jobs = [start(port, rank) for rank in (0, 1)]
     try:
         while "waiting for the others" not in (line := first_line(jobs[0])):
             assert "joined" in line or "waiting for process 1" in line
-        jobs[0].send_signal(number)
-        output, _ = jobs[0].communicate(timeout=10)
+        jobs[0].send_signal(signal.SIGTERM)
+        output, _ = jobs[0].communicate(timeout=60)
         assert jobs[0].returncode == 130 and output.endswith("caan evaluate: stopped\n")
     finally:
         for job in jobs:
@@ -133,5 +131,5 @@ def test_whoever_listens_and_never_answers_is_not_waited_for(port):
         process = start(port, 1)
         assert f"process 1 of 2, counted from 0: connecting at 127.0.0.1:{port}" in first_line(process)
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=10)
+        output, _ = process.communicate(timeout=60)
         assert process.returncode == 130 and "caan evaluate: stopped\n" in output

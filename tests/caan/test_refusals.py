@@ -94,12 +94,11 @@ def test_a_worker_that_hangs_is_not_waited_for(data, tmp_path):
     assert process.returncode == 130 and "caan train: stopped; " in output
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
-def test_closed_streams(data, tmp_path, closed):
+def test_closed_streams(data, tmp_path):
     run = tmp_path / "run"
     assert main(["train", "--data", str(data), "--out", str(run), *SMALL]) == 0
     assert main(["index", str(run), "--data", str(data), "--out", str(tmp_path / "index")]) == 0
-    asked = "--interactive" if closed == "<&-" else "'image 1'"
-    command = f"{sys.executable} -m caan search {tmp_path / 'index'} {asked} --top 1 {closed}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert done.returncode == 0 and "Traceback" not in done.stderr
+    for closed, asked in (("<&-", "--interactive"), (">&-", "'image 1'"), ("2>&-", "'image 1'")):
+        command = f"{sys.executable} -m caan search {tmp_path / 'index'} {asked} --top 1 {closed}"
+        done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, closed

@@ -1,4 +1,4 @@
-"""What can be wrong with a file of a data set."""
+"""What can be wrong with a file of a data set; and other libraries' errors in one line."""
 
 
 class DataError(ValueError):
@@ -41,3 +41,8 @@ class StaleSplitError(DataError):
 
 class StaleIndexError(DataError):
     """An index was made by another model than the one that is to score."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).split("\n", 1)[0]

@@ -153,8 +153,7 @@ def hold(file: IO) -> bool:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise OSError(error.errno, f"{error.strerror}: expected to be able to lock it", file.name) from None
-        warning = f"{file.name}: warning: this file system has no locks ({error.strerror}); see that no other process writes there"
-        warn(warning)
+        warn(f"{file.name}: warning: this file system has no locks ({error.strerror}); see that no other process writes there")
     return True
 
 

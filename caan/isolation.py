@@ -5,11 +5,12 @@ the process: nothing may change it, so whatever makes a tensor names its dtype.
 """
 
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 CPU = torch.device("cpu")
 
@@ -27,6 +28,11 @@ def isolated(gradients: bool = False) -> Iterator[None]:
         if torch.get_default_device() != CPU:
             stack.enter_context(CPU)
         yield
+
+
+def integers(values: Sequence) -> Tensor:
+    """int64 on the CPU, where the operator wants lengths and indices."""
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 @contextmanager

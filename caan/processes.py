@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .errors import first_line
+from .isolation import integers
 from .progress import warn
 
 # A process waits for the slowest one, which may have hours more to do. One that died is noticed by its closed connection.
@@ -82,13 +84,13 @@ class Processes:
     def gather_values(self, value: Any) -> list[Any]:
         """Every process's value, of types that JSON has."""
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        lengths = self.gather(torch.tensor([len(text)], dtype=torch.int64, device="cpu"))
+        lengths = self.gather(integers([len(text)]))
         texts = self.gather(torch.nn.functional.pad(text, (0, int(max(lengths)) - len(text))))
         return [json.loads(bytes(text[:length].tolist())) for text, length in zip(texts, lengths, strict=True)]
 
     def any(self, flag: bool) -> bool:
         """Whether it is true in any process."""
-        return bool(self.sum(torch.tensor([int(flag)], dtype=torch.int64, device="cpu")))
+        return bool(self.sum(integers([flag])))
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -106,7 +108,7 @@ class Processes:
         except RuntimeError as error:
             raise LostProcessError(
                 f"process {self.number} of {self.count}, counted from 0: another process of this job has ended; its own message, "
-                f"or torchrun's, says why ({_first_line(error)})"
+                f"or torchrun's, says why ({first_line(error)})"
             ) from None
 
 
@@ -203,7 +205,7 @@ def _met(number: int, count: int) -> dist.Store:
             pause=0.1,
         )
     except RuntimeError as error:
-        raise JoinError(f"{what}: expected process 0 to stay there: {_first_line(error)}") from None
+        raise JoinError(f"{what}: expected process 0 to stay there: {first_line(error)}") from None
     return store
 
 
@@ -247,7 +249,7 @@ def _in_background(call: Callable[[], Any], what: str, remedy: str = "") -> Any:
         _leave_at_end()
         raise
     if failed:
-        raise JoinError(f"{what}: expected to succeed: {_first_line(failed[0])}") from None
+        raise JoinError(f"{what}: expected to succeed: {first_line(failed[0])}") from None
     return results[0]
 
 
@@ -280,7 +282,3 @@ def _variable(name: str, least: int, most: int = 2**31) -> int:
         upto = f"to {most}" if most < 2**31 else "on"
         raise ValueError(f"{name}: expected a whole number from {least} {upto}, as torchrun sets it, got {text!r}")
     return int(text)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0]

@@ -83,8 +83,8 @@ class Scorer:
     def units(self, groups: Tensor) -> list[Unit]:
         """All work, in the order in which it is best done.
 
-        What an encoder makes of an item depends, in its last bits, on the company: chunks of images and batches of captions are
-        the same in every pass, process and try.
+        What an encoder makes of an item depends, in its last bits, on the items beside it: chunks of images and batches of captions
+        are the same in every pass, process and try.
 
         Args:
             groups: (I,) int64, each image's group; groups are consecutive. Images are scored with the captions of their group.

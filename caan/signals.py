@@ -43,11 +43,11 @@ class StopRequests:
         self._timer.daemon = True
 
     @contextmanager
-    def heard(self) -> Iterator["StopRequests"]:
+    def heard(self) -> Iterator[None]:
         """Take the signals' place until the block ends."""
         try:
             with handled(self._request, signal.SIGINT, signal.SIGTERM):
-                yield self
+                yield
         finally:
             self._timer.cancel()
 

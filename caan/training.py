@@ -109,9 +109,10 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         pairs = Pairs(train, vocabulary)
-        for captions in (pairs.captions, Captions(validation, vocabulary)):
-            if self.processes.first and (warning := captions.warning()):
-                say(warning)
+        if self.processes.first:
+            for warning in (pairs.captions.warning(), Captions(validation, vocabulary).warning()):
+                if warning:
+                    say(warning)
         self.batches = ShuffledBatches(len(pairs), config.batch_size, config.seed, drop_last=True)
         share = OwnPairs(self.batches, self.processes.number, self.processes.count)
         self.loader = make_loader(pairs, share, workers, pin_memory=self.device.type == "cuda")

@@ -204,8 +204,7 @@ def to_png(figure: Figure) -> bytes:
         if str(warning.message) not in absent:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if absent:
-        lacking = f"warning: no font of matplotlib's has {len(absent)} of the characters, which are drawn as boxes"
-        warn(lacking)
+        warn(f"warning: no font of matplotlib's has {len(absent)} of the characters, which are drawn as boxes")
     return data.getvalue()
 
 

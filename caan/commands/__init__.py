@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _missing(error)
     except (ValueError, OSError, FloatingPointError, MemoryError, EOFError, RuntimeError) as error:
         refusal = refused(error)
-        if refusal is None and isinstance(error, (RuntimeError, EOFError, MemoryError)):
+        if refusal is None and isinstance(error, (RuntimeError, EOFError)):
             raise
         print(f"caan {parsed.name}: error: {refusal or error}", file=sys.stderr)
         return 1

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name):
             check_writable(f"--{name.replace('_', '-')}", getattr(arguments, name))
     loaded = [load_model(path) for path in arguments.runs]
-    split = options.load_split(arguments, arguments.split, arguments.limit)
+    [split] = options.load_splits(arguments, arguments.split, limit=arguments.limit)
     if arguments.protocol != "full" and split.num_images % _FOLD_SIZE:
         raise ValueError(
             f"--protocol: expected a whole number of folds of {_FOLD_SIZE:,} images for {arguments.protocol}, "

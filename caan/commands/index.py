@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     device = options.device(arguments)
     model, vocabulary, _ = load_model(arguments.checkpoint)
-    split = options.load_split(arguments, arguments.split, arguments.limit)
+    [split] = options.load_splits(arguments, arguments.split, limit=arguments.limit)
     build_index(
         arguments.out,
         model.to(device),

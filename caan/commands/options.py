@@ -32,17 +32,14 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=default, help=f"cpu, cuda, cuda:1, ... ({default})")
 
 
-def load_split(arguments: argparse.Namespace, split: str, limit: int | None = None) -> Split:
-    """Open a split as the options say."""
-    if arguments.karpathy:
-        # Train opens two splits, and the file may be a pipe.
-        if isinstance(arguments.karpathy, Path):
-            arguments.karpathy = KarpathyFile.read(arguments.karpathy)
-        features = arguments.data / f"{split}_ims.npy"
-        return load_karpathy_split(
-            arguments.karpathy, features, split, captions_per_image=arguments.captions_per_image, limit=limit
-        )
-    return load_scan_split(arguments.data, split, captions_per_image=arguments.captions_per_image, limit=limit)
+def load_splits(arguments: argparse.Namespace, *names: str, limit: int | None = None) -> list[Split]:
+    """Open splits as the options say."""
+    common = {"captions_per_image": arguments.captions_per_image, "limit": limit}
+    if not arguments.karpathy:
+        return [load_scan_split(arguments.data, name, **common) for name in names]
+    # Once for all: it may be a pipe.
+    file = KarpathyFile.read(arguments.karpathy)
+    return [load_karpathy_split(file, arguments.data / f"{name}_ims.npy", name, **common) for name in names]
 
 
 def device(arguments: argparse.Namespace) -> torch.device:

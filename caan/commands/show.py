@@ -76,7 +76,7 @@ def _pair(arguments: argparse.Namespace) -> None:
 
     device = options.device(arguments)
     model, vocabulary, _ = load_model(arguments.checkpoint)
-    split = options.load_split(arguments, arguments.split)
+    [split] = options.load_splits(arguments, arguments.split)
     image = _image_number(split, arguments.image)
     boxes = RegionBoxes(split)
     caption: int | str = arguments.text
@@ -180,7 +180,7 @@ def _retrieval(arguments: argparse.Namespace) -> None:
             raise ValueError(f"--{name}: expected at least 1, got {getattr(arguments, name)}")
     device = options.device(arguments)
     model, vocabulary, _ = load_model(arguments.checkpoint)
-    split = options.load_split(arguments, arguments.split, arguments.limit)
+    [split] = options.load_splits(arguments, arguments.split, limit=arguments.limit)
     folder = PhotoFolder(arguments.photos) if arguments.photos else None
     # Without photographs nothing is drawn, and where regions are need not be known.
     boxes = RegionBoxes(split) if folder else [np.zeros((count, 4), np.float32) for count in split.region_counts]

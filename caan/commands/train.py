@@ -46,8 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--save-minutes: expected more than 0, got {arguments.save_minutes}")
     preset = PRESETS[arguments.preset]
     config = replace(preset.training, **options.given_fields(arguments, TrainingConfig))
-    train = options.load_split(arguments, arguments.train_split)
-    validation = options.load_split(arguments, arguments.validation_split)
+    train, validation = options.load_splits(arguments, arguments.train_split, arguments.validation_split)
     if arguments.vocabulary:
         vocabulary = Vocabulary.load(arguments.vocabulary)
     else:

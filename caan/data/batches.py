@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from ..isolation import integers
 from ..progress import watched
 from ..vocabulary import PAD, UNKNOWN, Vocabulary
 from .splits import Split
@@ -96,7 +97,7 @@ class Images(Dataset):
         regions = torch.from_numpy(np.zeros((len(items), max(lengths), first.shape[1]), dtype=first.dtype))
         for row, (_, features) in zip(regions, items, strict=True):
             row[: len(features)] = torch.from_numpy(features)
-        return ImageBatch(regions, _integers(lengths), _integers([image for image, _ in items]))
+        return ImageBatch(regions, integers(lengths), integers([image for image, _ in items]))
 
 
 class Captions(Dataset):
@@ -145,7 +146,7 @@ class Captions(Dataset):
         words = torch.full((len(items), max(lengths)), PAD, dtype=torch.int64, device="cpu")
         for row, (_, ids) in zip(words, items, strict=True):
             row[: len(ids)] = torch.from_numpy(ids)
-        return CaptionBatch(words, _integers(lengths), _integers([caption for caption, _ in items]))
+        return CaptionBatch(words, integers(lengths), integers([caption for caption, _ in items]))
 
 
 class Pairs(Dataset):
@@ -317,10 +318,6 @@ def _collated(collate: Callable, items: Sequence[tuple]) -> ImageBatch | Caption
             for tensor in part:
                 tensor.share_memory_()
     return batch
-
-
-def _integers(values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 def _leave_group(worker: int) -> None:

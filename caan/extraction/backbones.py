@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..errors import first_line
 from .pixels import to_rgb
 
 DEFAULT_BACKBONE = "efficientnet-lite0"
@@ -72,7 +73,7 @@ class MapBackbone:
         try:
             found = self._map(torch.zeros(1, 3, size, size, dtype=torch.float32, device="cpu"))
         except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            raise ValueError(f"size: {name} cannot take photographs of {size} pixels: {_first_line(error)}") from None
+            raise ValueError(f"size: {name} cannot take photographs of {size} pixels: {first_line(error)}") from None
         if found.ndim != 4:
             raise ValueError(f"backbone: expected {name} to give a map (B, F, rows, columns), found shape {tuple(found.shape)}")
         self.width = found.shape[1]
@@ -110,7 +111,7 @@ def load_backbone(name: str = DEFAULT_BACKBONE, size: int | None = None, device:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: expected one that torch can use, got {str(device)!r}: {_first_line(error)}") from None
+        raise ValueError(f"device: expected one that torch can use, got {str(device)!r}: {first_line(error)}") from None
     if name == DEFAULT_BACKBONE:
         return _efficientnet_lite0(size or 192, device)
     family, _, model = name.partition(":")
@@ -162,7 +163,7 @@ def _timm(name: str, model: str, size: int | None, device: torch.device | str) -
     try:
         network = timm.create_model(model, pretrained=True, features_only=True).eval()
     except RuntimeError as error:
-        raise ValueError(f"backbone: timm cannot make {model!r} into a feature extractor: {_first_line(error)}") from None
+        raise ValueError(f"backbone: timm cannot make {model!r} into a feature extractor: {first_line(error)}") from None
     config = timm.data.resolve_data_config({}, model=network)
     mean, deviation = (tuple(255 * value for value in config[key]) for key in ("mean", "std"))
     filter = Image.Resampling[config["interpolation"].upper()]
@@ -208,14 +209,14 @@ def _torchvision(name: str, model: str, size: int | None, device: torch.device |
     try:
         weights = models.get_model_weights(model).DEFAULT
     except ValueError as error:
-        raise ValueError(f"backbone: torchvision has no model {model!r}: {_first_line(error)}") from None
+        raise ValueError(f"backbone: torchvision has no model {model!r}: {first_line(error)}") from None
     network = models.get_model(model, weights=weights).eval()
     transforms = weights.transforms()
     try:
         size = size or transforms.crop_size[0]
         network = _LastOfTorchvision(network, size)
     except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
-        raise ValueError(f"backbone: {name} cannot give regions of photographs: {_first_line(error)}") from None
+        raise ValueError(f"backbone: {name} cannot give regions of photographs: {first_line(error)}") from None
     mean, deviation = (tuple(255 * value for value in values) for values in (transforms.mean, transforms.std))
     filter = Image.Resampling[transforms.interpolation.name]
     return MapBackbone(name, network, size, mean, deviation, filter, device)
@@ -229,7 +230,3 @@ def _import(package: str, backbone: str) -> ModuleType:
             raise
         message = f"backbone: {backbone!r} needs the package {package}, found it missing; `pip install {package}` installs it"
         raise ValueError(message) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).split("\n", 1)[0]

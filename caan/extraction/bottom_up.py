@@ -120,7 +120,7 @@ def _check_boxes(boxes: np.ndarray, width: float, height: float) -> None:
 
 
 def _first_width(place: Path, records: _Records, read: Callable[[_Record], tuple]) -> int:
-    """F, as the first record has it that can be read."""
+    """F of the first record that can be read."""
     reason = "there is none"
     for record in chain.from_iterable(records.values()):
         try:

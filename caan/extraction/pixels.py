@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from ..errors import first_line
 from ..photographs import Unreadable
 
 _UPRIGHT = {
@@ -50,10 +51,10 @@ def read_photograph(path: str | Path) -> Image.Image:
     except Unreadable:
         raise
     except OSError as error:
-        raise Unreadable(str(error).split("\n", 1)[0]) from None
+        raise Unreadable(first_line(error)) from None
     # Pillow's decoders raise whatever they stumble over: SyntaxError, struct.error and more.
     except Exception as error:
-        raise Unreadable(f"{type(error).__name__}: {error}".split("\n", 1)[0]) from None
+        raise Unreadable(f"{type(error).__name__}: {first_line(error)}") from None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:

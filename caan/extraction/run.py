@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..data.splits import CAPTIONS_PER_IMAGE
 from ..errors import CaptionMismatchError, DataError
-from ..files import check_writable, hold, naming, replacing
+from ..files import check_writable, hold, make_folder, naming, replacing
 from .regions import Regions, RegionSource, batches
 from .sources import CaptionedImage
 
@@ -104,7 +104,7 @@ def extract_split(
         "captions_per_image": captions_per_image,
         "captions_digest": _digest(images, captions_per_image),
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder("folder", folder)
     for name in _FINAL:
         check_writable("folder", folder / f"{split}_{name}")
     if overwrite:
@@ -263,7 +263,7 @@ class _Journal:
 
     def __exit__(self, *_: object) -> None:
         for file in (self._features, self._boxes, self._lines):
-            # What was not written, on a full disk, would be tried again; the error that told so is on its way.
+            # Closing writes again what a full disk has refused. That error has been raised already.
             with suppress(OSError):
                 file.close()
 

@@ -221,9 +221,10 @@ def _read_csv(path: Path, text: str) -> dict[None, list[CaptionedImage]]:
                 raise FormatError(f"{path}: {expected}, found {found}")
             if len(row) <= max(header.image, header.caption):
                 raise FormatError(f"{path}: expected an image and a caption in line {begin}, found {row}")
-            if any(_swallows(field, header) for field in row):
-                found = reprlib.repr(next(field for field in row if _swallows(field, header)))
-                raise FormatError(f"{path}: expected quotes in pairs after line {begin - 1}, found a row inside a field: {found}")
+            swallowing = next((field for field in row if _swallows(field, header)), None)
+            if swallowing is not None:
+                found = f"a row inside a field: {reprlib.repr(swallowing)}"
+                raise FormatError(f"{path}: expected quotes in pairs after line {begin - 1}, found {found}")
             captions.add(f"line {begin}", row[header.image], row[header.caption])
     except csv.Error as error:
         expected = "fields of a usual length" if "limit" in str(error) else "quotes in pairs"

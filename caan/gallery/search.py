@@ -16,7 +16,7 @@ import caan_kernels as ck
 
 from .. import checkpoint
 from ..data import CaptionBatch, ImageBatch
-from ..isolation import isolated
+from ..isolation import integers, isolated
 from ..model import CAAN
 from ..vocabulary import UNKNOWN, tokenize
 from .build import pooled
@@ -89,8 +89,8 @@ class Searcher:
         words = tokenize(text)
         if not words:
             raise ValueError(f"query: expected a text with words, got {text!r}")
-        ids = _integers([self.vocabulary.encode(text)])
-        batch = CaptionBatch(ids, _integers([ids.shape[1]]), _integers([0]))
+        ids = integers([self.vocabulary.encode(text)])
+        batch = CaptionBatch(ids, integers([ids.shape[1]]), integers([0]))
         side = self.model.prepare_captions(batch.to(self.device))
         unknown = [word for word in words if self.vocabulary[word] == UNKNOWN]
         return Query(side, self._pooled(side, batch.word_lengths), unknown)
@@ -104,7 +104,7 @@ class Searcher:
         """
         if regions.shape[1] != self.model.config.region_width:
             raise ValueError(f"regions: expected features of width {self.model.config.region_width}, got {regions.shape[1]}")
-        batch = ImageBatch(torch.from_numpy(regions)[None], _integers([len(regions)]), _integers([0]))
+        batch = ImageBatch(torch.from_numpy(regions)[None], integers([len(regions)]), integers([0]))
         side = self.model.prepare_images(batch.to(self.device))
         return Query(side, self._pooled(side, batch.region_lengths), [])
 
@@ -201,10 +201,6 @@ def shortlist_recall(
                 wanted = exact[:top]
                 by_top[top] += 100 * float(np.isin(wanted, nearest[:length]).mean()) / len(queries)
     return found
-
-
-def _integers(values: list) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device="cpu")
 
 
 @contextmanager

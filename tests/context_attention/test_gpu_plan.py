@@ -49,7 +49,7 @@ def test_items_lie_in_the_smallest_block_that_holds_them(device, halfway):
     assert items.order[starts[-1] :].tolist() == [k for k, length in enumerate(lengths.tolist()) if length == 0]
 
 
-def test_a_block_does_not_depend_on_the_company(device):
+def test_a_block_does_not_depend_on_the_batch(device):
     """An item's own length decides, not how long the tensor or its neighbours are."""
     for rows in (20, 33, 200):
         items = plan.plan_items(features(3, rows, device), lengths_of(3, 20, rows, device=device), True)

@@ -1,4 +1,4 @@
-"""The same score and the same gradient, to the last bit, whatever the company, the road and the number of threads."""
+"""The same score and the same gradient, to the last bit, whatever the batch, the path and the number of threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,7 +24,7 @@ def scores_of_pairs(case, pairs, **options):
 
 @dtypes
 @similarities
-def test_alone_or_in_company(backend, dtype, similarity):
+def test_alone_or_in_a_batch(backend, dtype, similarity):
     options = {"backend": backend, "similarity": similarity}
     case = cases.problem(SHAPE, dtype, near_zero=True).on(backend)
     scores = case.call(**options)
@@ -121,13 +121,13 @@ def test_gradients_do_not_depend_on_the_order_of_pairs(backend, dtype):
 
 
 @dtypes
-def test_gradients_of_one_pair_in_company(backend, dtype):
+def test_gradients_of_one_pair_in_a_batch(backend, dtype):
     """The features' gradients of a single pair are the same whether the others are listed with gradient 0 or absent."""
     case = cases.problem(SHAPE, dtype, near_zero=True)
     i, t = IMAGES - 2, CAPTIONS - 2
     grad = torch.zeros(SHAPE[0], SHAPE[2])
     grad[i, t] = 1.7
-    _, company = cases.run(case, grad, backend=backend)
+    _, batched = cases.run(case, grad, backend=backend)
     alone = replace(
         case,
         regions=case.regions[i : i + 1],
@@ -136,8 +136,8 @@ def test_gradients_of_one_pair_in_company(backend, dtype):
         word_lengths=case.word_lengths[t : t + 1],
     )
     _, gradients = cases.run(alone, grad[i : i + 1, t : t + 1], backend=backend)
-    assert torch.equal(company["regions"][i], gradients["regions"][0])
-    assert torch.equal(company["words"][t], gradients["words"][0])
+    assert torch.equal(batched["regions"][i], gradients["regions"][0])
+    assert torch.equal(batched["words"][t], gradients["words"][0])
 
 
 @pytest.mark.skipif(cases.INTERPRETED, reason="Triton's interpreter is not made for threads")

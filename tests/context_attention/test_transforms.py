@@ -56,7 +56,7 @@ def call(backend):
 
 
 def assert_equal(found, expected, backend):
-    """The same bits; plain PyTorch's products have others in another company."""
+    """The same bits; plain PyTorch's products have others in another batch."""
     for x, y in zip(*map(torch.utils._pytree.tree_leaves, (found, expected)), strict=True):
         if backend == "reference":
             torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
@@ -288,7 +288,7 @@ def test_views(call, backend):
 
 def test_lengths_and_pairs_are_looked_at_under_torch_func(call, backend):
     if call.regions.device.type != "cpu":
-        pytest.skip("on a GPU nobody looks at them")
+        pytest.skip("on a GPU their values are not checked")
     for wrong in (
         lambda: torch.func.grad(lambda x: call(x, word_lengths=call.lengths[1] + 5).sum())(call.regions),
         lambda: torch.vmap(lambda x: call(word_lengths=x))(torch.stack([call.lengths[1], call.lengths[1] + 5])),

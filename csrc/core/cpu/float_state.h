@@ -9,7 +9,7 @@
 
 namespace caan::cpu {
 
-// While it lives, this thread computes as IEEE 754 has it by default. torch.set_flush_denormal and libraries built with -ffast-math
+// While it lives, this thread computes in IEEE 754's default state. torch.set_flush_denormal and libraries built with -ffast-math
 // set the state of the calling thread alone: with that state, a number's bits would depend on the thread that happens to find it.
 class DefaultFloatState {
  public:

@@ -14,19 +14,21 @@ const std::string& instruction_set();
 // Declares an operator's tables of kernels, one for each instruction set, and chosen_table(), the one in use. TYPE is that of an
 // entry.
 #if defined(__x86_64__) && !defined(CAAN_GENERIC_ONLY)
-#define CAAN_TABLES(TYPE)                                                                    \
-  namespace generic {                                                                        \
-  extern const TYPE table[cpu::storage_count];                                               \
-  }                                                                                          \
-  namespace avx2 {                                                                           \
-  extern const TYPE table[cpu::storage_count];                                               \
-  }                                                                                          \
-  namespace avx512 {                                                                         \
-  extern const TYPE table[cpu::storage_count];                                               \
-  }                                                                                          \
-  inline const TYPE* chosen_table() {                                                        \
-    static const std::string& name = cpu::instruction_set();                                 \
-    return name == "avx512" ? avx512::table : name == "avx2" ? avx2::table : generic::table; \
+#define CAAN_TABLES(TYPE)                                                                      \
+  namespace generic {                                                                          \
+  extern const TYPE table[cpu::storage_count];                                                 \
+  }                                                                                            \
+  namespace avx2 {                                                                             \
+  extern const TYPE table[cpu::storage_count];                                                 \
+  }                                                                                            \
+  namespace avx512 {                                                                           \
+  extern const TYPE table[cpu::storage_count];                                                 \
+  }                                                                                            \
+  inline const TYPE* chosen_table() {                                                          \
+    static const TYPE* const chosen = [](const std::string& name) {                            \
+      return name == "avx512" ? avx512::table : name == "avx2" ? avx2::table : generic::table; \
+    }(cpu::instruction_set());                                                                 \
+    return chosen;                                                                             \
   }
 #else
 #define CAAN_TABLES(TYPE)                      \

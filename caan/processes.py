@@ -195,13 +195,17 @@ def _met(number: int, count: int) -> dist.Store:
     store = dist.PrefixStore(f"caan/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     _in_background(lambda: store.set(f"here/{number}", ""), what)
 
-    def missing() -> list[int]:
-        return [other for other in range(count) if not store.check([f"here/{other}"])]
+    missing: list[int] = []
+
+    def all_here() -> bool:
+        # What is told is what was seen: the last one may come before the line is written.
+        missing[:] = [other for other in range(count) if not store.check([f"here/{other}"])]
+        return not missing
 
     try:
         _wait_until(
-            lambda: not missing(),
-            lambda: f"{place}: waiting for process {', '.join(map(str, missing()))} at {address}:{port}; {remedy}",
+            all_here,
+            lambda: f"{place}: waiting for process {', '.join(map(str, missing))} at {address}:{port}; {remedy}",
             pause=0.1,
         )
     except RuntimeError as error:

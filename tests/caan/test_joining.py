@@ -20,12 +20,13 @@ import caan.commands.evaluate as command
 
 def run(arguments):
     with processes.joined(torch.device("cpu")) as job:
+        processes._SILENCE = 0.3
         print("joined", flush=True)
         if not job.first:
             time.sleep(100)
         job.wait()
 
-processes._SILENCE = 0.3
+processes._SILENCE = float(sys.argv[1])
 command.run = run
 sys.exit(main(["evaluate", "run", "--data", "data"]))
 """
@@ -38,11 +39,12 @@ def port():
         return str(found.getsockname()[1])
 
 
-def start(port, number, **variables):
+def start(port, number, silence=0.3):
+    """A process of two, which tells of joining after so many seconds, and of a collective after 0.3."""
     job = {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
-        env={**os.environ, **job, **variables},
+        [sys.executable, "-c", SCRIPT, str(silence)],
+        env={**os.environ, **job},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -67,7 +69,7 @@ def test_a_process_alone_says_whom_it_waits_for_and_ends(port, number, rank):
 
 
 def test_a_collective_is_not_waited_for(port):
-    jobs = [start(port, rank) for rank in (0, 1)]
+    jobs = [start(port, rank, silence=60) for rank in (0, 1)]
     try:
         while "waiting for the others" not in (line := first_line(jobs[0])):
             assert "joined" in line or "waiting for process 1" in line

@@ -88,12 +88,7 @@ def evaluate(
         LostProcessError: another process has ended before this was done.
         KeyboardInterrupt: asked to stop; the message says what is kept.
     """
-    if not models:
-        raise ValueError("models: expected at least one, got none")
-    if folds_only and fold_size is None:
-        raise ValueError("folds_only: expected a fold_size with it, got None")
-    if folds_only and save_scores is not None:
-        raise ValueError("save_scores: expected all pairs to be scored, got folds_only=True")
+    _check(models, fold_size, folds_only, save_scores)
     processes, device = processes or Processes(), torch.device(device)
     fold_of_image = None if fold_size is None else folds(split.num_images, fold_size)
     scorer = Scorer(models, split, device, workers)
@@ -104,11 +99,8 @@ def evaluate(
     start = time.monotonic()
     folder = matrix = None
     if keep is not None or save_scores is not None:
-        settings = {
-            "fold_size": fold_size,
-            "folds_only": folds_only,
-            "save_scores": save_scores and str(Path(save_scores).absolute()),
-        }
+        matrix_path = save_scores and str(Path(save_scores).absolute())
+        settings = {"fold_size": fold_size, "folds_only": folds_only, "save_scores": matrix_path}
         name = identity(models, split, device, scorer.tile, settings)
         folder = keep and Path(keep) / f"evaluation-{name}"
         if save_scores is not None:
@@ -128,11 +120,21 @@ def evaluate(
         raise
     if matrix:
         matrix.finish()
-    figures = dict.fromkeys(("full", "folds"))
+    figures = {}
     for name, counter in _counters(positives.to(device), split, fold_of_image, folds_only).items():
         counter.add_counts(*(counts[f"{name}.{part}"] for part in range(2)))
         figures[name] = counter.figures()
-    return Evaluation(figures["full"], figures["folds"], passes.total, passes.scored, time.monotonic() - start, folder)
+    seconds = time.monotonic() - start
+    return Evaluation(figures.get("full"), figures.get("folds"), passes.total, passes.scored, seconds, folder)
+
+
+def _check(models: Sequence, fold_size: int | None, folds_only: bool, save_scores: str | Path | None) -> None:
+    if not models:
+        raise ValueError("models: expected at least one, got none")
+    if folds_only and fold_size is None:
+        raise ValueError("folds_only: expected a fold_size with it, got None")
+    if folds_only and save_scores is not None:
+        raise ValueError("save_scores: expected all pairs to be scored, got folds_only=True")
 
 
 def _counters(positives: Tensor, split: Split, fold_of_image: Tensor | None, folds_only: bool) -> dict[str, RankCounter]:

@@ -86,24 +86,13 @@ def extract_split(
         ValueError: files of other settings are there and overwrite is False, or an argument is out of range.
         OSError: a file cannot be written, or another run is writing the split.
     """
-    for name, value in (("captions_per_image", captions_per_image), ("batch_size", batch_size), ("workers", workers)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
-    if not split or Path(split).name != split:
-        raise ValueError(f"split: expected the first part of file names, got {split!r}")
+    _check(split, captions_per_image=captions_per_image, batch_size=batch_size, workers=workers)
     folder, captions = Path(folder), Path(captions)
-    enough = [image for image in images if len(image.captions) >= captions_per_image]
-    if not enough:
-        most = max((len(image.captions) for image in images), default=0)
-        raise CaptionMismatchError(
-            f"{captions}: expected {captions_per_image} captions for an image of {split}, found at most {most}"
-        )
-    settings = {
-        **source.settings,
-        "captions": captions.name,
-        "captions_per_image": captions_per_image,
-        "captions_digest": _digest(images, captions_per_image),
-    }
+    enough = _with_captions(
+        images, captions_per_image, f"{captions}: expected {captions_per_image} captions for an image of {split}"
+    )
+    of_captions = {"captions": captions.name, "captions_per_image": captions_per_image}
+    settings = {**source.settings, **of_captions, "captions_digest": _digest(images, captions_per_image)}
     make_folder("folder", folder)
     for name in _FINAL:
         check_writable("folder", folder / f"{split}_{name}")
@@ -114,11 +103,10 @@ def extract_split(
         return done
 
     report = _Report(split, say)
-    skipped = []
-    for image in images:
-        if len(image.captions) < captions_per_image:
-            skipped.append((image.name, f"expected {captions_per_image} captions, found {len(image.captions)}"))
-            report(*skipped[-1])
+    short = [image for image in images if len(image.captions) < captions_per_image]
+    skipped = [(image.name, f"expected {captions_per_image} captions, found {len(image.captions)}") for image in short]
+    for name, reason in skipped:
+        report(name, reason)
     with _Journal(folder, split, settings, source.dtype, overwrite) as journal:
         begin = len(journal.images)
         if begin:
@@ -126,24 +114,53 @@ def extract_split(
         with tqdm(total=len(enough), initial=begin, desc=split, unit=" images") as bar:
             for batch in batches(enough[begin:], source, batch_size, workers):
                 journal.append(batch)
-                for name, outcome in batch:
-                    if isinstance(outcome, str):
-                        report(name, outcome)
+                for name, reason in batch:
+                    if isinstance(reason, str):
+                        report(name, reason)
                 bar.update(len(batch))
         skipped += [(name, outcome) for name, outcome in journal.images if isinstance(outcome, str)]
         stored = [(image, *row) for image, row in zip(enough, journal.images, strict=True) if isinstance(row[1], int)]
         if not stored:
             _remove(folder, split, _Journal.files)
-            name, reason = skipped[-1]
-            raise DataError(f"{source.place}: expected images, found none of {len(enough)} that can be read; {name}: {reason}")
-        texts = (caption for image, *_ in stored for caption in image.captions[:captions_per_image])
-        _write_lines(folder / f"{split}_caps.txt", texts)
-        _write_lines(folder / f"{split}_ids.txt", (name for _, name, _ in stored))
-        versions = {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__}
-        record = {"settings": settings, "images": len(stored), "versions": versions, "skipped": skipped}
-        _write_lines(folder / f"{split}_extract.json", [json.dumps(record, indent=1)])
+            raise DataError(
+                f"{source.place}: expected images, found none of {len(enough)} that can be read; {': '.join(skipped[-1])}"
+            )
+        _write_texts(folder, split, stored, settings, skipped)
         journal.finish(np.array([count for *_, count in stored]))
     return Summary(len(stored), skipped, True)
+
+
+def _check(split: str, **counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    if not split or Path(split).name != split:
+        raise ValueError(f"split: expected the first part of file names, got {split!r}")
+
+
+def _with_captions(images: Sequence[CaptionedImage], least: int, expected: str) -> list[CaptionedImage]:
+    """The images that have enough captions; an error that says what was expected, if none has."""
+    enough = [image for image in images if len(image.captions) >= least]
+    if not enough:
+        most = max((len(image.captions) for image in images), default=0)
+        raise CaptionMismatchError(f"{expected}, found at most {most}")
+    return enough
+
+
+def _write_texts(
+    folder: Path,
+    split: str,
+    stored: Sequence[tuple[CaptionedImage, str, int]],
+    settings: dict[str, Any],
+    skipped: Sequence[tuple[str, str]],
+) -> None:
+    """The files beside the arrays: of the stored images, with their names and numbers of regions, and of the run."""
+    texts = (caption for image, *_ in stored for caption in image.captions[: settings["captions_per_image"]])
+    _write_lines(folder / f"{split}_caps.txt", texts)
+    _write_lines(folder / f"{split}_ids.txt", (name for _, name, _ in stored))
+    versions = {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__}
+    record = {"settings": settings, "images": len(stored), "versions": versions, "skipped": skipped}
+    _write_lines(folder / f"{split}_extract.json", [json.dumps(record, indent=1)])
 
 
 class _Report:

@@ -91,14 +91,8 @@ def build_index(
             say(warning)
         model.eval()
         used = _first_unused(contents)
-        with tqdm(
-            total=split.num_images,
-            initial=source.finished,
-            unit=" images",
-            desc=split.name,
-            dynamic_ncols=True,
-            disable=not progress,
-        ) as bar:
+        bar_of = {"total": split.num_images, "initial": source.finished, "unit": " images", "desc": split.name}
+        with tqdm(**bar_of, dynamic_ncols=True, disable=not progress) as bar:
             for first in range(source.finished, split.num_images, _SEGMENT):
                 chosen = np.arange(first, min(first + _SEGMENT, split.num_images))
                 own = np.flatnonzero((split.image_of_caption >= chosen[0]) & (split.image_of_caption <= chosen[-1]))

@@ -30,6 +30,7 @@ from machine_code import NARROW, TENSOR, disassembled, instructions, operations_
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from caan_kernels.context_attention.call import Call, CallGradient, Matrices, Options, Projection, ProjectionGradient, Side, Vectors
 from caan_kernels.context_attention.gpu import launch as operators
 from caan_kernels.context_attention.triton import launch
 from caan_kernels.core.modes import INTERPRETED
@@ -46,6 +47,7 @@ KERNELS = (
 )
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # D and H of the paper.
+PAPER = Options(cosine=False, inter=True, intra=True)
 WIDTH = HIDDEN = 1024
 RESULTS = Path(__file__).parent / "results" / "triton_compiled.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "triton.md"
@@ -112,6 +114,11 @@ def recorded(architecture: int) -> Iterator[list[Launch]]:
         yield launches
 
 
+def packed(regions: Side, words: Side, w: torch.Tensor, pairs: torch.Tensor | None = None, options: Options = PAPER) -> Call:
+    """A call of the Triton kernels, both score vectors alike."""
+    return Call(regions, words, Vectors(w, w), Matrices(), pairs, options, "triton")
+
+
 def launches_of(
     architecture: int,
     dtype: torch.dtype,
@@ -120,22 +127,21 @@ def launches_of(
     *,
     listed: bool = False,
     gradient: bool = True,
-    options: Sequence = (),
+    options: Options = PAPER,
 ) -> list[Launch]:
     """Every kernel that two images and two captions of one size take, each once."""
-    cosine, inter, intra = options or (False, True, True)
     V, U = torch.zeros(2, regions, WIDTH, dtype=dtype), torch.zeros(2, words, WIDTH, dtype=dtype)
     VQ, UQ = torch.zeros(2, regions, 2 * HIDDEN, dtype=dtype), torch.zeros(2, words, WIDTH + 2 * HIDDEN, dtype=dtype)
     w = torch.zeros(HIDDEN, dtype=dtype)
     pairs = torch.zeros(2, 2, dtype=torch.int64) if listed else None
-    call = V, VQ, U, UQ, w, w, None, None, pairs, cosine, inter, intra, "triton"
+    call = packed(Side(V, VQ, None), Side(U, UQ, None), w, pairs, options)
     with recorded(architecture) as launches:
-        operators.pair_scores(*call)
+        operators.pair_scores(call)
         if gradient:
-            weight = torch.zeros(WIDTH, 2 * HIDDEN, dtype=dtype)
-            operators.project(V, weight, None, "triton")
-            operators.project_backward(VQ, V, weight, None, True, True, "triton")
-            operators.pair_scores_backward(torch.ones(2 if listed else (2, 2)), *call)
+            projection = Projection(V, torch.zeros(WIDTH, 2 * HIDDEN, dtype=dtype), None, "triton")
+            operators.project(projection)
+            operators.project_backward(ProjectionGradient(VQ, projection, True, True))
+            operators.pair_scores_backward(CallGradient(torch.ones(2 if listed else (2, 2)), call))
     return launches
 
 

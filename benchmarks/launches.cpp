@@ -9,7 +9,7 @@
 
 namespace {
 
-using namespace caan::cuda;
+using namespace caan::context_attention;
 
 template <typename T>
 void launch_all(int regions) {

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import caan_kernels as ck
+from caan_kernels.context_attention.call import Call, Matrices, Options, Side, Vectors
 
 # Triton's interpreter runs the kernels on CPU tensors: tests/test_interpreted.py.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -43,6 +44,8 @@ OPTIONS = {
     "intra_only_cosine": {"inter": False, "similarity": "cosine"},
     "neither": {"inter": False, "intra": None},
 }
+# As the operators take the first of them.
+PAPER = Options(cosine=False, inter=True, intra=True)
 # What the reference alone computes.
 FEATURE_OPTIONS = {
     "features": {"intra": "features"},
@@ -124,6 +127,18 @@ class Problem:
         case = self.on(options.get("backend"))
         lengths = {"region_lengths": case.region_lengths, "word_lengths": case.word_lengths, "pairs": case.pairs}
         return function(case.regions, case.words, case.weights, **lengths, **options)
+
+    def packed(self, backend: str, options: Options = PAPER, gradient: bool = False) -> Call:
+        """The call of projected sides as the operators take it, whose tensors want a gradient or not."""
+        case = self.on(backend)
+
+        def leaf(x: Tensor) -> Tensor:
+            return x.detach().clone().requires_grad_(gradient)
+
+        regions, words = (Side(leaf(x.features), leaf(x.products), x.lengths) for x in case.project())
+        vectors = Vectors(leaf(case.weights.region_score), leaf(case.weights.word_score))
+        pairs = None if case.pairs is None else case.pairs.to(regions.features.device)
+        return Call(regions, words, vectors, Matrices(), pairs, options, backend)
 
     def project(self, backend: str = "auto") -> tuple[ck.ProjectedRegions, ck.ProjectedWords]:
         """Both sides, projected."""

@@ -31,7 +31,7 @@ def build() -> Path:
     # With them, what this machine's processor can do.
     macros = subprocess.check_output([*cxx, *FLAGS, "-dM", "-E", "/dev/null"], text=True)
     seen = hashlib.sha256(repr((cxx, flags, torch.version, macros)).encode())
-    for file in sorted(ROOT.glob("csrc/*/cuda/*")):
+    for file in sorted([*ROOT.glob("csrc/*/cuda/*"), *ROOT.glob("csrc/*/*.h")]):
         seen.update(file.read_bytes())
     folder = ROOT / "build" / "emulated"
     library = folder / f"{seen.hexdigest()[:16]}.so"
@@ -40,7 +40,7 @@ def build() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
 
     def compiled(source: Path) -> str:
-        output = str(folder / f"{source.name}.o")
+        output = str(folder / f"{'_'.join(source.relative_to(ROOT / 'csrc').parts)}.o")
         subprocess.run([*cxx, *flags, "-c", str(source), "-o", output], check=True, cwd=ROOT)
         return output
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 import caan_kernels as ck
+from caan_kernels.context_attention.call import Call, CallGradient, Matrices, Options, Side, Vectors
+from caan_kernels.core.records import flatten
 
 MiB = 2**20
 
@@ -39,12 +41,12 @@ def forward(images, captions, width, hidden, projected=(), pairs=0, dtype=torch.
 def backward(images, captions, width, hidden, dtype=torch.float32, backend="cpu"):
     """The derivative of all pairs with respect to features, products and score vectors."""
     parameters = weights(width, hidden, dtype)
-    V = ck.project_regions(torch.randn(images, 36, width, dtype=dtype), parameters)
-    U = ck.project_words(torch.randn(captions, 16, width, dtype=dtype), parameters)
-    tensors = (*V[:2], *U[:2], parameters.region_score, parameters.word_score)
-    grad = torch.randn(images, captions)
-    rest = None, None, None, False, True, True, backend
-    return lambda: torch.ops.caan_kernels.pair_scores_backward(grad, *tensors, *rest)
+    V = Side(*ck.project_regions(torch.randn(images, 36, width, dtype=dtype), parameters))
+    U = Side(*ck.project_words(torch.randn(captions, 16, width, dtype=dtype), parameters))
+    vectors, options = Vectors(parameters.region_score, parameters.word_score), Options(cosine=False, inter=True, intra=True)
+    call = Call(V, U, vectors, Matrices(), None, options, backend)
+    gradient = flatten(CallGradient(torch.randn(images, captions), call))
+    return lambda: torch.ops.caan_kernels.pair_scores_backward(*gradient)
 
 
 # What would grow if it were held for all items or all pairs at once is above the bound in each.

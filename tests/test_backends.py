@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import caan_kernels as ck
+from caan_kernels.context_attention.call import Call, Matrices, Side, Vectors
 from caan_kernels.core import backends, cuda, library, triton
+from caan_kernels.core.records import flatten
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 # The backend of this process that takes CPU tensors, and the devices of the backends for GPUs.
@@ -174,10 +176,10 @@ def test_operators_of_a_gpu_trace_without_one(name, listed):
     V, VQ, U, UQ = (
         torch.empty(*shape, device="meta", requires_grad=True) for shape in ((3, 4, 6), (3, 4, 18), (2, 5, 6), (2, 5, 24))
     )
-    w = torch.empty(9, device="meta", requires_grad=True)
+    vectors = Vectors(torch.empty(9, device="meta", requires_grad=True), torch.empty(9, device="meta"))
     pairs = torch.empty(7, 2, dtype=torch.int64, device="meta") if listed else None
-    arguments = V, VQ, U, UQ, w, w.detach(), None, None, pairs, False, True, True, name
-    assert set(torch.library.opcheck(torch.ops.caan_kernels.pair_scores.default, arguments).values()) == {"SUCCESS"}
+    arguments = flatten(Call(Side(V, VQ, None), Side(U, UQ, None), vectors, Matrices(), pairs, cases.PAPER, name))
+    assert set(torch.library.opcheck(torch.ops.caan_kernels.pair_scores.default, tuple(arguments)).values()) == {"SUCCESS"}
     scores = torch.ops.caan_kernels.pair_scores(*arguments)
     assert scores.shape == ((7,) if listed else (3, 2)) and scores.dtype == torch.float32
     lengths = torch.empty(3, dtype=torch.int64, device="meta")

@@ -1,6 +1,9 @@
 """Errors for what only this operator takes: its weights, products and options."""
 
+from typing import NamedTuple
+
 from ..core.checks import Named, check_alike, check_tensor
+from .call import Options
 from .types import ContextAttentionWeights
 
 SIMILARITIES = ("dot", "cosine")
@@ -35,7 +38,19 @@ def check_products(products: Named, features: Named, expected_width: int) -> Non
         raise ValueError(f"{products.name}: expected shape {expected}, got {tuple(products.tensor.shape)}")
 
 
-def check_options(similarity: str, inter: bool, intra: str | None) -> None:
+class Choice(NamedTuple):
+    """The options of a call.
+
+    Attributes:
+        of_call: what every backend knows.
+        bilinear: whether the term of the own side is that of (14, 15).
+    """
+
+    of_call: Options
+    bilinear: bool
+
+
+def checked_options(similarity: str, inter: bool, intra: str | None) -> Choice:
     """The choices between forms of the equations."""
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity: expected 'dot' or 'cosine', got {similarity!r}")
@@ -45,6 +60,7 @@ def check_options(similarity: str, inter: bool, intra: str | None) -> None:
         raise TypeError(f"intra: expected 'semantics', 'features' or None, got {intra!r}")
     if intra not in INTRAS:
         raise ValueError(f"intra: expected 'semantics', 'features' or None, got {intra!r}")
+    return Choice(Options(similarity == "cosine", inter, intra is not None), intra == "features")
 
 
 def _letters(field: str) -> str:

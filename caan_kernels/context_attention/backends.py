@@ -12,7 +12,7 @@ NAME = "context_attention"
 # Regions of an image lie in one tile of Triton's kernels, whose rows registers hold.
 MOST_REGIONS = 256
 
-_OPERATORS = ("project", "project_backward", "pair_scores", "pair_scores_backward", "raw_scores", "pair_maps")
+_OPERATORS = ("project", "project_backward", "pair_scores", "pair_scores_backward", "pair_maps")
 
 
 def _compiled(*, regions: int = 0, words: int = 0, gradient: bool = False, maps: bool = False, bilinear: bool = False) -> str:

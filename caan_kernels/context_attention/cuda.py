@@ -1,13 +1,17 @@
 """The CUDA C++ backend: the kernels of csrc/context_attention/cuda, launched as gpu/launch.py asks (docs/cuda.md)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..core.cuda import product
 from ..core.gpu import aligned, stream_of
 from ..core.gpu.plan import Walk, plan_list
+from ..core.records import Written, flatten
 from ..core.registration import define
-from .gpu.launch import Options, Side, Slots, Vectors
+from .call import Options, Vectors
+from .gpu.launch import PlannedCall, Slots
 
 __all__ = ["fill", "maps", "product", "score_rest", "score_tiles", "slot_numbers", "sum_gradients"]
 
@@ -19,57 +23,122 @@ MOST_REGIONS = 64
 MOST_WORDS = 32
 MOST_TILED_ROWS = 2**32 - 1
 
-_SIDES = (
-    "Tensor regions, Tensor region_products, Tensor words, Tensor word_products, Tensor region_score, Tensor word_score, "
-    "Tensor region_lengths, Tensor word_lengths"
-)
-_OPTIONS = "bool cosine, bool inter, bool intra, int stream"
+
+class Sides(NamedTuple):
+    """Both sides as kernels take them, lengths of every item among them."""
+
+    regions: Tensor
+    region_products: Tensor
+    words: Tensor
+    word_products: Tensor
+    vectors: Vectors
+    region_lengths: Tensor
+    word_lengths: Tensor
+
+
+class PairLaunch(NamedTuple):
+    """`Pairs` and the arguments of `score_pairs` and `differentiate_pairs` in csrc/context_attention/cuda/kernels.h."""
+
+    sides: Sides
+    scores: Written
+    scratch: Written
+    pairs: Tensor | None
+    keys: Tensor | None
+    order: Tensor | None
+    walked: Tensor | None
+    first: int
+    count: int
+    score_row: int
+    skip_tiles: bool
+    options: Options
+    stream: int
+
+
+class TileLaunch(NamedTuple):
+    """`Tiles` and the arguments of `score_tiles`."""
+
+    sides: Sides
+    scores: Written
+    word_order: Tensor
+    word_starts: Tensor
+    pairs: Tensor | None
+    order: Tensor | None
+    keys: Tensor | None
+    ranks: Tensor | None
+    score_row: int
+    bucket: int
+    word_buckets: int
+    buckets: int
+    together: int
+    options: Options
+    stream: int
+
+
+class SumLaunch(NamedTuple):
+    """`Sums` and the arguments of `sum_gradients`."""
+
+    sides: Sides
+    scratch: Tensor
+    keys: Tensor
+    image_starts: Tensor
+    by_caption: Tensor
+    caption_starts: Tensor
+    walked: Tensor
+    of_regions: Written
+    of_region_products: Written
+    of_words: Written
+    of_word_products: Written
+    of_region_score: Written
+    of_word_score: Written
+    first: int
+    slots: int
+    options: Options
+    stream: int
+
+
 # Launches, not operators: they write into what they are given and are called by the operators' implementation only.
-for _schema in (
-    f"cuda_score_pairs({_SIDES}, Tensor(a!) scores, Tensor(b!) scratch, Tensor? pairs, Tensor? keys, Tensor? order, "
-    f"Tensor? walked, int first, int count, int score_row, bool skip_tiles, {_OPTIONS}) -> ()",
-    f"cuda_score_tiles({_SIDES}, Tensor(a!) scores, Tensor word_order, Tensor word_starts, Tensor? pairs, Tensor? order, "
-    f"Tensor? keys, Tensor? ranks, int score_row, int bucket, int word_buckets, int buckets, int together, {_OPTIONS}) -> ()",
-    f"cuda_sum_gradients({_SIDES}, Tensor scratch, Tensor keys, Tensor image_starts, Tensor by_caption, Tensor caption_starts, "
-    "Tensor walked, Tensor(a!) of_regions, Tensor(b!) of_region_products, Tensor(c!) of_words, Tensor(d!) of_word_products, "
-    f"Tensor(e!) of_region_score, Tensor(f!) of_word_score, int first, int slots, {_OPTIONS}) -> ()",
-):
-    define(_schema)
+define("cuda_score_pairs", PairLaunch, "()")
+define("cuda_score_tiles", TileLaunch, "()")
+define("cuda_sum_gradients", SumLaunch, "()")
 
 _ops = torch.ops.caan_kernels
 
 
-def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, options: Options) -> bool:
-    if not _tiled(V, U, vectors):
+def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
+    V, U, pairs = call.V, call.U, call.pairs
+    if not _tiled(call):
         return True
     regions, words = V.plan(), U.plan()
     listed = None if pairs is None else plan_list(pairs, regions, words)
-    sides = *(aligned(x) for x in (V.features, V.products, U.features, U.products)), *vectors, regions.lengths, words.lengths
+    tensors = (aligned(x) for x in (V.features, V.products, U.features, U.products))
+    sides = Sides(*tensors, call.vectors, regions.lengths, words.lengths)
     for bucket, size in enumerate(words.sizes):
         if size <= MOST_WORDS:
-            _ops.cuda_score_tiles(
-                *sides,
+            launch = TileLaunch(
+                sides,
                 scores,
                 words.order,
                 words.starts,
                 pairs,
                 *((None,) * 3 if listed is None else listed),
-                0 if listed is not None else scores.stride(0),
-                bucket,
-                len(words.sizes),
-                len(words.sizes) * len(regions.sizes),
-                MOST_WORDS // size,
-                *options,
-                stream_of(scores),
+                score_row=0 if listed is not None else scores.stride(0),
+                bucket=bucket,
+                word_buckets=len(words.sizes),
+                buckets=len(words.sizes) * len(regions.sizes),
+                together=MOST_WORDS // size,
+                options=call.options,
+                stream=stream_of(scores),
             )
+            _ops.cuda_score_tiles(*flatten(launch))
     return V.features.shape[1] > MOST_REGIONS or U.features.shape[1] > MOST_WORDS
 
 
-def _tiled(V: Side, U: Side, vectors: Vectors) -> bool:
+def _tiled(call: PlannedCall) -> bool:
     """Whether there are tiles for such a call: rows are counted in 32 bits and copied 16 bytes at a time."""
-    copied = V.features.shape[2] % 8 == 0 and len(vectors.region_score) % 8 == 0
-    rows = max(x.features.shape[0] * x.features.shape[1] for x in (V, U))
-    return V.features.dtype != torch.float32 and copied and rows < MOST_TILED_ROWS
+    features = call.V.features
+    copied = features.shape[2] % 8 == 0 and len(call.vectors.region_score) % 8 == 0
+    rows = max(x.features.shape[0] * x.features.shape[1] for x in (call.V, call.U))
+    return features.dtype != torch.float32 and copied and rows < MOST_TILED_ROWS
 
 
 def _fours(count: int) -> int:
@@ -85,67 +154,50 @@ def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
     return sum(_parts(regions, words)) + (5 * regions * _fours(words) + 2 * _fours(width) if gradient else 0)
 
 
-def score_rest(slots: Slots, scores: Tensor, vectors: Vectors, pairs: Tensor | None, options: Options) -> None:
+def score_rest(slots: Slots, scores: Tensor) -> None:
     slots.reserve(scores.numel())
-    _score_pairs(slots, 0, scores.numel(), scores, vectors, pairs, None, _tiled(slots.V, slots.U, vectors), options)
+    _launch_pairs(slots, 0, scores.numel(), scores, None, skip_tiles=_tiled(slots.call))
 
 
-def fill(
-    slots: Slots,
-    first: int,
-    count: int,
-    scores: Tensor,
-    vectors: Vectors,
-    pairs: Tensor | None,
-    walk: Walk | None,
-    options: Options,
-) -> None:
-    _score_pairs(slots, first, count, scores, vectors, pairs, walk, False, options)
+def fill(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
+    _launch_pairs(slots, first, count, scores, walk, skip_tiles=False)
 
 
-def _score_pairs(
-    slots: Slots,
-    first: int,
-    count: int,
-    scores: Tensor,
-    vectors: Vectors,
-    pairs: Tensor | None,
-    walk: Walk | None,
-    skip_tiles: bool,
-    options: Options,
-) -> None:
-    _ops.cuda_score_pairs(
-        *_sides(slots, vectors),
+def _launch_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None, skip_tiles: bool) -> None:
+    pairs = None if walk is not None else slots.call.pairs
+    launch = PairLaunch(
+        _sides(slots),
         scores,
         slots.scratch,
         pairs,
         *((None,) * 3 if walk is None else (walk.keys, walk.order, walk.count)),
-        first,
-        count,
-        scores.stride(0) if walk is None and pairs is None else 0,
-        skip_tiles,
-        *options,
-        stream_of(scores),
+        first=first,
+        count=count,
+        score_row=scores.stride(0) if walk is None and pairs is None else 0,
+        skip_tiles=skip_tiles,
+        options=slots.call.options,
+        stream=stream_of(scores),
     )
+    _ops.cuda_score_pairs(*flatten(launch))
 
 
-def maps(slots: Slots, count: int, options: Options) -> tuple[Tensor, ...]:
+def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
     m, n = slots.rows
     A, C, R, _, _, _, _, f, _, _, _, g, _ = slots.scratch[:count].split(_parts(m, n), dim=1)
     A, C, R = (x.unflatten(1, (m, _fours(n)))[..., :n] for x in (A, C, R))
     return f[:, :m], g[:, :n], A, C, R
 
 
-def sum_gradients(slots: Slots, walk: Walk, first: int, vectors: Vectors, sums: tuple[Tensor, ...], options: Options) -> None:
+def sum_gradients(slots: Slots, walk: Walk, first: int, sums: tuple[Tensor, ...]) -> None:
     places = walk.keys, walk.image_starts, walk.by_caption, walk.caption_starts, walk.count
-    _ops.cuda_sum_gradients(
-        *_sides(slots, vectors), slots.scratch, *places, *sums, first, slots.count, *options, stream_of(slots.scratch)
-    )
+    stream = stream_of(slots.scratch)
+    launch = SumLaunch(_sides(slots), slots.scratch, *places, *sums, first, slots.count, slots.call.options, stream)
+    _ops.cuda_sum_gradients(*flatten(launch))
 
 
-def _sides(slots: Slots, vectors: Vectors) -> tuple[Tensor, ...]:
-    V, U = slots.V, slots.U
-    return V.features, V.products, U.features, U.products, *vectors, slots.regions.lengths, slots.words.lengths
+def _sides(slots: Slots) -> Sides:
+    V, U, vectors = slots.call.V, slots.call.U, slots.call.vectors
+    return Sides(V.features, V.products, U.features, U.products, vectors, slots.regions.lengths, slots.words.lengths)
 
 
 def too_large(regions: int, words: int) -> str:

@@ -1,7 +1,5 @@
 """The operator as it is called: checks, projections, choice of backend."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -10,8 +8,10 @@ from ..core.backends import select
 from ..core.checks import Named, check_features, check_lengths, check_pairs, check_same_width
 from ..core.derivatives import differentiable, refuse_tangents, wants_gradient
 from ..core.indices import indices_for
+from ..core.records import flatten
 from . import arguments, reference
 from .backends import NAME
+from .call import Call, Matrices, Projection, Side, Vectors, beside
 from .types import AttentionMaps, ContextAttentionWeights, ProjectedRegions, ProjectedWords
 
 _ops = torch.ops.caan_kernels
@@ -66,16 +66,16 @@ def context_attention(
         ValueError: a rank, width, device, length, pair, option or backend's name that does not fit.
         RuntimeError: the backend asked for cannot run this call; under torch.compile, a length or pair out of range.
     """
-    arguments.check_options(similarity, inter, intra)
-    call = _checked(regions, words, weights, region_lengths, word_lengths, pairs, inter, intra)
-    name = _select(backend, call)
-    options = (similarity == "cosine", inter, intra is not None)
+    options = arguments.checked_options(similarity, inter, intra)
+    call, bilinear = _checked(regions, words, weights, region_lengths, word_lengths, pairs, options)
+    name = _select(backend, call, bilinear)
     with without_autocast(call.regions.features.device):
+        call = _placed(call, name)
         if name == "reference":
-            return reference.pair_scores(*_projected(call, name), *options, call.bilinear)
+            return reference.pair_scores(_projected(call), bilinear)
         if wants_gradient(_read(call)):
-            return differentiable("pair_scores")(*_projected(call, name), *options, name)
-        return _ops.raw_scores(*_raw(call, name), *options, name)
+            return differentiable("pair_scores")(*flatten(_projected(call)))
+        return _ops.pair_scores(*flatten(call))
 
 
 def attention_maps(
@@ -109,15 +109,14 @@ def attention_maps(
     """
     if pairs is None:
         raise TypeError("pairs: expected a tensor of shape (P, 2), got None")
-    arguments.check_options(similarity, inter, intra)
-    call = _checked(regions, words, weights, region_lengths, word_lengths, pairs, inter, intra)
-    name = _select(backend, call, maps=True)
-    options = (similarity == "cosine", inter, intra is not None)
+    options = arguments.checked_options(similarity, inter, intra)
+    call, bilinear = _checked(regions, words, weights, region_lengths, word_lengths, pairs, options)
+    name = _select(backend, call, bilinear, maps=True)
     with without_autocast(call.regions.features.device):
-        call = _gathered(call)
+        call = _projected(_placed(_gathered(call), name))
         if name == "reference":
-            return AttentionMaps(*reference.pair_maps(*_projected(call, name), *options, call.bilinear))
-        scores, f, g, A, C, Rt = _ops.pair_maps(*_projected(call, name), *options, name)
+            return AttentionMaps(*reference.pair_maps(call, bilinear))
+        scores, f, g, A, C, Rt = _ops.pair_maps(*flatten(call))
         return AttentionMaps(scores, f, g, A, C, Rt, reference.second_order(C), reference.second_order(Rt))
 
 
@@ -165,48 +164,26 @@ def project_words(
     return ProjectedWords(*_project_alone("words", words, weights, _WORD_FIELDS, word_lengths, backend))
 
 
-class _Side(NamedTuple):
-    """Regions or words; products are None where they come as features."""
-
-    features: Tensor
-    products: Tensor | None
-    lengths: Tensor | None
-    fields: tuple[str, ...]
-
-
-class _Call(NamedTuple):
-    """The checked tensors of a call.
-
-    Attributes:
-        weights: those that the options do not read are detached.
-        bilinear: M1 and M2 with intra="features", else None.
-    """
-
-    regions: _Side
-    words: _Side
-    weights: ContextAttentionWeights
-    pairs: Tensor | None
-    bilinear: tuple[Tensor, Tensor] | None
-
-
-def _checked(regions, words, weights, region_lengths, word_lengths, pairs, inter: bool, intra: str | None) -> _Call:
+def _checked(
+    regions, words, weights, region_lengths, word_lengths, pairs, options: arguments.Choice
+) -> tuple[Call, reference.Bilinear]:
+    """The call, of a backend that is not chosen yet, and M1 and M2 with intra="features"; unread weights are detached."""
     dtype = _dtype(regions, words)
-    V_name, V = _checked_side("regions", regions, ProjectedRegions, _REGION_FIELDS, region_lengths, dtype)
-    U_name, U = _checked_side("words", words, ProjectedWords, _WORD_FIELDS, word_lengths, dtype)
+    V_name, V = _checked_side("regions", regions, ProjectedRegions, region_lengths, dtype)
+    U_name, U = _checked_side("words", words, ProjectedWords, word_lengths, dtype)
     named_V, named_U = Named(V_name, V.features), Named(U_name, U.features)
     check_same_width(named_U, named_V)
 
     fields = _SCORE_FIELDS
-    for side in (V, U):
-        fields += side.fields if side.products is None else ()
-    if intra == "features":
+    for side, of_side in ((V, _REGION_FIELDS), (U, _WORD_FIELDS)):
+        fields += of_side if side.products is None else ()
+    if options.bilinear:
         fields += _BILINEAR_FIELDS
         for name, given, side in (("regions", regions, V), ("words", words, U)):
             if side.products is not None:
                 raise ValueError(f"{name}: expected a tensor with intra='features', got {type(given).__name__}")
     weights = _checked_weights(weights, fields, named_V, dtype)
-    unread = _unread(inter, intra)
-    weights = weights._replace(**{field: getattr(weights, field).detach() for field in unread if field in fields})
+    weights = weights._replace(**{x: getattr(weights, x).detach() for x in _unread(options) if x in fields})
 
     width, hidden = V.features.shape[2], weights.region_score.shape[0]
     if V.products is not None:
@@ -215,23 +192,25 @@ def _checked(regions, words, weights, region_lengths, word_lengths, pairs, inter
         arguments.check_products(Named("words.products", U.products), named_U, width + 2 * hidden)
     if pairs is not None:
         check_pairs(pairs, named_V, named_U)
-    return _Call(V, U, weights, pairs, weights[-2:] if intra == "features" else None)
+    vectors = Vectors(weights.region_score, weights.word_score)
+    matrices = Matrices(**{x: getattr(weights, x) for x in Matrices._fields if x in fields})
+    bilinear = (weights.region_bilinear, weights.word_bilinear) if options.bilinear else None
+    return Call(V, U, vectors, matrices, pairs, options.of_call, ""), bilinear
 
 
-def _unread(inter: bool, intra: str | None) -> tuple[str, ...]:
+def _unread(options: arguments.Choice) -> tuple[str, ...]:
     """The weights that scores do not depend on under these options."""
+    _, inter, intra = options.of_call
     unread = () if inter else ("region_inter", "word_inter")
     unread += () if intra else ("region_intra", "word_intra")
-    if not inter and intra != "semantics":
+    if not inter and (not intra or options.bilinear):
         unread += ("affinity",)
     if not inter and not intra:
         unread += _SCORE_FIELDS
     return unread
 
 
-def _checked_side(
-    name: str, given, projected: type, fields: tuple[str, ...], lengths: Tensor | None, dtype: torch.dtype | None
-) -> tuple[str, _Side]:
+def _checked_side(name: str, given, projected: type, lengths: Tensor | None, dtype: torch.dtype | None) -> tuple[str, Side]:
     """A side and what errors call its features."""
     lengths_name, products = f"{name[:-1]}_lengths", None
     if isinstance(given, projected):
@@ -245,7 +224,7 @@ def _checked_side(
     check_features(name, features, f" or {projected.__name__}")
     if lengths is not None:
         check_lengths(lengths_name, lengths, Named(name, features))
-    return name, _Side(features, products, lengths, fields)
+    return name, Side(features, products, lengths)
 
 
 def _checked_weights(
@@ -259,29 +238,25 @@ def _checked_weights(
     return weights
 
 
-def _read(call: _Call) -> list[Tensor]:
+def _read(call: Call, bilinear: reference.Bilinear = None) -> list[Tensor]:
     """The floating-point tensors that this call reads."""
-    read = [call.weights.region_score, call.weights.word_score, *(call.bilinear or ())]
-    for side in (call.regions, call.words):
-        read.append(side.features)
-        read += [getattr(call.weights, x) for x in side.fields] if side.products is None else [side.products]
-    return read
+    return [x for x in (*flatten(call), *(bilinear or ())) if isinstance(x, Tensor) and x.is_floating_point()]
 
 
-def _select(requested: str, call: _Call, maps: bool = False) -> str:
+def _select(requested: str, call: Call, bilinear: reference.Bilinear, maps: bool = False) -> str:
     """The backend that runs a call."""
-    V, U = call.regions.features, call.words.features
-    wanted = {"gradient": wants_gradient(_read(call)), "maps": maps, "bilinear": call.bilinear is not None}
+    V, U, read = call.regions.features, call.words.features, _read(call, bilinear)
+    wanted = {"gradient": wants_gradient(read), "maps": maps, "bilinear": bilinear is not None}
     name = select(NAME, requested, V.device, V.dtype, regions=V.shape[1], words=U.shape[1], **wanted)
     if name != "reference":
-        refuse_tangents(_read(call), NAME)
+        refuse_tangents(read, NAME)
     return name
 
 
 def _project_alone(
     name: str, items: Tensor, weights: ContextAttentionWeights, fields: tuple[str, ...], lengths: Tensor | None, backend: str
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Features, products and lengths of a side that is projected by itself."""
+) -> Side:
+    """A side that is projected by itself."""
     dtype = _dtype(items)
     items = cast(items, dtype)
     check_features(name, items)
@@ -292,29 +267,48 @@ def _project_alone(
     if backend != "reference":
         refuse_tangents((items, *(getattr(weights, field) for field in fields)), NAME)
     with without_autocast(items.device):
-        return _project(_Side(items, None, lengths, fields), weights, backend)
+        return _project(_placed_side(Side(items, None, lengths), backend), {x: getattr(weights, x) for x in fields}, backend)
 
 
-def _project(side: _Side, weights: ContextAttentionWeights, backend: str) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Features, products and lengths as the operators take them."""
-    features, lengths = side.features.contiguous(), indices_for(side.lengths, side.features, backend)
+def _placed(call: Call, backend: str) -> Call:
+    """The call with its tensors as the operators of a backend take them."""
+    return Call(
+        _placed_side(call.regions, backend),
+        _placed_side(call.words, backend),
+        Vectors(*map(_contiguous, call.vectors)),
+        Matrices(*map(_contiguous, call.matrices)),
+        indices_for(call.pairs, call.regions.features, backend),
+        call.options,
+        backend,
+    )
+
+
+def _placed_side(side: Side, backend: str) -> Side:
+    lengths = indices_for(side.lengths, side.features, backend)
+    return Side(_contiguous(side.features), _contiguous(side.products), lengths)
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _projected(call: Call) -> Call:
+    """The same call, whose sides have their products."""
+    regions = _project(call.regions, call.matrices.of_regions(), call.backend)
+    words = _project(call.words, call.matrices.of_words(), call.backend)
+    return call._replace(regions=regions, words=words, matrices=Matrices())
+
+
+def _project(side: Side, matrices: dict[str, Tensor | None], backend: str) -> Side:
     if side.products is not None:
-        return features, side.products.contiguous(), lengths
-    matrices = _columns(weights, side.fields)
+        return side
+    projection = Projection(side.features, beside(matrices), side.lengths, backend)
     if backend == "reference":
-        return features, reference.project(features, matrices, lengths), lengths
-    return features, differentiable("project")(features, matrices, lengths, backend), lengths
+        return side._replace(products=reference.project(projection))
+    return side._replace(products=differentiable("project")(*projection))
 
 
-def _projected(call: _Call, backend: str) -> tuple[Tensor | None, ...]:
-    """The tensors of pair_scores; a side that comes as features is projected."""
-    V, region_products, region_lengths = _project(call.regions, call.weights, backend)
-    U, word_products, word_lengths = _project(call.words, call.weights, backend)
-    pairs = indices_for(call.pairs, V, backend)
-    return V, region_products, U, word_products, *_score_vectors(call), region_lengths, word_lengths, pairs
-
-
-def _gathered(call: _Call) -> _Call:
+def _gathered(call: Call) -> Call:
     """The same pairs, of sides that hold one item a pair where they come unprojected: a gallery is not projected for a few."""
     pairs, sides = call.pairs, [call.regions, call.words]
     columns = list(pairs.unbind(1))
@@ -325,29 +319,6 @@ def _gathered(call: _Call) -> _Call:
             sides[place] = side._replace(features=side.features.index_select(0, chosen), lengths=lengths)
             columns[place] = torch.arange(pairs.shape[0], device=pairs.device)
     return call._replace(regions=sides[0], words=sides[1], pairs=torch.stack(columns, dim=1))
-
-
-def _raw(call: _Call, backend: str) -> tuple[Tensor | None, ...]:
-    """The tensors of raw_scores: products of the sides that have them, matrices of those that have not."""
-    V, U = call.regions, call.words
-    read = {field for side in (V, U) if side.products is None for field in side.fields}
-    matrices = (_contiguous(getattr(call.weights, x) if x in read else None) for x in ContextAttentionWeights._fields[:5])
-    indices = (indices_for(x, V.features, backend) for x in (V.lengths, U.lengths, call.pairs))
-    sides = (_contiguous(x) for side in (V, U) for x in (side.features, side.products))
-    return *sides, *matrices, *_score_vectors(call), *indices
-
-
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
-def _score_vectors(call: _Call) -> tuple[Tensor, Tensor]:
-    return call.weights.region_score.contiguous(), call.weights.word_score.contiguous()
-
-
-def _columns(weights: ContextAttentionWeights, fields: tuple[str, ...]) -> Tensor:
-    """The matrices side by side; affinity stands transposed, because words are multiplied by it and regions are not."""
-    return torch.cat([weights.affinity.mT if field == "affinity" else getattr(weights, field) for field in fields], dim=1)
 
 
 def _dtype(*items: Tensor | ProjectedRegions | ProjectedWords) -> torch.dtype | None:

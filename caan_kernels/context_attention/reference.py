@@ -13,6 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .call import Call, Projection
+
+# M1 and M2.
+Bilinear = tuple[Tensor, Tensor] | None
+
 EPSILON = 1e-8
 
 
@@ -40,67 +45,90 @@ class Attention(NamedTuple):
     Hu: Tensor | None
 
 
-def project(items: Tensor, weight: Tensor, lengths: Tensor | None) -> Tensor:
-    """Products of one item that all its pairs share.
-
-    Args:
-        items: (B, L, D).
-        weight: (D, E).
-        lengths: (B,) or None; rows at and beyond a length may hold anything and come out as 0.
-
-    Returns:
-        (B, L, E) in the dtype of `items`.
-    """
-    return _without_padding(items, _exists(items, lengths)) @ weight
+def project(call: Projection) -> Tensor:
+    """Products of one item that all its pairs share: (B, L, E), 0 at and beyond a length, where items may hold anything."""
+    return _without_padding(call.items, _exists(call.items, call.lengths)) @ call.weight
 
 
-def pair_scores(*arguments: Tensor | bool | None) -> Tensor:
+def pair_scores(call: Call, bilinear: Bilinear = None) -> Tensor:
     """Scores (...), float32, or float64 for float64; arguments as for `attend`."""
-    return _widened(attend(*arguments).scores)
+    return _widened(attend(call, bilinear).scores)
 
 
-def pair_maps(*arguments: Tensor | bool | None) -> tuple[Tensor, ...]:
+def pair_maps(call: Call, bilinear: Bilinear = None) -> tuple[Tensor, ...]:
     """All of `Attention` in the dtype of the scores, 0 where a side is empty; arguments as for `attend`."""
-    *found, Hv, Hu = attend(*arguments)
+    *found, Hv, Hu = attend(call, bilinear)
     *_, C, Rt = found = [_widened(x) for x in found]
     return *found, *(second_order(x) if H is None else _widened(H) for x, H in ((C, Hv), (Rt, Hu)))
 
 
-def attend(
-    regions: Tensor,
-    region_products: Tensor,
-    words: Tensor,
-    word_products: Tensor,
-    region_score: Tensor,
-    word_score: Tensor,
-    region_lengths: Tensor | None,
-    word_lengths: Tensor | None,
-    pairs: Tensor | None,
-    cosine: bool,
-    inter: bool,
-    intra: bool,
-    bilinear: tuple[Tensor, Tensor] | None = None,
-) -> Attention:
+def attend(call: Call, bilinear: Bilinear = None) -> Attention:
     """The equations for every pair.
 
     Args:
-        regions: (I, M, D), V.
-        region_products: (I, M, 2H), [V Q1 | V Q4].
-        words: (T, N, D), U.
-        word_products: (T, N, D + 2H), [U Kᵀ | U Q2 | U Q3].
-        region_score: (H,), W^v.
-        word_score: (H,), W^u.
-        region_lengths: (I,) or None.
-        word_lengths: (T,) or None.
-        pairs: (P, 2) of (image, caption), or None for all of them.
-        cosine: score by the cosine of v̂ and û, not by their inner product.
-        inter: keep the term of the other side in the context.
-        intra: keep the term of the own side in the context.
+        call: sides with their products.
         bilinear: M1 and M2, (D, D) each, read with `intra`: Hᵛ and Hᵘ by (14, 15); None: by (16, 17).
     """
-    hidden, width = region_score.shape[0], regions.shape[2]
+    x, options = _operands(call), call.options
+    A = torch.tanh(torch.einsum(f"{x.i}md,{x.t}nd->{x.p}mn", x.V, x.UK))
+    positive = torch.relu(_widened(A))
+    C_wide, Rt_wide = unit_rows(positive.mT).mT, unit_rows(positive).mT
+    C, Rt = C_wide.to(A.dtype), Rt_wide.to(A.dtype)
+
+    region_terms, word_terms, Hv, Hu = [], [], None, None
+    if options.inter:
+        region_terms.append(x.gathered(C, x.t, x.UQ2))
+        word_terms.append(x.gathered(Rt, x.i, x.VQ4))
+    if options.intra and bilinear is None:
+        Hv, Hu = (second_order(attention, A.dtype) for attention in (C_wide, Rt_wide))
+        region_terms.append(x.gathered(Hv, x.i, x.VQ1))
+        word_terms.append(x.gathered(Hu, x.t, x.UQ3))
+    elif options.intra:
+        Hv, Hu, of_regions, of_words = _of_one_item(x, bilinear)
+        region_terms.append(of_regions)
+        word_terms.append(of_words)
+    w_v, w_u = call.vectors
+    f = _softmax(_logits(region_terms, w_v), x.exists.any(-1))
+    g = _softmax(_logits(word_terms, w_u), x.exists.any(-2))
+
+    v = torch.einsum(f"{x.p}m,{x.i}md->{x.p}d", f, x.V)
+    u = torch.einsum(f"{x.p}n,{x.t}nd->{x.p}d", g, x.U)
+    if options.cosine:
+        v, u = (unit_rows(_widened(pooled)).to(pooled.dtype) for pooled in (v, u))
+    return Attention((v * u).sum(-1), f, g, A, C, Rt, Hv, Hu)
+
+
+class _Operands(NamedTuple):
+    """Both sides of a call, 0 beyond the lengths: as many items as there are, or for a list one a pair.
+
+    Attributes:
+        V, VQ1, VQ4: of the images.
+        U, UK, UQ2, UQ3: of the captions.
+        exists: (..., M, N), where both a region and a word are real.
+        i, t, p: the letters by which an einsum names an image, a caption and their pair.
+    """
+
+    V: Tensor
+    VQ1: Tensor
+    VQ4: Tensor
+    U: Tensor
+    UK: Tensor
+    UQ2: Tensor
+    UQ3: Tensor
+    exists: Tensor
+    i: str
+    t: str
+    p: str
+
+    def gathered(self, attention: Tensor, item: str, product: Tensor) -> Tensor:
+        """Attention of pairs times the product of items, these with the item's letter."""
+        return torch.einsum(f"{self.p}xy,{item}yh->{self.p}xh", attention, product)
+
+
+def _operands(call: Call) -> _Operands:
+    (regions, region_products, region_lengths), (words, word_products, word_lengths) = call.regions, call.words
+    hidden, width, pairs = call.vectors.region_score.shape[0], regions.shape[2], call.pairs
     v_exists, u_exists = _exists(regions, region_lengths), _exists(words, word_lengths)
-    # The letters by which an einsum names an image, a caption and their pair.
     if pairs is None:
         i, t, p = "i", "t", "it"
         V, U = _without_padding(regions, v_exists), _without_padding(words, u_exists)
@@ -111,49 +139,24 @@ def attend(
         U, word_products, u_exists = (x.index_select(0, pairs[:, 1]) for x in (words, word_products, u_exists))
         V, U = _without_padding(V, v_exists), _without_padding(U, u_exists)
     exists = v_exists[..., :, None] & u_exists[..., None, :]
-    VQ1, VQ4 = region_products.split([hidden, hidden], dim=-1)
-    UK, UQ2, UQ3 = word_products.split([width, hidden, hidden], dim=-1)
+    of_regions, of_words = region_products.split([hidden, hidden], dim=-1), word_products.split([width, hidden, hidden], dim=-1)
+    return _Operands(V, *of_regions, U, *of_words, exists, i, t, p)
 
-    A = torch.tanh(torch.einsum(f"{i}md,{t}nd->{p}mn", V, UK))
-    positive = torch.relu(_widened(A))
-    C_wide, Rt_wide = unit_rows(positive.mT).mT, unit_rows(positive).mT
-    C, Rt = C_wide.to(A.dtype), Rt_wide.to(A.dtype)
 
-    def logits(terms: list[Tensor], w: Tensor) -> Tensor:
-        """tanh(context) w, the context being the sum of its terms."""
-        return torch.tanh(sum(terms)) @ w if terms else A.new_zeros(())
+def _of_one_item(x: _Operands, bilinear: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Hᵛ and Hᵘ by (14, 15), 0 for a pair with an empty side, and the terms of both contexts: all of it belongs to one item."""
+    M1, M2 = bilinear
+    Hv, Hu = x.V @ M1 @ x.V.mT, x.U @ M2 @ x.U.mT
+    of_regions, of_words = Hv @ x.VQ1, Hu @ x.UQ3
+    if x.p == "it":
+        Hv, Hu, of_regions, of_words = Hv[:, None], Hu[None], of_regions[:, None], of_words[None]
+    of_pair = x.exists.any(-1).any(-1)[..., None, None]
+    return *(torch.where(of_pair, H, 0) for H in (Hv, Hu)), of_regions, of_words
 
-    def gathered(attention: Tensor, item: str, product: Tensor) -> Tensor:
-        """Attention of pairs times the product of items, these with the item's letter."""
-        return torch.einsum(f"{p}xy,{item}yh->{p}xh", attention, product)
 
-    region_terms, word_terms, Hv, Hu = [], [], None, None
-    if inter:
-        region_terms.append(gathered(C, t, UQ2))
-        word_terms.append(gathered(Rt, i, VQ4))
-    if intra and bilinear is None:
-        Hv, Hu = (second_order(x, A.dtype) for x in (C_wide, Rt_wide))
-        region_terms.append(gathered(Hv, i, VQ1))
-        word_terms.append(gathered(Hu, t, UQ3))
-    elif intra:
-        # They belong to one item, and so does their term; a pair with an empty side has none.
-        M1, M2 = bilinear
-        Hv, Hu = V @ M1 @ V.mT, U @ M2 @ U.mT
-        own = Hv @ VQ1, Hu @ UQ3
-        if pairs is None:
-            Hv, Hu, own = Hv[:, None], Hu[None], (own[0][:, None], own[1][None])
-        region_terms.append(own[0])
-        word_terms.append(own[1])
-        of_pair = exists.any(-1).any(-1)[..., None, None]
-        Hv, Hu = (torch.where(of_pair, x, 0) for x in (Hv, Hu))
-    f = _softmax(logits(region_terms, region_score), exists.any(-1))
-    g = _softmax(logits(word_terms, word_score), exists.any(-2))
-
-    v = torch.einsum(f"{p}m,{i}md->{p}d", f, V)
-    u = torch.einsum(f"{p}n,{t}nd->{p}d", g, U)
-    if cosine:
-        v, u = (unit_rows(_widened(x)).to(x.dtype) for x in (v, u))
-    return Attention((v * u).sum(-1), f, g, A, C, Rt, Hv, Hu)
+def _logits(terms: list[Tensor], w: Tensor) -> Tensor:
+    """tanh(context) w, the context being the sum of its terms."""
+    return torch.tanh(sum(terms)) @ w if terms else w.new_zeros(())
 
 
 def second_order(attention: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -2,22 +2,32 @@
 
 import functools
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from . import library
 from .backends import register
+from .records import Written
 from .registration import define, fake
 
 NAME, ORDER = "cpu", 1
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 DEVICE_TYPES = ("cpu",)
 
-define("cpu_isa() -> str", (torch.Tag.pt2_compliant_tag,))
+
+class _Nothing(NamedTuple):
+    pass
+
+
+class _Values(NamedTuple):
+    values: Written
+
+
+define("cpu_isa", _Nothing, "str", torch.Tag.pt2_compliant_tag)
 # The CPU kernels' tanh, in place: measured by the benchmark, its error by the tests.
-define("tanh_(Tensor(a!) values) -> ()", (torch.Tag.pt2_compliant_tag,))
-fake("tanh_")(lambda values: None)
+define("tanh_", _Values, "()", torch.Tag.pt2_compliant_tag)
+fake("tanh_")(lambda call: None)
 
 
 def instruction_set() -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import sys
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from . import gpu, library
 from .backends import register
 from .gpu import aligned, stream_of
 from .modes import EMULATED
+from .records import Written
 from .registration import define
 
 NAME, ORDER = "cuda", 3
@@ -22,12 +24,24 @@ DEVICE = "CPU" if EMULATED else "CUDA"
 _TOO_OLD_DRIVER = (35, 222)
 _NO_KERNEL = (98, 200, 209)
 
+
+class _Device(NamedTuple):
+    device: int
+
+
+class _Product(NamedTuple):
+    left: Tensor
+    right: Tensor
+    product: Written
+    lengths: Tensor
+    item_rows: int
+    along_depth: bool
+    stream: int
+
+
 # Launches, not operators: they write into what they are given and are called by the operators' implementation only.
-define("cuda_device_error(int device) -> int")
-define(
-    "cuda_multiply(Tensor left, Tensor right, Tensor(a!) product, Tensor lengths, int item_rows, bool along_depth, "
-    "int stream) -> ()"
-)
+define("cuda_device_error", _Device, "int")
+define("cuda_multiply", _Product, "()")
 
 _ops = torch.ops.caan_kernels
 
@@ -43,7 +57,8 @@ def product(
     result = left.new_empty(left.shape[0], right.shape[1])
     if result.numel() == 0 or left.shape[1] == 0:
         return result.zero_()
-    _ops.cuda_multiply(aligned(left), aligned(right), result, lengths, item_rows, along_depth, stream_of(left))
+    call = _Product(aligned(left), aligned(right), result, lengths, item_rows, along_depth, stream_of(left))
+    _ops.cuda_multiply(*call)
     return result
 
 

@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 from torch.library import register_autograd, register_vmap
 
 from .checks import layers
-from .registration import once
+from .records import flatten, unflatten
+from .registration import layout_of, once
 
 _ops = torch.ops.caan_kernels
 # By an operator's name: with its derivative as torch.func wants it, and the same with an error for forward mode.
@@ -19,24 +20,31 @@ _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 _FUNCTIONS_WITHOUT_TANGENT: dict[str, type[torch.autograd.Function]] = {}
 
 
-def derive(name: str, public: str, keep: Callable[..., None], backward: Callable[..., Any]) -> None:
+def derive(name: str, public: str, backward: Callable[..., tuple]) -> None:
     """Give an operator a derivative and a rule for torch.vmap.
 
     Args:
         name: the operator's, in torch.ops.caan_kernels.
         public: the function of the package that calls it, for errors.
-        keep: `setup_context` of a torch.autograd.Function.
-        backward: likewise.
+        backward: takes the gradients of the results in a list, the record that the operator was called with, and the same
+            record with True for what needs a gradient; gives the gradients as such a record, None where there is none.
     """
-    once(f"derivative of {name}", partial(_register, name, keep, backward))
-    _FUNCTIONS[name] = _function(name, keep, backward)
+    found = layout_of(name)
+
+    def back(ctx, *gradients):
+        saved = iter(ctx.saved_tensors)
+        call = unflatten(found, iter([next(saved) if x is None else x[0] for x in ctx.others]))
+        return tuple(flatten(backward(list(gradients), call, unflatten(found, iter(ctx.needs_input_grad)))))
+
+    once(f"derivative of {name}", partial(_register, name, back))
+    _FUNCTIONS[name] = _function(name, back)
     refuse = {"jvp": staticmethod(_raising(_no_forward_mode(public)))}
     _FUNCTIONS_WITHOUT_TANGENT[name] = type(name, (_FUNCTIONS[name],), refuse)
 
 
 def refuse_derivative(name: str, public: str, message: str) -> None:
     """Make an operator's derivative an error; without one autograd would cut the graph there."""
-    derive(name, public, lambda ctx, inputs, output: None, _raising(message))
+    derive(name, public, _raising(message))
 
 
 def differentiable(name: str) -> Callable[..., Any]:
@@ -79,18 +87,24 @@ def _requires_grad(x: Tensor) -> bool:
 
 
 def _raising(message: str) -> Callable[..., Any]:
-    def refuse(ctx, *gradients):
+    def refuse(*arguments):
         raise RuntimeError(message)
 
     return refuse
 
 
-def _register(name: str, keep: Callable[..., None], backward: Callable[..., Any]) -> None:
-    register_autograd(f"caan_kernels::{name}", backward, setup_context=keep)
+def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
+    """`setup_context` of any operator: its arguments."""
+    ctx.save_for_backward(*[x for x in inputs if isinstance(x, Tensor)])
+    ctx.others = [None if isinstance(x, Tensor) else (x,) for x in inputs]
+
+
+def _register(name: str, backward: Callable[..., Any]) -> None:
+    register_autograd(f"caan_kernels::{name}", backward, setup_context=_keep)
     register_vmap(f"caan_kernels::{name}", _each_in_turn(name))
 
 
-def _function(name: str, keep: Callable[..., None], backward: Callable[..., Any]) -> type[torch.autograd.Function]:
+def _function(name: str, backward: Callable[..., Any]) -> type[torch.autograd.Function]:
     """An operator with its derivative as torch.func wants it, which does not take what `register_autograd` makes."""
     operator = getattr(_ops, name)
 
@@ -100,7 +114,7 @@ def _function(name: str, keep: Callable[..., None], backward: Callable[..., Any]
     # torch.compile counts the parameters to see whether the first is a context.
     names = [argument.name for argument in operator.default._schema.arguments]
     forward.__signature__ = inspect.Signature(inspect.Parameter(x, inspect.Parameter.POSITIONAL_ONLY) for x in names)
-    parts = {"forward": forward, "setup_context": keep, "backward": backward}
+    parts = {"forward": forward, "setup_context": _keep, "backward": backward}
     return type(name, (torch.autograd.Function,), {"generate_vmap_rule": True, **{k: staticmethod(f) for k, f in parts.items()}})
 
 

@@ -1,12 +1,19 @@
-"""What torch's dispatcher is told, once for a process: it keeps it when the package is imported again, and takes nothing twice."""
+"""What torch's dispatcher is told, once for a process: it keeps it when the package is imported again, and takes nothing twice.
+
+Every operator takes one record (records.py) and is implemented by functions of that record.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from .records import Layout, layout, schema, unflatten
+
 # With the names, and not in this module: a first import that was broken off leaves no module behind.
 _done: dict[str, Any] = torch.ops.caan_kernels.__dict__.setdefault("_done", {})
+# What each operator takes.
+_layouts: dict[str, Layout] = {}
 
 
 def once(what: str, register: Callable[[], Any]) -> None:
@@ -15,17 +22,36 @@ def once(what: str, register: Callable[[], Any]) -> None:
         _done[what] = register()
 
 
-def define(schema: str, tags: tuple[torch.Tag, ...] = ()) -> None:
-    """Define an operator of torch.ops.caan_kernels."""
-    name = schema.split("(", 1)[0]
-    once(f"definition of {name}", lambda: torch.library.define(f"caan_kernels::{name}", schema.removeprefix(name), tags=tags))
+def define(name: str, takes: type[tuple], gives: str, *tags: torch.Tag) -> None:
+    """Define an operator of torch.ops.caan_kernels.
+
+    Args:
+        name: the operator's.
+        takes: the record of its arguments.
+        gives: what it returns, as schemas write it.
+        tags: torch's, for it.
+    """
+    _layouts[name] = layout(takes)
+    once(f"definition of {name}", lambda: torch.library.define(f"caan_kernels::{name}", f"({schema(takes)}) -> {gives}", tags=tags))
 
 
 def fake(name: str) -> Callable[[Callable], Callable]:
-    """Decorates what gives the shapes of an operator's results."""
+    """Decorates what gives the shapes of an operator's results, a function of its record."""
 
     def decorate(function: Callable) -> Callable:
-        once(f"fake of {name}", lambda: torch.library.register_fake(f"caan_kernels::{name}", function))
+        flat = taking_values(name, function)
+        once(f"fake of {name}", lambda: torch.library.register_fake(f"caan_kernels::{name}", flat))
         return function
 
     return decorate
+
+
+def layout_of(name: str) -> Layout:
+    """Of the record that an operator takes."""
+    return _layouts[name]
+
+
+def taking_values(name: str, function: Callable) -> Callable:
+    """A function of an operator's record as the dispatcher calls it."""
+    found = layout_of(name)
+    return lambda *values: function(unflatten(found, iter(values)))

@@ -7,6 +7,7 @@ import machine_code
 import pytest
 import torch
 
+from caan_kernels.context_attention.call import CallGradient, Projection, ProjectionGradient, Side
 from caan_kernels.context_attention.gpu import launch
 from caan_kernels.context_attention.triton import configurations
 
@@ -22,12 +23,13 @@ def test_batches_of_any_shape_share_their_kernels():
             V, U = torch.zeros(images, 36, WIDTH, dtype=torch.float16), torch.zeros(captions, words, WIDTH, dtype=torch.float16)
             VQ, UQ = V.new_zeros(images, 36, 2 * HIDDEN), U.new_zeros(captions, words, WIDTH + 2 * HIDDEN)
             w = V.new_zeros(HIDDEN)
-            lengths = torch.randint(0, 37, (images,)), torch.randint(0, words + 1, (captions,))
-            call = V, VQ, U, UQ, w, w, *lengths, None, False, True, True, "triton"
-            launch.pair_scores(*call)
-            launch.pair_scores_backward(torch.ones(images, captions), *call)
-            launch.project(V, V.new_zeros(WIDTH, 2 * HIDDEN), lengths[0], "triton")
-            launch.project_backward(VQ, V, V.new_zeros(WIDTH, 2 * HIDDEN), lengths[0], True, True, "triton")
+            regions = Side(V, VQ, torch.randint(0, 37, (images,)))
+            call = compile_report.packed(regions, Side(U, UQ, torch.randint(0, words + 1, (captions,))), w)
+            launch.pair_scores(call)
+            launch.pair_scores_backward(CallGradient(torch.ones(images, captions), call))
+            projection = Projection(V, V.new_zeros(WIDTH, 2 * HIDDEN), regions.lengths, "triton")
+            launch.project(projection)
+            launch.project_backward(ProjectionGradient(VQ, projection, True, True))
     compiled: dict[str, set[str]] = {}
     for each in launches:
         compiled.setdefault(each.kernel, set()).add(repr(each))

@@ -9,6 +9,8 @@ from accuracy import assert_accurate
 from hypothesis import strategies
 
 import caan_kernels as ck
+from caan_kernels.context_attention.call import CallGradient
+from caan_kernels.core.records import flatten
 
 pytestmark = pytest.mark.parametrize("backend", cases.KERNELS)
 
@@ -172,12 +174,11 @@ def test_unwritten_memory(backend, poisoned_memory):
 def test_pairs_without_gradient_are_skipped(backend):
     """An image whose scores get no gradient gives none, even where its own numbers are NaN."""
     case = cases.problem("odd", torch.float32, lengths=False).on(backend)
-    V, U = case.project()
-    V.features[1] = V.products[1] = float("nan")
-    tensors = (V.features, V.products, U.features, U.products, case.weights.region_score, case.weights.word_score)
+    call = case.packed(backend)
+    call.regions.features[1] = call.regions.products[1] = float("nan")
     grad = torch.ones(len(case.regions), len(case.words), device=case.regions.device)
     grad[1] = 0
-    gradients = torch.ops.caan_kernels.pair_scores_backward(grad, *tensors, None, None, None, False, True, True, backend)
+    gradients = torch.ops.caan_kernels.pair_scores_backward(*flatten(CallGradient(grad, call)))
     assert not gradients[0][1].any()
     assert not gradients[1][1].any()
     assert all(x.isfinite().all() for x in gradients)

@@ -55,8 +55,9 @@ def test_projections(dtype, sizes):
     beyond = torch.arange(rows, device=DEVICE) >= lengths[:, None]
     items[beyond] = grad[beyond] = float("nan")
     real, real_grad = items.double().masked_fill(beyond[..., None], 0), grad.double().masked_fill(beyond[..., None], 0)
-    found = ops.project(items, weight, lengths, "cuda")
-    of_items, of_weight = ops.project_backward(grad, items, weight, lengths, True, True, "cuda")
+    projection = items, weight, lengths, "cuda"
+    found = ops.project(*projection)
+    of_items, of_weight = ops.project_backward(grad, *projection, True, True)
     expected = real @ weight.double(), real_grad @ weight.double().mT, real.flatten(0, 1).mT @ real_grad.flatten(0, 1)
     for x, exact in zip((found, of_items, of_weight), expected, strict=True):
         assert x.dtype == dtype

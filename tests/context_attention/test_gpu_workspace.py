@@ -2,14 +2,17 @@
 
 import weakref
 
+import cases
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from caan_kernels.context_attention import cuda
+from caan_kernels.context_attention.call import Call, CallGradient, Matrices, Side, Vectors
 from caan_kernels.context_attention.gpu import launch as operators
 from caan_kernels.core import cuda as core_cuda
+from caan_kernels.core.records import flatten
 
 
 class Held(TorchDispatchMode):
@@ -45,22 +48,25 @@ class Unlaunched:
 
 
 def operands(images, captions, width, hidden, dtype, backend, *, pairs=0, projected=True):
-    """Arguments of `operators.pair_scores`, or of `operators.raw_scores`; their numbers are not read."""
+    """A call whose numbers are not read."""
     V, U = torch.empty(images, 36, width, dtype=dtype), torch.empty(captions, 16, width, dtype=dtype)
     lengths = torch.randint(1, 37, (images,)), torch.randint(1, 17, (captions,))
     listed = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1) if pairs else None
-    rest = *torch.ones(2, hidden, dtype=dtype).unbind(), *lengths, listed, False, True, True, backend
+    vectors, matrices, V_products, U_products = Vectors(*torch.ones(2, hidden, dtype=dtype).unbind()), Matrices(), None, None
     if projected:
-        return V, V.new_empty(images, 36, 2 * hidden), U, U.new_empty(captions, 16, width + 2 * hidden), *rest
-    return V, None, U, None, *(torch.empty(width, x, dtype=dtype) for x in (width, *[hidden] * 4)), *rest
+        V_products, U_products = V.new_empty(images, 36, 2 * hidden), U.new_empty(captions, 16, width + 2 * hidden)
+    else:
+        matrices = Matrices(*(torch.empty(width, x, dtype=dtype) for x in (width, *[hidden] * 4)))
+    sides = (Side(*x) for x in zip((V, U), (V_products, U_products), lengths, strict=True))
+    return Call(*sides, vectors, matrices, listed, cases.PAPER, backend)
 
 
 # Operator, and images, captions, width and hidden width: what would grow if it were held for all at once is above the bound.
 WORKSPACES = {
     "pairs": (operators.pair_scores, (9000, 9000, 2, 2), {}),
     "pair_list": (operators.pair_scores, (2000, 2000, 8, 8), {"pairs": 1_000_000}),
-    "paper": (operators.raw_scores, (400, 400, 1024, 1024), {"projected": False}),
-    "paper_list": (operators.raw_scores, (900, 1500, 1024, 1024), {"projected": False, "pairs": 300}),
+    "paper": (operators.pair_scores, (400, 400, 1024, 1024), {"projected": False}),
+    "paper_list": (operators.pair_scores, (900, 1500, 1024, 1024), {"projected": False, "pairs": 300}),
     "gradients": (operators.pair_scores_backward, (1000, 1000, 8, 8), {}),
     "gradients_of_many_images": (operators.pair_scores_backward, (4000, 3, 64, 256), {}),
     "gradients_of_a_list": (operators.pair_scores_backward, (1000, 1000, 8, 8), {"pairs": 500_000}),
@@ -82,12 +88,12 @@ def test_workspace(name, dtype, kernels, monkeypatch):
         for module in (cuda, core_cuda):
             monkeypatch.setattr(module, "_ops", Unlaunched())
     operator, sizes, given = WORKSPACES[name]
-    arguments = operands(*sizes, dtype, kernels, **given)
+    call = operands(*sizes, dtype, kernels, **given)
     backward = operator is operators.pair_scores_backward
     if backward:
-        arguments = torch.ones(given.get("pairs", sizes[:2])), *arguments
-    with Held(*arguments) as held:
-        results = operator(*arguments)
+        call = CallGradient(torch.ones(given.get("pairs", sizes[:2])), call)
+    with Held(*flatten(call)) as held:
+        results = operator(call)
     given_back = sum(x.untyped_storage().nbytes() for x in tree_leaves(results))
     # The sums behind half-precision gradients are float32.
     beside = held.peak - given_back * (3 if backward and dtype != torch.float32 else 1)

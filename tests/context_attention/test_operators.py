@@ -5,39 +5,36 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from caan_kernels.context_attention.call import CallGradient, Matrices, Options
+from caan_kernels.core.records import flatten
+
 ops = torch.ops.caan_kernels
-OPTIONS = (False, True, True)
-COSINE_INTER = (True, True, False)
+COSINE_INTER = Options(cosine=True, inter=True, intra=False)
 
 pytestmark = pytest.mark.parametrize("backend", cases.KERNELS)
 
 
-def raw_operands(backend, projected=(), **given):
-    """Arguments of raw_scores, but for the backend; products of the sides in `projected`, matrices for the others."""
-    V, region_products, U, word_products, *rest = operands(backend, **given)
-    matrices = {"affinity": "words", "Q1": "regions", "Q2": "words", "Q3": "words", "Q4": "regions"}
-    width, hidden, device = V.shape[2], len(rest[0]), V.device
-    return (
-        V,
-        region_products if "regions" in projected else None,
-        U,
-        word_products if "words" in projected else None,
-        *(
-            None if side in projected else torch.randn(width, width if x == "affinity" else hidden, device=device)
-            for x, side in matrices.items()
-        ),
-        *rest,
-    )
+def packed(backend, lengths=True, pairs=False, options=cases.PAPER, gradient=False, dtype=torch.float32):
+    """A call of the operators that score, of projected sides."""
+    case = cases.problem((3, 4, 2, 5, 6, 9), dtype, lengths=lengths, pairs=pairs, padding=0.0)
+    return case.packed(backend, options, gradient)
 
 
-def operands(backend, lengths=True, pairs=False, options=OPTIONS, gradient=False, dtype=torch.float32):
-    """Arguments of pair_scores, but for the backend."""
-    case = cases.problem((3, 4, 2, 5, 6, 9), dtype, lengths=lengths, pairs=pairs, padding=0.0).on(backend)
-    V, U = case.project()
-    tensors = (*V[:2], *U[:2], case.weights.region_score, case.weights.word_score)
-    tensors = tuple(x.detach().clone().requires_grad_(gradient) for x in tensors)
-    pairs = None if case.pairs is None else case.pairs.to(V.features.device)
-    return *tensors, V.lengths, U.lengths, pairs, *options
+def unprojected(backend, projected=(), **given):
+    """The same with matrices for the sides that are not in `projected`."""
+    call = packed(backend, **given)
+    width, hidden, device = call.regions.features.shape[2], len(call.vectors.region_score), call.regions.features.device
+    matrices = {}
+    for name in ("regions", "words"):
+        if name not in projected:
+            call = call._replace(**{name: getattr(call, name)._replace(products=None)})
+            for matrix in getattr(Matrices(), f"of_{name}")():
+                matrices[matrix] = torch.randn(width, width if matrix == "affinity" else hidden, device=device)
+    return call._replace(matrices=Matrices(**matrices))
+
+
+def arguments_of(call):
+    return tuple(flatten(call))
 
 
 @pytest.mark.parametrize("lengths", [None, torch.tensor([2, 0, 4])], ids=["full", "ragged"])
@@ -45,10 +42,11 @@ def test_project(backend, lengths):
     device = cases.KERNELS[backend]
     lengths = None if lengths is None else lengths.to(device)
     items, weight = (torch.randn(*size, device=device, requires_grad=True) for size in ((3, 4, 6), (6, 5)))
-    opcheck(ops.project.default, (items, weight, lengths, backend))
+    projection = items, weight, lengths, backend
+    opcheck(ops.project.default, projection)
     for needed in [(True, True), (True, False), (False, True)]:
         grad = torch.randn(3, 4, 5, device=device)
-        opcheck(ops.project_backward.default, (grad, items.detach(), weight.detach(), lengths, *needed, backend))
+        opcheck(ops.project_backward.default, (grad, items.detach(), weight.detach(), *projection[2:], *needed))
 
 
 @pytest.mark.parametrize(
@@ -61,31 +59,39 @@ def test_project(backend, lengths):
     ids=str,
 )
 def test_pair_scores(backend, given):
-    opcheck(ops.pair_scores.default, (*operands(backend, **given, gradient=True), backend))
+    opcheck(ops.pair_scores.default, arguments_of(packed(backend, **given, gradient=True)))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_pair_scores_of_other_dtypes(backend, dtype):
-    opcheck(ops.pair_scores.default, (*operands(backend, dtype=dtype, gradient=True), backend))
+    opcheck(ops.pair_scores.default, arguments_of(packed(backend, dtype=dtype, gradient=True)))
 
 
 @pytest.mark.parametrize("pairs", [False, True], ids=["all_pairs", "pair_list"])
 def test_pair_scores_backward(backend, pairs):
-    arguments = (*operands(backend, pairs=pairs), backend)
+    arguments = arguments_of(packed(backend, pairs=pairs))
     opcheck(ops.pair_scores_backward.default, (torch.randn_like(ops.pair_scores(*arguments)), *arguments))
 
 
-@pytest.mark.parametrize("projected", [(), ("regions",), ("words",), ("regions", "words")], ids=str)
+@pytest.mark.parametrize("projected", [(), ("regions",), ("words",)], ids=str)
 @pytest.mark.parametrize("pairs", [False, True], ids=["all_pairs", "pair_list"])
-def test_raw_scores(backend, pairs, projected):
-    opcheck(ops.raw_scores.default, (*raw_operands(backend, projected, pairs=pairs), backend))
+def test_pair_scores_of_sides_without_products(backend, pairs, projected):
+    opcheck(ops.pair_scores.default, arguments_of(unprojected(backend, projected, pairs=pairs)))
 
 
-def test_raw_scores_need_the_matrices_of_a_side_that_is_not_projected(backend):
-    arguments = raw_operands(backend, ("regions",))
-    assert arguments[4] is not None
+def test_a_side_without_products_needs_its_matrices(backend):
+    call = unprojected(backend, ("regions",))
+    assert call.matrices.affinity is not None
+    call = call._replace(matrices=call.matrices._replace(affinity=None))
     with pytest.raises(RuntimeError, match="affinity: expected a tensor, since its side is not projected"):
-        ops.raw_scores(*replaced(arguments, 4, None), backend)
+        ops.pair_scores(*arguments_of(call))
+
+
+def test_derivatives_need_products(backend):
+    call = packed(backend)
+    call = call._replace(words=call.words._replace(products=None))
+    with pytest.raises(RuntimeError, match="word_products: expected a tensor, got None"):
+        ops.pair_scores_backward(*arguments_of(CallGradient(torch.ones(3, 2, device=call.regions.features.device), call)))
 
 
 def test_gradients_that_nobody_needs_are_not_made(backend):
@@ -94,7 +100,7 @@ def test_gradients_that_nobody_needs_are_not_made(backend):
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, arguments=(), given=None):
             if function is ops.project_backward.default:
-                seen.append(arguments[4:6])
+                seen.append(arguments[-2:])
             return function(*arguments, **(given or {}))
 
     case = cases.problem("odd", torch.float32).on(backend)
@@ -106,17 +112,18 @@ def test_gradients_that_nobody_needs_are_not_made(backend):
 
 
 def test_pair_maps(backend):
-    opcheck(ops.pair_maps.default, (*operands(backend, pairs=True), backend))
+    opcheck(ops.pair_maps.default, arguments_of(packed(backend, pairs=True)))
 
 
 def test_operators_without_derivative_say_so(backend):
-    arguments = operands(backend, pairs=True, gradient=True)
+    call = packed(backend, pairs=True, gradient=True)
+    arguments = arguments_of(call)
     with pytest.raises(RuntimeError, match="caan_kernels::pair_maps has no derivative"):
-        ops.pair_maps(*arguments, backend)[1].sum().backward()
-    with pytest.raises(RuntimeError, match="caan_kernels::raw_scores has no derivative"):
-        ops.raw_scores(*raw_operands(backend, gradient=True), backend).sum().backward()
-    scores = ops.pair_scores(*arguments, backend)
-    (gradient,) = torch.autograd.grad(scores.sum(), arguments[1], create_graph=True)
+        ops.pair_maps(*arguments)[1].sum().backward()
+    with pytest.raises(RuntimeError, match="caan_kernels::pair_scores of a side without products has no derivative"):
+        ops.pair_scores(*arguments_of(unprojected(backend, gradient=True))).sum().backward()
+    scores = ops.pair_scores(*arguments)
+    (gradient,) = torch.autograd.grad(scores.sum(), call.regions.products, create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         gradient.sum().backward()
     weight = torch.randn(6, 5, device=arguments[0].device, requires_grad=True)
@@ -125,53 +132,52 @@ def test_operators_without_derivative_say_so(backend):
         gradient.sum().backward()
 
 
-def replaced(arguments, position, value):
-    return (*arguments[:position], value, *arguments[position + 1 :])
-
-
 def values_are_seen(backend):
     """Whether lengths and pairs are where looking at their values makes nobody wait."""
     return cases.KERNELS[backend] == "cpu"
 
 
-@pytest.mark.parametrize(
-    ("position", "value", "name"),
-    [
-        (6, torch.tensor([1, 5, 0]), "region_lengths"),
-        (6, torch.tensor([1, -1, 0]), "region_lengths"),
-        (7, torch.tensor([6, 0]), "word_lengths"),
-        (8, torch.tensor([[0, 2]]), "pairs"),
-        (8, torch.tensor([[-1, 0]]), "pairs"),
-    ],
-)
-def test_kernels_look_at_values_that_torch_compile_leaves_unchecked(backend, position, value, name):
+WRONG_VALUES = [
+    (lambda call: with_side(call, "regions", lengths=torch.tensor([1, 5, 0])), "region_lengths"),
+    (lambda call: with_side(call, "regions", lengths=torch.tensor([1, -1, 0])), "region_lengths"),
+    (lambda call: with_side(call, "words", lengths=torch.tensor([6, 0])), "word_lengths"),
+    (lambda call: call._replace(pairs=torch.tensor([[0, 2]])), "pairs"),
+    (lambda call: call._replace(pairs=torch.tensor([[-1, 0]])), "pairs"),
+]
+WRONG_TENSORS = [
+    (lambda call: with_side(call, "words", lengths=torch.tensor([1])), "word_lengths"),
+    (lambda call: call._replace(pairs=torch.tensor([[0, 1]], dtype=torch.int32)), "pairs"),
+    (lambda call: with_side(call, "regions", products=torch.zeros(3, 4, 17)), "region_products"),
+    (lambda call: with_side(call, "words", products=torch.zeros(2, 5, 23)), "word_products"),
+    (lambda call: call._replace(vectors=call.vectors._replace(word_score=torch.zeros(8))), "word_score"),
+    (lambda call: with_side(call, "words", features=torch.zeros(2, 5, 6, dtype=torch.float64)), "words"),
+]
+
+
+def with_side(call, side, **changed):
+    return call._replace(**{side: getattr(call, side)._replace(**changed)})
+
+
+@pytest.mark.parametrize(("change", "name"), WRONG_VALUES)
+def test_kernels_look_at_values_that_torch_compile_leaves_unchecked(backend, change, name):
     if not values_are_seen(backend):
         pytest.skip("on a GPU such scores are NaN: test_triton_gpu.py")
-    refuse(backend, position, value, name)
+    refuse(backend, change, name)
 
 
-@pytest.mark.parametrize(
-    ("position", "value", "name"),
-    [
-        (7, torch.tensor([1]), "word_lengths"),
-        (8, torch.tensor([[0, 1]], dtype=torch.int32), "pairs"),
-        (1, torch.zeros(3, 4, 17), "region_products"),
-        (3, torch.zeros(2, 5, 23), "word_products"),
-        (5, torch.zeros(8), "word_score"),
-        (2, torch.zeros(2, 5, 6, dtype=torch.float64), "words"),
-    ],
-)
-def test_kernels_check_what_torch_compile_leaves_unchecked(backend, position, value, name):
-    refuse(backend, position, value, name)
+@pytest.mark.parametrize(("change", "name"), WRONG_TENSORS)
+def test_kernels_check_what_torch_compile_leaves_unchecked(backend, change, name):
+    refuse(backend, change, name)
 
 
-def refuse(backend, position, value, name):
-    arguments = replaced((*operands(backend, pairs=True), backend), position, value.to(cases.KERNELS[backend]))
+def refuse(backend, change, name):
+    call = change(packed(backend, pairs=True))
+    arguments = [x.to(cases.KERNELS[backend]) if isinstance(x, torch.Tensor) else x for x in flatten(call)]
     with pytest.raises(RuntimeError, match=name):
         ops.pair_scores(*arguments)
     with pytest.raises(RuntimeError, match=name):
         ops.pair_maps(*arguments)
-    grad = torch.ones(len(arguments[8]), device=cases.KERNELS[backend])
+    grad = torch.ones(len(call.pairs), device=cases.KERNELS[backend])
     with pytest.raises(RuntimeError, match=name):
         ops.pair_scores_backward(grad, *arguments)
 

@@ -15,7 +15,7 @@
 
 namespace {
 
-using namespace caan::cuda;
+using namespace caan::context_attention;
 
 template <typename T>
 T half_of(float x) {

@@ -4,24 +4,25 @@ import torch
 from torch import Tensor
 
 from ...core.gpu.checks import check, check_lengths, check_rank, check_values
+from ..call import Projection, Vectors
 
 
-def check_items(items: Tensor, weight: Tensor, lengths: Tensor | None) -> None:
+def check_projection(call: Projection) -> None:
     """Arguments of `project`."""
-    check_rank("items", items, 3)
-    check("weight", weight, (items.shape[2], weight.shape[-1]), items.dtype, items.device)
-    check_lengths("lengths", lengths, items)
+    check_rank("items", call.items, 3)
+    check("weight", call.weight, (call.items.shape[2], call.weight.shape[-1]), call.items.dtype, call.items.device)
+    check_lengths("lengths", call.lengths, call.items)
 
 
-def check_call(V, U, region_score: Tensor, word_score: Tensor, pairs: Tensor | None) -> None:
-    """Arguments of the operators that score; V and U are `launch.Side`s."""
+def check_call(V, U, vectors: Vectors, pairs: Tensor | None) -> None:
+    """Arguments of the operators that score; V and U are `launch.PlannedSide`s."""
     for side, name in ((V, "regions"), (U, "words")):
         check_rank(name, side.features, 3)
     dtype, device, width = V.features.dtype, V.features.device, V.features.shape[2]
-    check_rank("region_score", region_score, 1)
-    hidden = region_score.shape[0]
+    check_rank("region_score", vectors.region_score, 1)
+    hidden = vectors.region_score.shape[0]
     check("words", U.features, (*U.features.shape[:2], width), dtype, device)
-    for name, vector in (("region_score", region_score), ("word_score", word_score)):
+    for name, vector in vectors._asdict().items():
         check(name, vector, (hidden,), dtype, device)
     for side, columns in ((V, 2 * hidden), (U, width + 2 * hidden)):
         if side.products is not None:

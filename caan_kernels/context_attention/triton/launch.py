@@ -10,7 +10,8 @@ from ...core.gpu import aligned
 from ...core.gpu.plan import Walk, parts_of, plan_list, size_of
 from ...core.triton.product import product_kernel
 from ...core.triton.tuning import fastest
-from ..gpu.launch import Options, Side, Slots, Vectors
+from ..call import Options, Vectors
+from ..gpu.launch import PlannedCall, Slots
 from . import configurations
 from .configurations import Configuration, TileLimits
 from .gradients import (
@@ -95,11 +96,12 @@ def _scaled(vectors: Vectors) -> Scaled:
     return Scaled(torch.ldexp(both, -exponents[:, None]).half(), torch.ldexp(torch.ones_like(both[:, 0]), exponents))
 
 
-def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tensor | None, options: Options) -> bool:
-    dtype, (cosine, inter, intra) = V.features.dtype, options
+def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
+    V, U, vectors, pairs, options, _ = call
+    dtype = V.features.dtype
     regions, words = V.plan(halfway=True), U.plan()
     blocks = list(itertools.product(enumerate(regions.sizes), enumerate(words.sizes)))
-    limits = _tile_limits(V, vectors)
+    limits = _tile_limits(call)
     fused = [block for block in blocks if limits.hold(block[0][1], block[1][1])]
     scaled = _scaled(vectors) if fused else None
     sides = [aligned(x) for x in (V.features, V.products, U.features, U.products)] if fused else []
@@ -107,9 +109,7 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
     for (region_bucket, region_size), (word_bucket, word_size) in fused:
         shape = {
             "LISTED": listed is not None,
-            "COSINE": cosine,
-            "INTER": inter,
-            "INTRA": intra,
+            **_constants(options),
             "WIDTH": V.features.shape[2],
             "HIDDEN": len(vectors.region_score),
             "REGIONS": parts_of(region_size)[0],
@@ -148,10 +148,15 @@ def score_tiles(scores: Tensor, V: Side, U: Side, vectors: Vectors, pairs: Tenso
     return len(fused) < len(blocks)
 
 
-def _tile_limits(V: Side, vectors: Vectors) -> TileLimits:
-    device = V.features.device
-    capability = capability_of(device) if device.type == "cuda" else None
-    return configurations.tile_limits(V.features.dtype, V.features.shape[2], len(vectors.region_score), capability)
+def _constants(options: Options) -> dict[str, bool]:
+    """The options as kernels are compiled for them."""
+    return {name.upper(): value for name, value in options._asdict().items()}
+
+
+def _tile_limits(call: PlannedCall) -> TileLimits:
+    features = call.V.features
+    capability = capability_of(features.device) if features.device.type == "cuda" else None
+    return configurations.tile_limits(features.dtype, features.shape[2], len(call.vectors.region_score), capability)
 
 
 def _grids(images: int, captions: int, config: Configuration, pairs: Tensor | None) -> list[tuple[int, int]]:
@@ -163,45 +168,26 @@ def _grids(images: int, captions: int, config: Configuration, pairs: Tensor | No
     return [(first, -(-min(step, images - first) // group) * group * tiles) for first in range(0, images, step)]
 
 
-def score_rest(slots: Slots, scores: Tensor, vectors: Vectors, pairs: Tensor | None, options: Options) -> None:
+def score_rest(slots: Slots, scores: Tensor) -> None:
     for first in range(0, scores.numel(), slots.count):
         count = slots.reserve(scores.numel() - first)
-        _run_pairs(slots, first, count, scores, vectors, pairs, None, False, options)
+        _run_pairs(slots, first, count, scores, None, _tile_limits(slots.call))
 
 
-def fill(
-    slots: Slots,
-    first: int,
-    count: int,
-    scores: Tensor,
-    vectors: Vectors,
-    pairs: Tensor | None,
-    walk: Walk | None,
-    options: Options,
-) -> None:
-    _run_pairs(slots, first, count, scores, vectors, pairs, walk, True, options)
+def fill(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
+    _run_pairs(slots, first, count, scores, walk, TileLimits(0, 0))
 
 
-def _run_pairs(
-    slots: Slots,
-    first: int,
-    count: int,
-    scores: Tensor,
-    vectors: Vectors,
-    pairs: Tensor | None,
-    walk: Walk | None,
-    every: bool,
-    options: Options,
-) -> None:
-    """Run `pair_kernel` for `count` pairs from `first`: for every one, or for those that no tile takes."""
-    cosine, inter, intra = options
-    dtype, unused = slots.V.features.dtype, slots.regions.lengths
-    limits = TileLimits(0, 0) if every else _tile_limits(slots.V, vectors)
+def _run_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None, left_out: TileLimits) -> None:
+    """Run `pair_kernel` for `count` pairs from `first`, those that tiles of these limits hold aside."""
+    V, U, vectors, pairs, options, _ = slots.call
+    pairs = None if walk is not None else pairs
+    dtype, unused = V.features.dtype, slots.regions.lengths
     pair_kernel[(count,)](
-        slots.V.features,
-        slots.V.products,
-        slots.U.features,
-        slots.U.products,
+        V.features,
+        V.products,
+        U.features,
+        U.products,
         *vectors,
         slots.regions.lengths,
         slots.words.lengths,
@@ -209,31 +195,29 @@ def _run_pairs(
         *((unused,) * 3 if walk is None else (walk.keys, walk.order, walk.count)),
         scores,
         slots.scratch,
-        len(slots.V.features),
-        len(slots.U.features),
+        len(V),
+        len(U),
         scores.stride(0) if walk is None and pairs is None else 0,
         first,
         *slots.rows,
         slots.numbers,
         LISTED=pairs is not None,
         GRADIENT=walk is not None,
-        COSINE=cosine,
-        INTER=inter,
-        INTRA=intra,
+        **_constants(options),
         WIDTH=slots.width,
         HIDDEN=len(vectors.region_score),
         REGIONS=size_of(slots.rows[0]),
         WORDS=size_of(slots.rows[1]),
-        MOST_WORDS=limits.words,
-        MOST_CELLS=limits.cells,
+        MOST_WORDS=left_out.words,
+        MOST_CELLS=left_out.cells,
         PRECISION=gradient_precision(dtype),
         **configurations.pairs(
-            dtype, walk is not None, slots.rows[0], gradient_precision(dtype), capability_of(slots.V.features.device)
+            dtype, walk is not None, slots.rows[0], gradient_precision(dtype), capability_of(V.features.device)
         ).arguments(),
     )
 
 
-def maps(slots: Slots, count: int, options: Options) -> tuple[Tensor, ...]:
+def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
     m, n = slots.rows
     numbers = slots.scratch[:count].split([m * n, *[m] * 4, *[n] * 4], dim=1)
     A, (row_norm, _, f, _), (column_norm, _, g, _) = numbers[0].unflatten(1, (m, n)), numbers[1:5], numbers[5:]
@@ -241,11 +225,11 @@ def maps(slots: Slots, count: int, options: Options) -> tuple[Tensor, ...]:
     return f, g, A, P / column_norm[:, None, :], P / row_norm[:, :, None]
 
 
-def sum_gradients(slots: Slots, walk: Walk, first: int, vectors: Vectors, sums: tuple[Tensor, ...], options: Options) -> None:
-    _, inter, intra = options
-    V, U, (region_score, word_score), vector_sums = slots.V, slots.U, vectors, sums[4:]
+def sum_gradients(slots: Slots, walk: Walk, first: int, sums: tuple[Tensor, ...]) -> None:
+    V, U, (region_score, word_score), _, (_, inter, intra), _ = slots.call
+    vector_sums = sums[4:]
     lengths = slots.regions.lengths, slots.words.lengths
-    images, captions, hidden = len(V.features), len(U.features), len(region_score)
+    images, captions, hidden = len(V), len(U), len(region_score)
     config = configurations.items(V.features.dtype, capability_of(V.features.device))
     width_blocks, hidden_blocks = (-(-x // config.blocks[b]) for x, b in ((slots.width, "WIDTH_BLOCK"), (hidden, "HIDDEN_BLOCK")))
     shape = {"WIDTH": slots.width, "HIDDEN": hidden, "REGIONS": size_of(slots.rows[0]), **config.arguments()}

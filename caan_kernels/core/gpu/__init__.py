@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..registration import once
+from ..registration import once, taking_values
 
 LEAST_CAPABILITY = (8, 0)
 
@@ -19,7 +19,7 @@ def implement(operators: Mapping[str, Callable], device: str) -> None:
     """Have functions run operators on a device: "CUDA" or, for tests, "CPU".
 
     Args:
-        operators: by the name in torch.ops.caan_kernels; the first argument is a tensor.
+        operators: by the name in torch.ops.caan_kernels, functions of its record; the first value of that is a tensor.
         device: whose tensors they take.
     """
     for name, function in operators.items():
@@ -28,14 +28,13 @@ def implement(operators: Mapping[str, Callable], device: str) -> None:
 
 def _implement(name: str, function: Callable, device: str) -> torch.library.Library:
     library = torch.library.Library("caan_kernels", "IMPL", device)
-    library.impl(name, _on_its_device(function))
+    library.impl(name, _on_its_device(taking_values(name, function)))
     return library
 
 
 def _on_its_device(operator: Callable) -> Callable:
     """Kernels are launched on the current device, which need not be that of the tensors."""
 
-    @functools.wraps(operator)
     def call(tensor, *rest):
         with torch.cuda.device_of(tensor):
             return operator(tensor, *rest)

@@ -21,16 +21,6 @@ constexpr Kernels kernels() {
   k.scores_backward = [](const Problem& problem, const void* grad_scores, const Gradients& gradients, const Executor& executor) {
     Differentiator<T>(problem, static_cast<const F*>(grad_scores), gradients, executor).run();
   };
-  k.tanh = [](void* values, int64_t count) {
-    F* v = static_cast<F*>(values);
-    int64_t i = 0;
-    for (; i + lanes<F> <= count; i += lanes<F>) store(v + i, tanh(load(v + i)));
-    if (i < count) {
-      F tail[lanes<F>];
-      store(tail, tanh(load_head(v + i, count - i)));
-      for (int64_t l = 0; i < count; ++i, ++l) v[i] = tail[l];
-    }
-  };
   return k;
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "context_attention/options.h"
 #include "core/cpu/instruction_set.h"
 #include "core/cpu/types.h"
 
@@ -11,12 +12,6 @@ namespace caan::context_attention {
 using cpu::Executor;
 using cpu::Projection;
 using cpu::Storage;
-
-struct Options {
-  bool cosine;
-  bool inter;
-  bool intra;
-};
 
 // One call of the operator (equations of docs/operator.md). All tensors are contiguous and of one storage type.
 struct Problem {
@@ -76,8 +71,6 @@ struct Kernels {
   void (*scores)(const Problem&, void* out, const Maps* maps, const Executor&);
   // grad_scores is shaped and typed as scores.
   void (*scores_backward)(const Problem&, const void* grad_scores, const Gradients&, const Executor&);
-  // In place over count numbers of the arithmetic type; the benchmark's measure of the tanh rate, and the tests' of its error.
-  void (*tanh)(void* values, int64_t count);
 };
 
 CAAN_TABLES(Kernels)

@@ -389,22 +389,37 @@ Similarity<F> similarity(const F* v, const F* u, int64_t width, bool cosine) {
   return s;
 }
 
+// What attention takes from a caption's n words: U Q3 and U Q2.
+template <class F>
+struct Words {
+  Products<F> intra, inter;
+  int64_t n;
+};
+
+// What all pairs of a call share; the score vectors are padded with 0.
+template <class F>
+struct Shared {
+  const F *region_weight, *word_weight;
+  int64_t hidden;
+  Options options;
+};
+
 // f and g of a pair; s.alignment holds V affinity Uᵀ in n columns of every row. Backward reads every layout.
 template <class T>
-void attend(const Image<T>& image, Products<Real<T>> word_intra, Products<Real<T>> word_inter, int64_t n,
-            const Real<T>* region_weight, const Real<T>* word_weight, int64_t hidden, const Options& options, bool every_layout,
+void attend(const Image<T>& image, const Words<Real<T>>& words, const Shared<Real<T>>& shared, bool every_layout,
             PairScratch<Real<T>>& s) {
   using F = Real<T>;
-  const int64_t m = image.regions;
+  const int64_t m = image.regions, n = words.n, hidden = shared.hidden;
+  const Options options = shared.options;
   for (int64_t i = 0; i < m; ++i) {
     F* row = s.alignment + i * s.ldn;
     for (int64_t j = n; j < s.ldn; ++j) row[j] = 0;
     for (int64_t j = 0; j < n; j += lanes<F>) store(row + j, tanh(load(row + j)));
   }
   normalize<F>(s, m, n);
-  Side<F> regions = region_side<F>(s, m, n, image.intra, word_inter, region_weight);
+  Side<F> regions = region_side<F>(s, m, n, image.intra, words.inter, shared.region_weight);
   regions.later = image.inter;
-  const Side<F> captions = word_side<F>(s, m, n, word_intra, image.inter, word_weight);
+  const Side<F> captions = word_side<F>(s, m, n, words.intra, image.inter, shared.word_weight);
   const bool word_gram = captions.by_gram(hidden);
   transpose<F>(s.c_t, s.ldm, s.c, s.ldn, m, n);
   transpose<F>(s.c_unit_t, s.ldm, s.c_unit, s.ldn, m, n);

@@ -326,8 +326,8 @@ class Scorer {
     const int64_t n = caption.n, m = image.item.regions, products = caption.word * padded_hidden_;
     s.fit(m, n);
     gather_alignment(caption, image, s);
-    attend<T>(image.item, {captions_.intra + products, n, 0}, {captions_.inter + products, n, 0}, n, region_weight_, word_weight_,
-              hidden_, problem_.options, false, s);
+    const Words<F> words{{captions_.intra + products, n, 0}, {captions_.inter + products, n, 0}, n};
+    attend<T>(image.item, words, {region_weight_, word_weight_, hidden_, problem_.options}, false, s);
     if (maps_) write_maps(s, m, n, out);
     for (int64_t r = 0; r < m; ++r) f[r * captions_together] = s.region_attention[r];
     for (int64_t j = 0; j < n; ++j) g[j] = s.word_attention[j];

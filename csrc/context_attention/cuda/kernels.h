@@ -3,13 +3,12 @@
 
 #include <cstdint>
 
+#include "context_attention/options.h"
 #include "core/cuda/types.h"
 
-namespace caan::cuda {
+namespace caan::context_attention {
 
-struct Options {
-  bool cosine, inter, intra;
-};
+using namespace cuda;
 
 // One call's sides, shapes as in docs/operator.md: V (I, M, D), [V Q1 | V Q4] (I, M, 2H), U (T, N, D),
 // [U affinityT | U Q2 | U Q3] (T, N, D + 2H), both score vectors (H,), lengths (I,) and (T,) from 0 to M and N.
@@ -102,4 +101,4 @@ struct Sums {
 template <typename T>
 void sum_gradients(const Sides<T>& sides, const Sums& sums, const Options& options, Stream stream);
 
-} // namespace caan::cuda
+} // namespace caan::context_attention

@@ -12,7 +12,7 @@
 #include "context_attention/cuda/panels.h"
 #include "core/cuda/device.h"
 
-namespace caan::cuda {
+namespace caan::context_attention {
 
 namespace {
 
@@ -322,4 +322,4 @@ template void differentiate_pairs(const Sides<float>&, const Pairs&, const Optio
 template void differentiate_pairs(const Sides<bfloat16>&, const Pairs&, const Options&, const float*, float*, Stream);
 template void differentiate_pairs(const Sides<float16>&, const Pairs&, const Options&, const float*, float*, Stream);
 
-} // namespace caan::cuda
+} // namespace caan::context_attention

@@ -6,7 +6,7 @@
 #include "context_attention/cuda/kernels.h"
 #include "core/cuda/device.h"
 
-namespace caan::cuda {
+namespace caan::context_attention {
 
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / WARP;
@@ -172,4 +172,4 @@ CAAN_DEVICE void word_gradients(const Sides<T>& s, const Pair<T>& pair, const Op
 
 CAAN_DEVICE void ignore(int, float) {}
 
-} // namespace caan::cuda
+} // namespace caan::context_attention

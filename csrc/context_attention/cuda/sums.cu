@@ -11,7 +11,7 @@
 #include "context_attention/cuda/panels.h"
 #include "core/cuda/device.h"
 
-namespace caan::cuda {
+namespace caan::context_attention {
 
 namespace {
 
@@ -180,4 +180,4 @@ template void sum_gradients(const Sides<float>&, const Sums&, const Options&, St
 template void sum_gradients(const Sides<bfloat16>&, const Sums&, const Options&, Stream);
 template void sum_gradients(const Sides<float16>&, const Sums&, const Options&, Stream);
 
-} // namespace caan::cuda
+} // namespace caan::context_attention

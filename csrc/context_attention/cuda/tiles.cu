@@ -22,7 +22,7 @@
 #include "context_attention/cuda/kernels.h"
 #include "core/cuda/device.h"
 
-namespace caan::cuda {
+namespace caan::context_attention {
 
 namespace {
 
@@ -614,4 +614,4 @@ void score_tiles(const Sides<T>& s, const Tiles& tiles, const Options& o, float*
 template void score_tiles(const Sides<bfloat16>&, const Tiles&, const Options&, float*, Stream);
 template void score_tiles(const Sides<float16>&, const Tiles&, const Options&, float*, Stream);
 
-} // namespace caan::cuda
+} // namespace caan::context_attention

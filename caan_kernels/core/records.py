@@ -1,0 +1,89 @@
+"""Typed records of an operator's arguments: packed once, at the interface, and passed on whole.
+
+A record is a NamedTuple of `Tensor`, `Tensor | None`, `Written`, `bool`, `int` and `str` fields, and of other records. torch's
+dispatcher takes its values flat, in the order of the fields; `schema` writes what it is told of them.
+"""
+
+import functools
+import string
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+from torch import Tensor
+
+# A tensor that the operator writes into.
+Written = Annotated[Tensor, "written"]
+
+_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool", int: "int", str: "str"}
+
+
+class Items(NamedTuple):
+    """Regions or words.
+
+    Attributes:
+        features: (B, L, D).
+        lengths: (B,) or None: all L.
+    """
+
+    features: Tensor
+    lengths: Tensor | None
+
+
+def schema(kind: type[tuple]) -> str:
+    """The arguments of an operator that takes such a record.
+
+    They are named as the fields; where two would have one name, that of the record's own field comes before it.
+    """
+    letters, parts = iter(string.ascii_lowercase), []
+    leaves = list(_leaves(kind))
+    count = Counter(path[-1] for path, _ in leaves)
+    for path, of in leaves:
+        name = "_".join(path) if count[path[-1]] > 1 else path[-1]
+        parts.append(f"Tensor({next(letters)}!) {name}" if of is Written else f"{_TYPES[of]} {name}")
+    return ", ".join(parts)
+
+
+def flatten(record: tuple) -> list[Any]:
+    """The values of a record, as the dispatcher takes them."""
+    values: list[Any] = []
+    for value in record:
+        if isinstance(value, tuple):
+            values += flatten(value)
+        else:
+            values.append(value)
+    return values
+
+
+class Layout(NamedTuple):
+    """A record's type, and the layouts of its fields that are records, None for the others."""
+
+    kind: type[tuple]
+    parts: "tuple[Layout | None, ...]"
+
+
+@functools.cache
+def layout(kind: type[tuple]) -> Layout:
+    """How a record's values lie one behind the other."""
+    return Layout(kind, tuple(layout(of) if _is_record(of) else None for of in _fields(kind).values()))
+
+
+def unflatten(found: Layout, values: Iterator[Any]) -> Any:
+    """The record whose values come next."""
+    return found.kind(*[next(values) if part is None else unflatten(part, values) for part in found.parts])
+
+
+def _leaves(kind: type[tuple], outer: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, of in _fields(kind).items():
+        if _is_record(of):
+            yield from _leaves(of, (*outer, name))
+        else:
+            yield (*outer, name), of
+
+
+def _fields(kind: type[tuple]) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _is_record(of: Any) -> bool:
+    return isinstance(of, type) and issubclass(of, tuple)

@@ -150,7 +150,7 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
 
 def _constants(options: Options) -> dict[str, bool]:
     """The options as kernels are compiled for them."""
-    return {name.upper(): value for name, value in options._asdict().items()}
+    return {"COSINE": options.cosine, "INTER": options.inter, "INTRA": options.intra}
 
 
 def _tile_limits(call: PlannedCall) -> TileLimits:

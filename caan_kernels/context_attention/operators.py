@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.derivatives import derive, differentiable, refuse_derivative
 from ..core.records import flatten
 from ..core.registration import define, fake
-from .call import Call, CallGradient, Matrices, Options, Projection, ProjectionGradient, Side, Vectors
+from .call import Call, CallGradient, Matrices, Projection, ProjectionGradient, Side, Vectors
 
 _TENSORS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 for _name, _takes, _gives in (
@@ -67,7 +67,7 @@ def _(call: Call) -> tuple[Tensor, ...]:
 def _project_backward(grads: list[Tensor], call: Projection, needed: Projection) -> Projection:
     gradient = ProjectionGradient(grads[0].contiguous(), call, needed.items, needed.weight)
     items, weight = differentiable("project_backward")(*flatten(gradient))
-    return Projection(items if needed.items else None, weight if needed.weight else None, None, None)
+    return call._replace(items=items if needed.items else None, weight=weight if needed.weight else None, lengths=None)
 
 
 def _pair_scores_backward(grads: list[Tensor], call: Call, needed: Call) -> Call:
@@ -76,7 +76,7 @@ def _pair_scores_backward(grads: list[Tensor], call: Call, needed: Call) -> Call
     gradient = CallGradient(grads[0].contiguous(), call)
     V, V_products, U, U_products, *vectors = differentiable("pair_scores_backward")(*flatten(gradient))
     regions, words = Side(V, V_products, None), Side(U, U_products, None)
-    return Call(regions, words, Vectors(*vectors), Matrices(), None, Options(None, None, None), None)
+    return call._replace(regions=regions, words=words, vectors=Vectors(*vectors), matrices=Matrices(), pairs=None)
 
 
 _PUBLIC = "context_attention"

@@ -27,14 +27,15 @@ def derive(name: str, public: str, backward: Callable[..., tuple]) -> None:
         name: the operator's, in torch.ops.caan_kernels.
         public: the function of the package that calls it, for errors.
         backward: takes the gradients of the results in a list, the record that the operator was called with, and the same
-            record with True for what needs a gradient; gives the gradients as such a record, None where there is none.
+            record with True for what needs a gradient; gives the record with gradients for tensors, None where there is none.
     """
     found = layout_of(name)
 
     def back(ctx, *gradients):
         saved = iter(ctx.saved_tensors)
         call = unflatten(found, iter([next(saved) if x is None else x[0] for x in ctx.others]))
-        return tuple(flatten(backward(list(gradients), call, unflatten(found, iter(ctx.needs_input_grad)))))
+        result = backward(list(gradients), call, unflatten(found, iter(ctx.needs_input_grad)))
+        return tuple(x if isinstance(x, Tensor) else None for x in flatten(result))
 
     once(f"derivative of {name}", partial(_register, name, back))
     _FUNCTIONS[name] = _function(name, back)

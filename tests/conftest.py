@@ -11,6 +11,26 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """A run of all tests takes as many processes as there are cores, eight at most; of some, this one, unless -n says otherwise."""
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.pluginmanager.has_plugin("xdist"):
+        return
+    if config.args_source is config.ArgsSource.TESTPATHS and config.option.numprocesses is None:
+        config.option.numprocesses = "auto"
+        config.option.maxprocesses = config.option.maxprocesses or 8
+        # Each process gets a test when it has ended one.
+        config.option.maxschedchunk = 1
+        # A thread that waits for others leaves the core to another process's.
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests first, so that no process is at one when the others have ended."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def gpu_is_lost() -> bool:
     """Whether a kernel has ended this process's use of the GPU: every later call fails."""
     if not torch.cuda.is_initialized():

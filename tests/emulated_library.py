@@ -1,6 +1,7 @@
 """The CUDA kernels, compiled for the CPU by way of csrc/core/cuda/emulator.h: `python tests/emulated_library.py` builds them and
 prints where the library is; CAAN_CUDA_EMULATED takes that path."""
 
+import fcntl
 import hashlib
 import subprocess
 import sys
@@ -34,20 +35,25 @@ def build() -> Path:
     for file in sorted([*ROOT.glob("csrc/*/cuda/*"), *ROOT.glob("csrc/*/*.h")]):
         seen.update(file.read_bytes())
     folder = ROOT / "build" / "emulated"
-    library = folder / f"{seen.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
     folder.mkdir(parents=True, exist_ok=True)
+    library = folder / f"{seen.hexdigest()[:16]}.so"
+    # Processes that test at once build it once.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            _compile(library, sources, cxx, flags, torch)
+    return library
 
+
+def _compile(library: Path, sources: list[Path], cxx: list[str], flags: list[str], torch: caan_build.Torch) -> None:
     def compiled(source: Path) -> str:
-        output = str(folder / f"{'_'.join(source.relative_to(ROOT / 'csrc').parts)}.o")
+        output = str(library.parent / f"{'_'.join(source.relative_to(ROOT / 'csrc').parts)}.o")
         subprocess.run([*cxx, *flags, "-c", str(source), "-o", output], check=True, cwd=ROOT)
         return output
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, sources))
     subprocess.run([*cxx, "-shared", *objects, "-o", str(library), f"-L{torch.lib}", "-ltorch", "-ltorch_cpu", "-lc10"], check=True)
-    return library
 
 
 def build_races(folder: Path) -> Path:

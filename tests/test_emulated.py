@@ -6,7 +6,7 @@ import subprocess
 import cases
 import emulated_library
 import pytest
-from other_processes import assert_passed, started
+from other_processes import assert_passes
 
 FILES = [
     *(f"context_attention/test_{name}.py" for name in ("cuda", "accuracy", "invariance", "compile", "errors", "interface")),
@@ -16,16 +16,18 @@ FILES = [
 
 
 @pytest.fixture(scope="module")
-def runs(request):
-    return started(request, {"CAAN_CUDA_EMULATED": str(emulated_library.build())})
+def library():
+    return emulated_library.build()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="CPU tensors have another backend in this process")
 @pytest.mark.parametrize("file", FILES)
-def test_emulated(file, runs):
-    assert_passed(runs[file].result())
+def test_emulated(file, library):
+    assert_passes(file, {"CAAN_CUDA_EMULATED": str(library)})
 
 
+@pytest.mark.long
 @pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="it needs no backend, and runs once")
 def test_no_race(tmp_path):
     """ThreadSanitizer, over the kernels with a thread of the system for each of theirs."""

@@ -2,7 +2,7 @@
 
 import cases
 import pytest
-from other_processes import assert_passed, started
+from other_processes import assert_passes
 
 FILES = [
     *(f"context_attention/test_{name}.py" for name in ("accuracy", "triton", "interface", "invariance", "compile", "errors")),
@@ -11,13 +11,9 @@ FILES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def runs(request):
-    # Where a row has no norm, NumPy warns of a division whose result nobody takes.
-    return started(request, {"TRITON_INTERPRET": "1"}, "-W", "ignore::RuntimeWarning")
-
-
+@pytest.mark.long
 @pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="CPU tensors have another backend in this process")
 @pytest.mark.parametrize("file", FILES)
-def test_in_the_interpreter(file, runs):
-    assert_passed(runs[file].result())
+def test_in_the_interpreter(file):
+    # Where a row has no norm, NumPy warns of a division whose result nobody takes.
+    assert_passes(file, {"TRITON_INTERPRET": "1"}, "-W", "ignore::RuntimeWarning")

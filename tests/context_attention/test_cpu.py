@@ -13,7 +13,7 @@ from caan_kernels.core import cpu
 
 def run(instruction_set, *command):
     """A Python of its own, since a set is chosen once for a process."""
-    environment = {**os.environ, "CAAN_CPU_ISA": instruction_set}
+    environment = {**os.environ, "PYTEST_ADDOPTS": "", "CAAN_CPU_ISA": instruction_set}
     return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
 
 

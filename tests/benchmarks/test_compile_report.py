@@ -43,45 +43,43 @@ def test_batches_of_any_shape_share_their_kernels():
     assert set(compiled) == set(compile_report.KERNELS)
 
 
-@pytest.fixture(scope="module")
-def report():
-    return compile_report.measure(True, compile_report.ARCHITECTURES)
-
-
-def test_no_kernel_spills(report):
+@pytest.mark.long
+@pytest.mark.parametrize("architecture", compile_report.ARCHITECTURES)
+def test_no_kernel_spills_and_half_precision_is_on_tensor_cores(architecture, tmp_path):
+    report = compile_report.measure(True, [architecture])
     assert not compile_report.faults(report)
     compiled = {(row["kernel"], row["architecture"]) for row in report["kernels"]}
-    assert compiled == {(name, f"sm_{x}") for name in compile_report.KERNELS for x in compile_report.ARCHITECTURES}
-
-
-def test_half_precision_is_on_tensor_cores(report):
-    rows = [row for row in report["kernels"] if row["dtype"] == "bfloat16"]
-    assert rows
-    assert all(row["tensor_instructions"] for row in rows)
+    assert compiled == {(name, f"sm_{architecture}") for name in compile_report.KERNELS}
+    half = [row for row in report["kernels"] if row["dtype"] == "bfloat16"]
+    assert half
+    assert all(row["tensor_instructions"] for row in half)
     assert not any(row["tensor_instructions"] for row in report["kernels"] if row["dtype"] == "float32")
+    assert_faults_are_found(report)
+    if architecture == 90:
+        assert_rendered(report, tmp_path)
 
 
-@pytest.mark.parametrize("fault", ["spilled_bytes", "narrow_tensor_instructions", "stray_descriptors"])
-def test_faults_are_found(report, fault):
-    row = {**report["kernels"][0], fault: 8}
-    assert compile_report.faults({"kernels": [row]}) == [compile_report.line(row)]
+def assert_faults_are_found(report):
+    for fault in ("spilled_bytes", "narrow_tensor_instructions", "stray_descriptors"):
+        row = {**report["kernels"][0], fault: 8}
+        assert compile_report.faults({"kernels": [row]}) == [compile_report.line(row)]
     row = {**report["kernels"][0], "dtype": "bfloat16", "tensor_instructions": 0}
     assert compile_report.faults({"kernels": [row]})
 
 
-def test_narrow_products_are_recognised():
-    code = "/*00*/ HGMMA.64x8x16.F32.BF16 R24, gdesc[UR8], R24 ;\n/*10*/ HGMMA.64x80x16.F32 R24, gdesc[UR8], R24 ;"
-    assert len(machine_code.NARROW.findall(code)) == 1
-
-
-def test_document(report, tmp_path):
-    document = tmp_path / "triton.md"
+def assert_rendered(report, folder):
+    document = folder / "triton.md"
     document.write_text("before\n<!-- compiled: begin -->\nold\n<!-- compiled: end -->\nafter\n")
     compile_report.render(report, document)
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| scores_kernel | bfloat16 | sm_90 |" in text
     assert "bytes from the L2 cache" in text
+
+
+def test_narrow_products_are_recognised():
+    code = "/*00*/ HGMMA.64x8x16.F32.BF16 R24, gdesc[UR8], R24 ;\n/*10*/ HGMMA.64x80x16.F32 R24, gdesc[UR8], R24 ;"
+    assert len(machine_code.NARROW.findall(code)) == 1
 
 
 # From kernels of ptxas 12.9 and 12.8: descriptors of a product that has both factors in shared memory, and of one that has one.

@@ -18,11 +18,11 @@ def rows(printed):
 
 
 def test_demo_learns(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "_STEPS", 300)
+    monkeypatch.setattr(demo, "_STEPS", 120)
     assert main(["demo", "--out", str(tmp_path), "--scenes", "200"]) == 0
     found = rows(capsys.readouterr().out)
     for split in ("dev", "test"):
-        # What 200 scenes teach in 300 steps, and chance.
+        # 200 scenes teach nine times chance in 120 steps.
         assert found[split, "captions"][-1] > 3 * found[split, "chance"][-1] > 0
     split = load_scan_split(tmp_path / "data", "train")
     assert split.num_images == 200 and split.regions.shape == (200, 36, 320)

@@ -5,6 +5,7 @@ from .context_attention.types import AttentionMaps, ContextAttentionWeights, Pro
 from .core import library as _library
 from .core.backends import available_backends
 from .core.cpu import build_info
+from .max_similarity.interface import max_similarity
 
 _library.load()
 
@@ -17,6 +18,7 @@ __all__ = [
     "available_backends",
     "build_info",
     "context_attention",
+    "max_similarity",
     "project_regions",
     "project_words",
 ]

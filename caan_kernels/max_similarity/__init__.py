@@ -1,0 +1,1 @@
+"""MaxSim: for every row of one side the largest inner product with a row of the other (docs/max-similarity.md)."""

@@ -1,0 +1,221 @@
+// Gradients of the pairs that have one. Nothing was kept from the forward pass: the place of every query row's largest product is
+// searched again. A row of a query then receives g times the document row at that place, and that row g times the query's.
+//
+// Rows receive their terms in one order, on any number of threads: a document's of its queries one after the other, a query's of
+// its documents. Places are kept for a round of pairs at a time.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <tuple>
+#include <vector>
+
+#include "max_similarity/cpu/scores.h"
+
+namespace caan::cpu::CAAN_NAMESPACE {
+namespace {
+
+using namespace caan::max_similarity;
+
+// Of the 256 MiB that backward may take: float32 sums of narrower gradients, and the places of a round.
+inline constexpr int64_t sums_bytes = int64_t(128) << 20;
+inline constexpr int64_t places_bytes = int64_t(48) << 20;
+
+// to += g from, both of `width` numbers.
+template <class T>
+CAAN_INLINE void add_row(Real<T>* to, Real<T> g, const T* from, int64_t width) {
+  using F = Real<T>;
+  int64_t d = 0;
+  for (; d + lanes<F> <= width; d += lanes<F>) store(to + d, load(to + d) + g * load_wide(from + d));
+  for (; d < width; ++d) to[d] += g * widen(from[d]);
+}
+
+template <class T>
+class Differentiator {
+  using F = Real<T>;
+  static constexpr bool same_type = std::is_same_v<T, F>;
+
+ public:
+  Differentiator(const Problem& problem, const F* grad_scores, const Gradients& gradients, const Executor& executor)
+      : problem_(problem), grad_scores_(grad_scores), executor_(executor), searcher_(problem, executor) {
+    void* const of_documents = problem.options.over_regions ? gradients.words : gradients.regions;
+    void* const of_queries = problem.options.over_regions ? gradients.regions : gradients.words;
+    documents_.wanted = of_documents, documents_.out = static_cast<T*>(of_documents);
+    queries_.wanted = of_queries, queries_.out = static_cast<T*>(of_queries);
+    documents_.row = problem.documents().rows * problem.width;
+    queries_.row = problem.queries().rows * problem.width;
+  }
+
+  void run() {
+    // No sums of a side whose gradient is not wanted.
+    const Range none{0, 0};
+    const int64_t documents = documents_.wanted ? problem_.documents().count : 0;
+    const int64_t queries = queries_.wanted ? problem_.queries().count : 0;
+    if (problem_.pairs) sort_list();
+    if (same_type || (documents * documents_.row + queries * queries_.row) * int64_t(sizeof(F)) <= sums_bytes)
+      return sweep({0, documents}, {0, queries});
+    // The sums do not fit: one side after the other, block by block, each pair searched twice.
+    const int64_t together = sums_bytes / int64_t(sizeof(F));
+    const int64_t some_documents = larger(1, together / larger(1, documents_.row));
+    for (int64_t d = 0; d < documents; d += some_documents) sweep({d, smaller(documents, d + some_documents)}, none);
+    const int64_t some_queries = larger(1, together / larger(1, queries_.row));
+    for (int64_t q = 0; q < queries; q += some_queries) sweep(none, {q, smaller(queries, q + some_queries)});
+  }
+
+ private:
+  struct Range {
+    int64_t begin, end;
+    bool has(int64_t i) const { return begin <= i && i < end; }
+  };
+  // Sums of a side's items in a range, `row` numbers each: in the output itself where it has the arithmetic type, else beside it.
+  struct Sums {
+    bool wanted = false;
+    T* out = nullptr;
+    int64_t row = 0;
+    Range items{0, 0};
+    Buffer<F> own;
+    F* base = nullptr;
+    F* at(int64_t item) const { return base + (item - items.begin) * row; }
+  };
+  // A pair with a gradient, and where its places begin.
+  struct Pending {
+    int64_t document, query, place;
+    F gradient;
+  };
+
+  // Pairs of a list in the order in which they count, which does not depend on how they were listed.
+  void sort_list() {
+    for (int64_t p = 0; p < problem_.pair_count; ++p)
+      if (has_gradient(p, problem_.document(p), problem_.query(p))) listed_.push_back(p);
+    // By bits, not by value: a NaN must not upset the sort.
+    const auto key = [&](int64_t p) {
+      std::conditional_t<sizeof(F) == 8, int64_t, int32_t> bits;
+      std::memcpy(&bits, &grad_scores_[p], sizeof bits);
+      return std::make_tuple(problem_.document(p), problem_.query(p), bits);
+    };
+    std::sort(listed_.begin(), listed_.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
+  }
+  bool has_gradient(int64_t score, int64_t document, int64_t query) const {
+    return grad_scores_[score] != 0 && problem_.has_rows(document, query);
+  }
+
+  void sweep(Range documents, Range queries) {
+    begin_sums(documents_, documents);
+    begin_sums(queries_, queries);
+    places_ = 0;
+    const auto add = [&](int64_t score, int64_t document, int64_t query) {
+      if (documents.has(document) || queries.has(query)) add_pair(score, document, query);
+    };
+    if (problem_.pairs) {
+      for (int64_t p : listed_) add(p, problem_.document(p), problem_.query(p));
+    } else {
+      for (int64_t d = 0; d < problem_.documents().count; ++d)
+        for (int64_t q = 0; q < problem_.queries().count; ++q)
+          if (has_gradient(problem_.score(d, q), d, q)) add(problem_.score(d, q), d, q);
+    }
+    run_round();
+    end_sums(documents_);
+    end_sums(queries_);
+  }
+
+  void begin_sums(Sums& sums, Range items) {
+    sums.items = items;
+    const int64_t count = (items.end - items.begin) * sums.row;
+    if constexpr (same_type) {
+      sums.base = sums.out + items.begin * sums.row;
+    } else {
+      sums.own.resize(count);
+      sums.base = sums.own;
+    }
+    in_parts(count, [&](int64_t i) { sums.base[i] = 0; });
+  }
+  void end_sums(const Sums& sums) {
+    if constexpr (!same_type) {
+      T* to = sums.out + sums.items.begin * sums.row;
+      in_parts((sums.items.end - sums.items.begin) * sums.row, [&](int64_t i) { to[i] = narrow<T>(sums.base[i]); });
+    }
+  }
+  template <class Body>
+  void in_parts(int64_t count, Body body) {
+    constexpr int64_t part = 1 << 16;
+    parallel_units(executor_, (count + part - 1) / part, [&](int64_t u, int64_t) {
+      for (int64_t i = u * part, end = smaller(count, i + part); i < end; ++i) body(i);
+    });
+  }
+
+  void add_pair(int64_t score, int64_t document, int64_t query) {
+    const int64_t rows = problem_.queries().row_count(query);
+    const F gradient = problem_.options.mean ? grad_scores_[score] / F(rows) : grad_scores_[score];
+    round_.push_back({document, query, places_, gradient});
+    places_ += rows;
+    if (int64_t(round_.size()) == planned_pairs || places_ * int64_t(sizeof(Place<F>)) >= places_bytes) run_round();
+  }
+
+  void run_round() {
+    find_places();
+    // By document they are sorted.
+    std::vector<int64_t> order(round_.size());
+    for (size_t i = 0; i < order.size(); ++i) order[i] = int64_t(i);
+    const Items &documents = problem_.documents(), &queries = problem_.queries();
+    for_runs(order, documents_, &Pending::document, [&](const Pending& pair) {
+      const T* rows = features(queries, pair.query);
+      F* to = documents_.at(pair.document);
+      for (int64_t r = 0; r < queries.row_count(pair.query); ++r)
+        add_row(to + place_[pair.place + r] * problem_.width, pair.gradient, rows + r * problem_.width, problem_.width);
+    });
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return round_[a].query < round_[b].query; });
+    for_runs(order, queries_, &Pending::query, [&](const Pending& pair) {
+      const T* rows = features(documents, pair.document);
+      F* to = queries_.at(pair.query);
+      for (int64_t r = 0; r < queries.row_count(pair.query); ++r)
+        add_row(to + r * problem_.width, pair.gradient, rows + place_[pair.place + r] * problem_.width, problem_.width);
+    });
+    round_.clear();
+    places_ = 0;
+  }
+
+  const T* features(const Items& items, int64_t item) const {
+    return static_cast<const T*>(items.features) + item * items.rows * problem_.width;
+  }
+
+  void find_places() {
+    place_.resize(places_);
+    std::vector<Entry> entries;
+    for (int64_t i = 0; i < int64_t(round_.size()); ++i) entries.push_back({round_[i].document, round_[i].query, i});
+    for (const Block& block : plan_list(problem_, std::move(entries), searcher_.limits(problem_))) {
+      searcher_.load_queries(block);
+      searcher_.run(block, block.tasks, [&](const Task& task, const Best<F>& best) {
+        for_entries(block, task, [&](const Entry& entry, int64_t query) {
+          const Place<F>* found = best.place + block.column[query];
+          std::copy_n(found, problem_.queries().row_count(entry.query), place_ + round_[entry.out].place);
+        });
+      });
+    }
+  }
+
+  // Calls body(pair) for the pairs of the round whose item the sweep sums up, those of one item one after the other.
+  template <class Body>
+  void for_runs(const std::vector<int64_t>& order, const Sums& sums, int64_t Pending::* item, Body body) {
+    std::vector<int64_t> begins;
+    for (int64_t i = 0; i < int64_t(order.size()); ++i)
+      if (i == 0 || round_[order[i]].*item != round_[order[i - 1]].*item) begins.push_back(i);
+    begins.push_back(int64_t(order.size()));
+    parallel_units(executor_, int64_t(begins.size()) - 1, [&](int64_t u, int64_t) {
+      if (!sums.items.has(round_[order[begins[u]]].*item)) return;
+      for (int64_t i = begins[u]; i < begins[u + 1]; ++i) body(round_[order[i]]);
+    });
+  }
+
+  const Problem& problem_;
+  const F* grad_scores_;
+  const Executor& executor_;
+  Searcher<T, true> searcher_;
+  std::vector<int64_t> listed_;
+  Sums documents_, queries_;
+  std::vector<Pending> round_;
+  int64_t places_ = 0;
+  Buffer<Place<F>> place_;
+};
+
+} // namespace
+} // namespace caan::cpu::CAAN_NAMESPACE

@@ -1,0 +1,66 @@
+"""Prints by how many MiB a call lets this process grow beyond what it was given and what it gives: python growth.py CASE.
+
+A program of its own, because the peak of a process is only meaningful while nothing else runs in it.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import memory_growth
+
+import caan_kernels as ck
+
+
+def features(images, regions, captions, words, width, dtype):
+    return torch.randn(images, regions, width, dtype=dtype), torch.randn(captions, words, width, dtype=dtype)
+
+
+def forward(images, regions, captions, words, width, pairs=0, dtype=torch.float32, threads=1, over="words"):
+    torch.set_num_threads(threads)
+    sides = features(images, regions, captions, words, width, dtype)
+    listed = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1) if pairs else None
+    return lambda: ck.max_similarity(*sides, pairs=listed, over=over, backend="cpu")
+
+
+def backward(images, regions, captions, words, width, pairs=0, dtype=torch.float32, over="words"):
+    sides = [x.requires_grad_() for x in features(images, regions, captions, words, width, dtype)]
+    listed = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1) if pairs else None
+    scores = ck.max_similarity(*sides, pairs=listed, over=over, backend="cpu")
+    grad = torch.randn(scores.shape)
+    return lambda: torch.autograd.grad(scores, sides, grad)
+
+
+# What would grow if it were held for all items or all pairs at once is above the bound in each.
+CASES = {
+    "forward_many_pages": (forward, (100_000, 8, 40, 32, 8)),
+    "forward_many_captions": (forward, (3, 8, 200_000, 10, 16)),
+    "forward_many_pairs": (forward, (4000, 4, 4000, 4, 4)),
+    "forward_wide": (forward, (40, 36, 300, 20, 4096)),
+    "forward_bfloat16": (forward, (30, 1030, 60, 32, 128, 0, torch.bfloat16)),
+    "forward_over_regions": (forward, (30, 1030, 60, 32, 128, 0, torch.float32, 1, "regions")),
+    "forward_threads": (forward, (90, 300, 90, 20, 128, 0, torch.bfloat16, 8)),
+    "forward_list": (forward, (2000, 5, 2000, 5, 16, 1_000_000)),
+    "backward_many_pairs": (backward, (1500, 2, 1500, 40, 4)),
+    "backward_many_pages": (backward, (100_000, 8, 10, 32, 8)),
+    "backward_bfloat16": (backward, (300, 1030, 3, 20, 128, 0, torch.bfloat16)),
+    "backward_bfloat16_over_regions": (backward, (300, 1030, 3, 20, 128, 0, torch.bfloat16, "regions")),
+    "backward_list": (backward, (2000, 5, 2000, 5, 16, 1_000_000)),
+}
+
+
+def main(name):
+    prepare, sizes = CASES[name]
+    # A small call leaves behind what is made once for a process.
+    prepare(2, *sizes[1:2], 2, *sizes[3:5])()
+    call = prepare(*sizes)
+    memory_growth.forget_peak()
+    before = memory_growth.peak()
+    results = call()
+    print((memory_growth.peak() - before - memory_growth.size(results)) / memory_growth.MiB)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

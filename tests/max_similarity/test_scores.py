@@ -1,0 +1,159 @@
+"""Scores of every backend: errors, what is not finite, layouts, empty calls, autocast, backends by name."""
+
+from dataclasses import replace
+
+import cases
+import pytest
+import torch
+from torch.autograd import forward_ad
+
+import caan_kernels as ck
+from caan_kernels.core import backends as core_backends
+
+from .problems import BACKENDS, KERNELS, OPTIONS, SHAPES, assert_accurate, problem, run
+
+backends = pytest.mark.parametrize("backend", BACKENDS)
+kernels = pytest.mark.parametrize("backend", KERNELS)
+all_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
+
+
+@kernels
+@dtypes
+@all_options
+@pytest.mark.parametrize("shape", SHAPES)
+def test_errors(backend, dtype, options, shape):
+    for pairs in (False, True):
+        assert_accurate(problem(shape, dtype, pairs=pairs), backend, **options)
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 36, 3, 13, 1024), (1, 70, 2, 50, 4100), (1, 900, 1, 3, 1000)], ids=str)
+def test_errors_of_long_rows(backend, dtype, shape):
+    """More than one chain of products, and documents of several blocks of rows."""
+    assert_accurate(problem(shape, dtype), backend)
+
+
+@backends
+@dtypes
+def test_whole_numbers_are_exact(backend, dtype):
+    generator = torch.Generator().manual_seed(0)
+    regions, words = (torch.randint(-3, 4, (3, 9, 20), generator=generator).to(dtype) for _ in range(2))
+    expected = torch.einsum("imd,tnd->itmn", regions.double(), words.double()).amax(2).sum(-1)
+    assert torch.equal(ck.max_similarity(regions, words, backend=backend).double(), expected)
+
+
+@backends
+@all_options
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_with_its_item(backend, options, value):
+    case = problem("pages", torch.float32)
+    expected = case.call(**options, backend=backend)
+    case.regions[1, 50, 7] = value
+    case.words[3, case.word_lengths[3] - 1, 5] = value
+    found = case.call(**options, backend=backend)
+    if value != value:
+        assert found[1, case.word_lengths > 0].isnan().all()
+        assert found[case.region_lengths > 0, 3].isnan().all()
+    kept = torch.ones_like(found, dtype=torch.bool)
+    kept[1], kept[:, 3] = False, False
+    if backend == "reference":
+        torch.testing.assert_close(found[kept], expected[kept])
+    else:
+        assert torch.equal(found[kept], expected[kept])
+    assert not found[2].any() and not found[:, 2].any()
+
+
+@backends
+def test_nan_wherever_it_stands_in_a_tile(backend):
+    for row in range(20):
+        regions, words = torch.randn(1, 20, 16), torch.randn(1, 50, 16)
+        regions[0, row, 3] = torch.nan
+        assert ck.max_similarity(regions, words, backend=backend).isnan().all()
+        assert ck.max_similarity(words, regions, over="regions", backend=backend).isnan().all()
+
+
+@backends
+@pytest.mark.parametrize("shape", [(0, 3, 2, 3, 4), (2, 3, 0, 3, 4), (2, 0, 3, 4, 4), (2, 3, 3, 0, 4)], ids=str)
+def test_nothing_to_score(backend, shape):
+    """No images, no captions, no regions or no words: zeros, and gradients of zero."""
+    for options in OPTIONS.values():
+        for lengths in (False, True):
+            case = problem(shape, torch.float32, lengths=lengths)
+            scores, gradients = run(case, **options, backend=backend)
+            assert scores.shape == (shape[0], shape[2]) and not scores.any()
+            assert not any(x.any() for x in gradients.values())
+
+
+@backends
+def test_no_pairs(backend):
+    case = replace(problem("odd", torch.float32), pairs=torch.empty(0, 2, dtype=torch.int64))
+    scores, gradients = run(case, backend=backend)
+    assert scores.shape == (0,)
+    assert not any(x.any() for x in gradients.values())
+
+
+@backends
+@all_options
+def test_empty_side(backend, options):
+    case = problem("odd", torch.float32)
+    scores, gradients = run(case, **options, backend=backend)
+    assert case.region_lengths[2] == case.word_lengths[2] == 0
+    assert (scores[2] == 0).all() and (scores[:, 2] == 0).all()
+    assert scores[1, 1] != 0
+    assert not gradients["regions"][2].any() and not gradients["words"][2].any()
+
+
+@backends
+def test_layouts_and_index_dtypes(backend):
+    """Strided features and lengths of any integer dtype give what contiguous int64 gives."""
+    case = problem("odd", torch.float32)
+    expected = run(case, torch.ones(4, 5), backend=backend)
+    strided = replace(case, regions=case.regions.mT.contiguous().mT, words=case.words.mT.contiguous().mT)
+    assert not strided.regions.is_contiguous()
+    for dtype in (torch.int32, torch.uint8):
+        lengths = {"region_lengths": case.region_lengths.to(dtype), "word_lengths": case.word_lengths.to(dtype)}
+        cases.assert_same(expected, run(replace(strided, **lengths), torch.ones(1).expand(4, 5), backend=backend))
+
+
+@backends
+@pytest.mark.parametrize("autocast_dtype", cases.HALF_DTYPES, ids=str)
+def test_autocast(backend, autocast_dtype):
+    """16 and 32 bit features are cast to autocast's dtype, float64 is left alone."""
+    case = problem("odd", torch.float32)
+    plain = run(case.to(autocast_dtype), backend=backend)
+    wide = case.to(torch.float64).call(backend=backend)
+    with torch.autocast("cpu", autocast_dtype):
+        scores, gradients = run(case, backend=backend)
+        mixed = replace(case, words=case.words.half()).call(backend=backend)
+        assert torch.equal(case.to(torch.float64).call(backend=backend), wide)
+    assert torch.equal(scores, plain[0])
+    assert scores.dtype == mixed.dtype == torch.float32
+    for name, x in gradients.items():
+        assert x.dtype == torch.float32
+        assert torch.equal(x, plain[1][name].float()), name
+
+
+def test_auto_takes_the_kernels_on_the_cpu_and_the_reference_elsewhere():
+    for dtype in cases.DTYPES:
+        assert core_backends.select("max_similarity", "auto", torch.device("cpu"), dtype) == "cpu"
+    for device in ("cuda", "meta"):
+        assert core_backends.select("max_similarity", "auto", torch.device(device), torch.float32) == "reference"
+    assert ck.max_similarity(torch.empty(2, 3, 4, device="meta"), torch.empty(5, 3, 4, device="meta")).shape == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda", "fpga", None])
+def test_backends_without_the_operator(name):
+    with pytest.raises(ValueError, match=rf"^backend: expected 'auto', 'reference', 'cpu', got {name!r}$"):
+        problem("odd").call(backend=name)
+
+
+@kernels
+def test_forward_mode_is_refused(backend):
+    case = problem("odd", torch.float32)
+    with forward_ad.dual_level():
+        dual = replace(case, words=forward_ad.make_dual(case.words, torch.ones_like(case.words)))
+        with pytest.raises(RuntimeError, match="max_similarity has no forward-mode derivative"):
+            dual.call(backend=backend)
+        assert forward_ad.unpack_dual(dual.call(backend="reference")).tangent is not None

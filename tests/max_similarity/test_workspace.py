@@ -1,0 +1,43 @@
+"""Workspace that does not grow with the call, and tensors of more than 2³¹ elements."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import caan_kernels as ck
+
+from . import growth
+from .problems import KERNELS, problem
+
+
+@pytest.mark.parametrize("name", growth.CASES)
+def test_workspace(name):
+    """At most 64 MiB forward and 256 MiB backward beyond inputs and outputs."""
+    # Blocks that an allocator keeps for later would hide what the call takes anew.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, Path(growth.__file__), name]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert float(run.stdout) <= (64 if name.startswith("forward") else 256)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("side", ["regions", "words"])
+def test_features_beyond_the_32_bit_index(backend, side):
+    """Pairs at the end of more than 2³¹ numbers, whose rest is memory that nothing touches."""
+    case = problem((3, 36, 2, 36, 64), torch.bfloat16, lengths=False)
+    items = getattr(case, side)
+    count = 2**31 // items[0].numel() + 2
+    large = items.new_empty(count, *items.shape[1:])
+    large[count - len(items) :] = items
+    lengths = torch.zeros(count, dtype=torch.int64)
+    lengths[-len(items) :] = items.shape[1]
+    given = {"regions": case.regions, "words": case.words} | {side: large, f"{side[:-1]}_lengths": lengths}
+    pairs = torch.tensor([[2, 1], [0, 0], [1, 1]])
+    pairs[:, 0 if side == "regions" else 1] += count - len(items)
+    found = ck.max_similarity(**given, pairs=pairs, backend=backend)
+    assert torch.equal(found, case.call(backend=backend)[[2, 0, 1], [1, 0, 1]])

@@ -59,9 +59,9 @@ def test_half(backend, shape, dtype, options):
 
 @pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 def test_saturated_alignment(backend, dtype):
-    """Of one problem's 28 scores any implementation may err twice as much as another: four problems are taken together."""
+    """Of one problem's 28 scores any implementation may err twice as much as another: several problems are taken together."""
     errors, gradient_errors = [], []
-    for seed in range(4):
+    for seed in range(2 if cases.INTERPRETED else 4):
         case = cases.problem("paper_like", dtype, scale=6.0, seed=seed)
         expected, expected_gradients = cases.oracle(case)
         runs = cases.run(case, backend=backend), cases.run(case, backend="reference")

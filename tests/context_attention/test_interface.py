@@ -140,10 +140,11 @@ def test_no_gradient_is_lost(backend):
         assert wanting.call(ck.attention_maps).scores.requires_grad
         with pytest.raises(RuntimeError, match="maps have no derivative"):
             wanting.call(ck.attention_maps, backend=backend)
-        for quiet in (torch.no_grad(), torch.inference_mode()):
-            with quiet:
-                assert not wanting.call(backend=backend).requires_grad
-                assert not wanting.call(ck.attention_maps, backend=backend).scores.requires_grad
+    wanting = case.with_tensors(x.clone().requires_grad_() for x in case.tensors().values())
+    for quiet in (torch.no_grad(), torch.inference_mode()):
+        with quiet:
+            assert not wanting.call(backend=backend).requires_grad
+            assert not wanting.call(ck.attention_maps, backend=backend).scores.requires_grad
 
 
 @pytest.mark.parametrize("backend", cases.KERNELS)

@@ -1,5 +1,7 @@
 """Which backend runs, and the reasons given when one cannot."""
 
+import ctypes
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -233,3 +235,33 @@ def test_the_package_may_be_imported_again():
     script = Path(__file__).with_name("imported_twice.py")
     run = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True, cwd=script.parents[1])
     assert run.returncode == 0, run.stderr
+
+
+@compiled
+@pytest.mark.parametrize("name", ["max_similarity", "project_regions"])
+def test_a_call_leaves_no_memory_behind(name):
+    """What an operator's arguments become in C++ is given back, the backend's name among them."""
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallinfo2"):
+        pytest.skip("this C library does not count what is allocated")
+
+    class Counts(ctypes.Structure):
+        _fields_ = [
+            (field, ctypes.c_size_t) for field in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks ford keep".split()
+        ]
+
+    library.mallinfo2.restype = Counts
+    items = torch.ones(1, 1, 2)
+    square, vector = torch.ones(2, 2), torch.ones(2)
+    second = items if name == "max_similarity" else ck.ContextAttentionWeights(*[square] * 5, vector, vector)
+
+    def used_by(calls):
+        gc.collect()
+        before = library.mallinfo2().uordblks
+        for _ in range(calls):
+            getattr(ck, name)(items, second, backend="cpu")
+        return library.mallinfo2().uordblks - before
+
+    used_by(100)
+    # A string lost at each call would be 48 bytes a call.
+    assert min(used_by(2000) for _ in range(3)) < 2000 * 16

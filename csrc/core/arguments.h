@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -22,7 +23,19 @@ class Arguments {
   template <class T>
   T next() {
     STD_TORCH_CHECK(next_ < end_, "an operator reads more arguments than its schema has");
-    return torch::stable::detail::to<T>(*next_++);
+    if constexpr (std::is_same_v<T, std::string>) {
+      // torch's own conversion gives a copy and loses the string that it was made of.
+      const auto handle = torch::stable::detail::to<StringHandle>(*next_++);
+      const char* text = nullptr;
+      size_t length = 0;
+      STABLE_TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
+      STABLE_TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+      const std::string copy(text, length);
+      STABLE_TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+      return copy;
+    } else {
+      return torch::stable::detail::to<T>(*next_++);
+    }
   }
   bool empty() const { return next_ == end_; }
 

@@ -158,8 +158,8 @@ class Scorer {
   template <bool transposed>
   void project(const void* items, int64_t rows, const void* weight, int64_t columns, T* out, int64_t out_stride) {
     gemm<T, false, transposed>({static_cast<const T*>(items), width_, rows_},
-                               {static_cast<const T*>(weight), transposed ? width_ : columns, nullptr}, rows, columns, width_, out,
-                               out_stride, nullptr, executor_);
+                               {static_cast<const T*>(weight), transposed ? width_ : columns, nullptr}, rows, columns, width_,
+                               {out, out_stride, nullptr}, executor_);
   }
 
   void pack_captions(const Plan& plan, const Tile& tile) {

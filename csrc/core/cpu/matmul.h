@@ -247,10 +247,19 @@ void pack_left_columns(F* out, const RowView<T>& view, int64_t first, int64_t co
   for (int64_t k = 0; k < depth; ++k) widen_run(out + k * gemm_rows, view.row(k0 + k) + first, count);
 }
 
+// Where a product's rows go, as in RowView.
+template <class T>
+struct RowsOut {
+  T* base;
+  int64_t stride;
+  const int64_t* rows;
+  T* row(int64_t i) const { return base + stride * (rows ? rows[i] : i); }
+};
+
 // out row i = sum over k of left(i, k) right(k, :). `left_transposed`: view rows are k; `right_transposed`: view rows are columns.
 template <class T, bool left_transposed, bool right_transposed>
-void gemm(RowView<T> left, RowView<T> right, int64_t rows, int64_t columns, int64_t depth, T* out, int64_t out_stride,
-          const int64_t* out_rows, const Executor& executor) {
+void gemm(RowView<T> left, RowView<T> right, int64_t rows, int64_t columns, int64_t depth, RowsOut<T> out,
+          const Executor& executor) {
   using F = Real<T>;
   const int64_t row_blocks = (rows + gemm_rows - 1) / gemm_rows;
   const int64_t column_blocks = (columns + gemm_columns - 1) / gemm_columns;
@@ -289,7 +298,7 @@ void gemm(RowView<T> left, RowView<T> right, int64_t rows, int64_t columns, int6
       });
     }
     for (int64_t r = 0; r < block_rows; ++r) {
-      T* to = out + (out_rows ? out_rows[row0 + r] : row0 + r) * out_stride + column0;
+      T* to = out.row(row0 + r) + column0;
       for (int64_t c = 0; c < block_columns; ++c) to[c] = narrow<T>(sums[r * gemm_columns + c]);
     }
   });

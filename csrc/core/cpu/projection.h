@@ -39,7 +39,7 @@ void project(const Projection& p, void* out, const Executor& executor) {
   Buffer<int64_t> rows;
   const int64_t count = split_rows(p, rows, [&](int64_t row) { clear_row(to, row, p.columns); });
   gemm<T, false, false>({static_cast<const T*>(p.items), p.width, rows}, {static_cast<const T*>(p.weight), p.columns, nullptr},
-                        count, p.columns, p.width, to, p.columns, rows, executor);
+                        count, p.columns, p.width, {to, p.columns, rows}, executor);
 }
 
 template <class T>
@@ -51,11 +51,11 @@ void project_backward(const Projection& p, const void* grad, void* grad_items, v
   });
   const RowView<T> grad_rows{static_cast<const T*>(grad), p.columns, rows};
   if (items)
-    gemm<T, false, true>(grad_rows, {static_cast<const T*>(p.weight), p.columns, nullptr}, count, p.width, p.columns, items,
-                         p.width, rows, executor);
+    gemm<T, false, true>(grad_rows, {static_cast<const T*>(p.weight), p.columns, nullptr}, count, p.width, p.columns,
+                         {items, p.width, rows}, executor);
   if (grad_weight)
     gemm<T, true, false>({static_cast<const T*>(p.items), p.width, rows}, grad_rows, p.width, p.columns, count,
-                         static_cast<T*>(grad_weight), p.columns, nullptr, executor);
+                         {static_cast<T*>(grad_weight), p.columns, nullptr}, executor);
 }
 
 } // namespace

@@ -38,14 +38,15 @@ def forward(images, captions, width, hidden, projected=(), pairs=0, dtype=torch.
     return lambda: ck.context_attention(regions, words, parameters, **lengths, backend=backend)
 
 
-def backward(images, captions, width, hidden, dtype=torch.float32, backend="cpu"):
-    """The derivative of all pairs with respect to features, products and score vectors."""
+def backward(images, captions, width, hidden, dtype=torch.float32, pairs=0, rows=(36, 16), backend="cpu"):
+    """The derivative of all pairs, or of a list, with respect to features, products and score vectors."""
     parameters = weights(width, hidden, dtype)
-    V = Side(*ck.project_regions(torch.randn(images, 36, width, dtype=dtype), parameters))
-    U = Side(*ck.project_words(torch.randn(captions, 16, width, dtype=dtype), parameters))
+    V = Side(*ck.project_regions(torch.randn(images, rows[0], width, dtype=dtype), parameters))
+    U = Side(*ck.project_words(torch.randn(captions, rows[1], width, dtype=dtype), parameters))
+    listed = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1) if pairs else None
     vectors, options = Vectors(parameters.region_score, parameters.word_score), Options(cosine=False, inter=True, intra=True)
-    call = Call(V, U, vectors, Matrices(), None, options, backend)
-    gradient = flatten(CallGradient(torch.randn(images, captions), call))
+    call = Call(V, U, vectors, Matrices(), listed, options, backend)
+    gradient = flatten(CallGradient(torch.randn((pairs,) if pairs else (images, captions)), call))
     return lambda: torch.ops.caan_kernels.pair_scores_backward(*gradient)
 
 
@@ -73,6 +74,10 @@ CASES = {
     "backward_bfloat16": (
         backward,
         {"images": 4000, "captions": 1, "width": 64, "hidden": 256, "dtype": torch.bfloat16},
+    ),
+    "backward_pair_list": (
+        backward,
+        {"images": 2000, "captions": 2000, "width": 4, "hidden": 4, "pairs": 2_500_000, "rows": (1, 1)},
     ),
     "backward_paper_sizes": (backward, {"images": 40, "captions": 40, "width": 1024, "hidden": 1024}),
 }

@@ -13,6 +13,8 @@ import torch
 import caan_kernels as ck
 
 M, N = 36, 5
+# MiB, where less than what is promised shows that the workspace does not grow with the call.
+BOUNDS = {"backward_pair_list": 128}
 
 
 @pytest.mark.skipif(
@@ -26,7 +28,7 @@ def test_workspace(name):
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     run = subprocess.run([sys.executable, program, name], capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert float(run.stdout) <= (64 if name.startswith("forward") else 256)
+    assert float(run.stdout) <= BOUNDS.get(name, 64 if name.startswith("forward") else 256)
 
 
 # Few, because kernels are compiled for the widths of each.

@@ -20,6 +20,8 @@ class Differentiator {
   static constexpr int64_t W = panel_width<F>;
   // Pairs whose gradients of the two score vectors are kept apart until they are added up in order.
   static constexpr int64_t slots = 64;
+  // Pairs of a list that are sorted at one time, about 60 bytes each.
+  static constexpr int64_t sorted_pairs = int64_t(1) << 20;
 
  public:
   Differentiator(const Problem& problem, const F* grad_scores, const Gradients& gradients, const Executor& executor)
@@ -45,6 +47,7 @@ class Differentiator {
 
   void run() {
     const Range images{0, problem_.images}, captions{0, problem_.captions}, none{0, 0};
+    if (problem_.pairs) find_windows();
     const int64_t image_bytes = problem_.regions_per_image * (width_ + 2 * hidden_) * int64_t(sizeof(F));
     const int64_t caption_bytes = problem_.words_per_caption * (2 * width_ + 2 * hidden_) * int64_t(sizeof(F));
     if (same_type || images.end * image_bytes + captions.end * caption_bytes <= sums_bytes) {
@@ -87,6 +90,27 @@ class Differentiator {
   // Of the 256 MiB that backward may take, what float32 sums of narrower gradients may: the rest is for the pairs' own work.
   static constexpr int64_t sums_bytes = int64_t(160) << 20;
 
+  bool has_gradient(int64_t score, int64_t image, int64_t caption) const {
+    return grad_scores_[score] != 0 && problem_.region_count(image) > 0 && problem_.word_count(caption) > 0;
+  }
+
+  // Windows of a list's images, each with as many pairs as are sorted at one time, or one image: in which order pairs are added up
+  // must not depend on how they were listed.
+  void find_windows() {
+    std::vector<int64_t> count(problem_.images);
+    for (int64_t p = 0; p < problem_.pair_count; ++p)
+      if (has_gradient(p, problem_.pairs[2 * p], problem_.pairs[2 * p + 1])) ++count[problem_.pairs[2 * p]];
+    int64_t begin = 0, pairs = 0;
+    for (int64_t i = 0; i < problem_.images; ++i) {
+      if (pairs > 0 && pairs + count[i] > sorted_pairs) {
+        windows_.push_back({begin, i});
+        begin = i, pairs = 0;
+      }
+      pairs += count[i];
+    }
+    windows_.push_back({begin, problem_.images});
+  }
+
   // All gradients of the items in both ranges.
   void sweep(Range images, Range captions) {
     begin_sums(d_regions_, gradients_.regions, images, problem_.regions_per_image * width_);
@@ -95,18 +119,23 @@ class Differentiator {
     begin_sums(d_word_products_, gradients_.word_products, captions, problem_.words_per_caption * (width_ + 2 * hidden_));
 
     std::vector<GradientEntry> entries;
-    const int64_t scores = problem_.score_count();
-    for (int64_t s = 0; s < scores; ++s) {
-      if (grad_scores_[s] == 0) continue;
-      const int64_t image = problem_.pairs ? problem_.pairs[2 * s] : s / problem_.captions;
-      const int64_t caption = problem_.pairs ? problem_.pairs[2 * s + 1] : s % problem_.captions;
-      const bool empty = problem_.region_count(image) == 0 || problem_.word_count(caption) == 0;
-      if (empty || !(images.has(image) || captions.has(caption))) continue;
-      entries.push_back({image, caption, double(grad_scores_[s])});
-      // All pairs come in order, so they may be handled part by part; the entries of a pair list have to be sorted as a whole.
-      if (!problem_.pairs && int64_t(entries.size()) == planned_pairs) run_entries(entries);
+    const auto add = [&](int64_t s, int64_t image, int64_t caption) {
+      if (has_gradient(s, image, caption) && (images.has(image) || captions.has(caption)))
+        entries.push_back({image, caption, double(grad_scores_[s])});
+    };
+    if (problem_.pairs) {
+      for (const Range& window : windows_) {
+        for (int64_t p = 0; p < problem_.pair_count; ++p)
+          if (window.has(problem_.pairs[2 * p])) add(p, problem_.pairs[2 * p], problem_.pairs[2 * p + 1]);
+        run_entries(entries);
+      }
+    } else {
+      for (int64_t s = 0, scores = problem_.score_count(); s < scores; ++s) {
+        add(s, s / problem_.captions, s % problem_.captions);
+        if (int64_t(entries.size()) == planned_pairs) run_entries(entries);
+      }
+      run_entries(entries);
     }
-    run_entries(entries);
 
     end_sums(d_regions_, gradients_.regions);
     end_sums(d_region_products_, gradients_.region_products);
@@ -251,6 +280,7 @@ class Differentiator {
   Buffer<F> region_weight_, word_weight_;
   Buffer<F> d_weights_, total_;
   Worker* workers_;
+  std::vector<Range> windows_;
   Sums d_regions_, d_region_products_, d_words_, d_word_products_;
 };
 

@@ -47,8 +47,8 @@ def max_similarity(
         backend: "auto" or a name of `available_backends()` that has this operator.
 
     Returns:
-        (I, T) scores, or (P,) with pairs; float32, or float64 for float64. A pair with an empty side scores 0. A product that
-        is NaN makes the scores NaN that it belongs to, and no others. Features have first derivatives: that of a largest
+        (I, T) scores, or (P,) with pairs; float32, or float64 for float64. A pair with an empty side scores 0. A NaN
+        product makes NaN of the score that it belongs to and reaches no other. Features have first derivatives: that of a largest
         product goes to its lowest region (word) among equals. A second derivative is an error, except on the reference.
 
     Raises:

@@ -15,6 +15,8 @@ def max_similarity(call: Call) -> Tensor:
     """Scores (...), float32, or float64 for float64."""
     V, v_exists = _without_padding(call.regions)
     U, u_exists = _without_padding(call.words)
+    # As in the kernels no product is rounded: which is the largest would depend on the backend.
+    V, U = _widened(V), _widened(U)
     if call.pairs is None:
         products = torch.einsum("imd,tnd->itmn", V, U)
         v_exists, u_exists = v_exists[:, None], u_exists[None, :]
@@ -25,7 +27,7 @@ def max_similarity(call: Call) -> Tensor:
     documents, queries = v_exists, u_exists
     if call.options.over_regions:
         products, documents, queries = products.mT, u_exists, v_exists
-    best = _widened(_largest(products, documents))
+    best = _largest(products, documents)
     # Where nothing exists the largest is -Inf.
     best = torch.where(queries & documents.any(-1, keepdim=True), best, 0)
     return best.sum(-1) / queries.sum(-1).clamp_min(1) if call.options.mean else best.sum(-1)

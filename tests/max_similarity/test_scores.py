@@ -122,15 +122,18 @@ def test_layouts_and_index_dtypes(backend):
 def test_autocast(backend, autocast_dtype):
     """16 and 32 bit features are cast to autocast's dtype, float64 is left alone."""
     case = problem("odd", torch.float32)
-    plain = run(case.to(autocast_dtype), backend=backend)
+    grad = torch.randn(4, 5)
+    plain = run(case.to(autocast_dtype), grad, backend=backend)
     wide = case.to(torch.float64).call(backend=backend)
+    leaves = {"regions": case.regions.clone().requires_grad_(), "words": case.words.clone().requires_grad_()}
     with torch.autocast("cpu", autocast_dtype):
-        scores, gradients = run(case, backend=backend)
+        scores = replace(case, **leaves).call(backend=backend)
         mixed = replace(case, words=case.words.half()).call(backend=backend)
         assert torch.equal(case.to(torch.float64).call(backend=backend), wide)
     assert torch.equal(scores, plain[0])
     assert scores.dtype == mixed.dtype == torch.float32
-    for name, x in gradients.items():
+    # Outside of autocast, as PyTorch asks for: it would round the reference's products within the derivative.
+    for name, x in zip(leaves, torch.autograd.grad(scores, list(leaves.values()), grad), strict=True):
         assert x.dtype == torch.float32
         assert torch.equal(x, plain[1][name].float()), name
 
@@ -157,3 +160,18 @@ def test_forward_mode_is_refused(backend):
         with pytest.raises(RuntimeError, match="max_similarity has no forward-mode derivative"):
             dual.call(backend=backend)
         assert forward_ad.unpack_dual(dual.call(backend="reference")).tangent is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@backends
+def test_no_product_of_halves_is_rounded(backend, dtype):
+    """Scores are those of the widened features, bit for bit: a product that is rounded could lose its place as the largest."""
+    case = problem((5, 90, 7, 21, 300), dtype)
+    wide = case.to(torch.float32)
+    assert torch.equal(case.call(backend=backend), wide.call(backend=backend))
+    one = torch.full((1, 1, 1), 300.0, dtype=torch.float16)
+    assert ck.max_similarity(one, one, backend=backend).item() == 90000
+    regions, words = torch.tensor([[[1, 0], [1, 2**-7]]]).bfloat16(), torch.tensor([[[255, 1]]]).bfloat16()
+    regions.requires_grad_()
+    ck.max_similarity(regions, words, backend=backend).sum().backward()
+    assert not regions.grad[0, 0].any() and regions.grad[0, 1].tolist() == [255, 1]

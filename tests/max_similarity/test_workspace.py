@@ -13,6 +13,9 @@ import caan_kernels as ck
 from . import growth
 from .problems import KERNELS, problem
 
+# MiB, where less than what is promised shows that the workspace does not grow with the call.
+BOUNDS = {"backward_long_list": 128}
+
 
 @pytest.mark.parametrize("name", growth.CASES)
 def test_workspace(name):
@@ -22,7 +25,7 @@ def test_workspace(name):
     command = [sys.executable, Path(growth.__file__), name]
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
-    assert float(run.stdout) <= (64 if name.startswith("forward") else 256)
+    assert float(run.stdout) <= BOUNDS.get(name, 64 if name.startswith("forward") else 256)
 
 
 @pytest.mark.parametrize("backend", KERNELS)

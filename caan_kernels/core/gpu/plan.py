@@ -53,7 +53,7 @@ class Items(NamedTuple):
 
 
 def plan_lengths(features: Tensor, lengths: Tensor | None) -> Tensor:
-    """Lengths of (B, L, D) features, (B,) int64; 0 for one out of range: `context_attention` says what becomes of its scores."""
+    """Lengths of (B, L, D) features, (B,) int64; 0 for one out of range: the operator says what becomes of its scores."""
     count, rows = features.shape[:2]
     if lengths is None:
         return torch.full((count,), rows, device=features.device)

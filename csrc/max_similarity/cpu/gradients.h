@@ -20,6 +20,8 @@ using namespace caan::max_similarity;
 // Of the 256 MiB that backward may take: float32 sums of narrower gradients, and the places of a round.
 inline constexpr int64_t sums_bytes = int64_t(128) << 20;
 inline constexpr int64_t places_bytes = int64_t(48) << 20;
+// Pairs of a list that are sorted at one time, 8 bytes each.
+inline constexpr int64_t sorted_pairs = int64_t(1) << 21;
 
 // to += g from, both of `width` numbers.
 template <class T>
@@ -51,7 +53,7 @@ class Differentiator {
     const Range none{0, 0};
     const int64_t documents = documents_.wanted ? problem_.documents().count : 0;
     const int64_t queries = queries_.wanted ? problem_.queries().count : 0;
-    if (problem_.pairs) sort_list();
+    if (problem_.pairs) find_windows();
     if (same_type || (documents * documents_.row + queries * queries_.row) * int64_t(sizeof(F)) <= sums_bytes)
       return sweep({0, documents}, {0, queries});
     // The sums do not fit: one side after the other, block by block, each pair searched twice.
@@ -73,7 +75,6 @@ class Differentiator {
     T* out = nullptr;
     int64_t row = 0;
     Range items{0, 0};
-    Buffer<F> own;
     F* base = nullptr;
     F* at(int64_t item) const { return base + (item - items.begin) * row; }
   };
@@ -83,31 +84,51 @@ class Differentiator {
     F gradient;
   };
 
-  // Pairs of a list in the order in which they count, which does not depend on how they were listed.
-  void sort_list() {
+  // Windows of a list's documents, each with as many pairs as are sorted at one time, or one document.
+  void find_windows() {
+    std::vector<int64_t> count(problem_.documents().count);
     for (int64_t p = 0; p < problem_.pair_count; ++p)
-      if (has_gradient(p, problem_.document(p), problem_.query(p))) listed_.push_back(p);
+      if (has_gradient(p, problem_.document(p), problem_.query(p))) ++count[problem_.document(p)];
+    int64_t begin = 0, pairs = 0;
+    for (int64_t d = 0; d < problem_.documents().count; ++d) {
+      if (pairs > 0 && pairs + count[d] > sorted_pairs) {
+        windows_.push_back({begin, d});
+        begin = d, pairs = 0;
+      }
+      pairs += count[d];
+    }
+    windows_.push_back({begin, problem_.documents().count});
+  }
+  // Pairs of a window in the order in which they count, which does not depend on how they were listed.
+  std::vector<int64_t> sorted_list(Range window) const {
+    std::vector<int64_t> listed;
+    for (int64_t p = 0; p < problem_.pair_count; ++p)
+      if (window.has(problem_.document(p)) && has_gradient(p, problem_.document(p), problem_.query(p))) listed.push_back(p);
     // By bits, not by value: a NaN must not upset the sort.
     const auto key = [&](int64_t p) {
       std::conditional_t<sizeof(F) == 8, int64_t, int32_t> bits;
       std::memcpy(&bits, &grad_scores_[p], sizeof bits);
       return std::make_tuple(problem_.document(p), problem_.query(p), bits);
     };
-    std::sort(listed_.begin(), listed_.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
+    std::sort(listed.begin(), listed.end(), [&](int64_t a, int64_t b) { return key(a) < key(b); });
+    return listed;
   }
   bool has_gradient(int64_t score, int64_t document, int64_t query) const {
     return grad_scores_[score] != 0 && problem_.has_rows(document, query);
   }
 
   void sweep(Range documents, Range queries) {
-    begin_sums(documents_, documents);
-    begin_sums(queries_, queries);
+    documents_.items = documents, queries_.items = queries;
+    if constexpr (!same_type) sums_.resize(size(documents_) + size(queries_));
+    begin_sums(documents_, sums_);
+    begin_sums(queries_, sums_ + (same_type ? 0 : size(documents_)));
     places_ = 0;
     const auto add = [&](int64_t score, int64_t document, int64_t query) {
       if (documents.has(document) || queries.has(query)) add_pair(score, document, query);
     };
     if (problem_.pairs) {
-      for (int64_t p : listed_) add(p, problem_.document(p), problem_.query(p));
+      for (const Range& window : windows_)
+        for (int64_t p : sorted_list(window)) add(p, problem_.document(p), problem_.query(p));
     } else {
       for (int64_t d = 0; d < problem_.documents().count; ++d)
         for (int64_t q = 0; q < problem_.queries().count; ++q)
@@ -118,21 +139,18 @@ class Differentiator {
     end_sums(queries_);
   }
 
-  void begin_sums(Sums& sums, Range items) {
-    sums.items = items;
-    const int64_t count = (items.end - items.begin) * sums.row;
-    if constexpr (same_type) {
-      sums.base = sums.out + items.begin * sums.row;
-    } else {
-      sums.own.resize(count);
-      sums.base = sums.own;
-    }
-    in_parts(count, [&](int64_t i) { sums.base[i] = 0; });
+  static int64_t size(const Sums& sums) { return (sums.items.end - sums.items.begin) * sums.row; }
+  void begin_sums(Sums& sums, F* beside) {
+    if constexpr (same_type)
+      sums.base = sums.out + sums.items.begin * sums.row;
+    else
+      sums.base = beside;
+    in_parts(size(sums), [&](int64_t i) { sums.base[i] = 0; });
   }
   void end_sums(const Sums& sums) {
     if constexpr (!same_type) {
       T* to = sums.out + sums.items.begin * sums.row;
-      in_parts((sums.items.end - sums.items.begin) * sums.row, [&](int64_t i) { to[i] = narrow<T>(sums.base[i]); });
+      in_parts(size(sums), [&](int64_t i) { to[i] = narrow<T>(sums.base[i]); });
     }
   }
   template <class Body>
@@ -210,7 +228,8 @@ class Differentiator {
   const F* grad_scores_;
   const Executor& executor_;
   Searcher<T, true> searcher_;
-  std::vector<int64_t> listed_;
+  std::vector<Range> windows_;
+  Buffer<F> sums_;
   Sums documents_, queries_;
   std::vector<Pending> round_;
   int64_t places_ = 0;

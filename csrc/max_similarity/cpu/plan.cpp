@@ -34,8 +34,9 @@ void find_tasks(Block& block) {
     const Entry& entry = block.entries[e];
     const bool next = e == 0 || block.entries[e - 1].document != entry.document;
     if (next) query = strip = 0;
-    while (block.queries[query] != entry.query) ++query;
-    while (block.strips[strip].end <= query) ++strip;
+    query = std::lower_bound(block.queries.begin() + query, block.queries.end(), entry.query) - block.queries.begin();
+    strip = std::partition_point(block.strips.begin() + strip, block.strips.end(), [&](const Strip& x) { return x.end <= query; }) -
+            block.strips.begin();
     if (next || block.tasks.back().strip != strip) block.tasks.push_back({entry.document, strip, e, e});
     block.tasks.back().end = e + 1;
   }
@@ -76,21 +77,18 @@ void find_tasks_of_fewest_columns(Block& block, const Problem& problem, Limits l
 
 } // namespace
 
-std::vector<Block> plan_all(const Problem& problem, Limits limits) {
-  std::vector<Block> blocks;
+Block plan_block(const Problem& problem, Limits limits, int64_t& next) {
+  Block block;
   int64_t columns = 0;
-  for (int64_t q = 0; q < problem.queries().count; ++q) {
-    const int64_t rows = problem.queries().row_count(q);
+  for (; next < problem.queries().count; ++next) {
+    const int64_t rows = problem.queries().row_count(next);
     if (rows == 0) continue;
-    if (blocks.empty() || columns + rows > limits.block_columns) {
-      blocks.emplace_back();
-      columns = 0;
-    }
-    blocks.back().queries.push_back(q);
+    if (!block.queries.empty() && columns + rows > limits.block_columns) break;
+    block.queries.push_back(next);
     columns += rows;
   }
-  for (Block& block : blocks) cut_strips(block, problem, limits, true);
-  return blocks;
+  cut_strips(block, problem, limits, true);
+  return block;
 }
 
 std::vector<Task> tasks_of(const Problem& problem, const Block& block, int64_t begin, int64_t end, int64_t together) {

@@ -44,8 +44,8 @@ struct Limits {
   int64_t documents;     // so many follow each other against a shared strip, and only then against the next
 };
 
-// Every query with rows, in blocks of shared strips without tasks.
-std::vector<Block> plan_all(const Problem& problem, Limits limits);
+// Queries with rows from `next` on, as many as a block takes, in shared strips without tasks; `next` becomes the first behind them.
+Block plan_block(const Problem& problem, Limits limits, int64_t& next);
 
 // Documents [begin, end) that have rows against all strips of such a block, `together` of them against one and then the next.
 std::vector<Task> tasks_of(const Problem& problem, const Block& block, int64_t begin, int64_t end, int64_t together);

@@ -1,6 +1,8 @@
 // All pairs, or a list of them: every query's largest products, added up in an order that depends on their number alone.
 #pragma once
 
+#include <algorithm>
+
 #include "max_similarity/cpu/search.h"
 
 namespace caan::cpu::CAAN_NAMESPACE {
@@ -8,9 +10,9 @@ namespace {
 
 using namespace caan::max_similarity;
 
-// Pairs of a list that are planned together, and documents of all pairs.
+// Pairs of a list that are planned together, and documents against strips where all pairs are scored.
 inline constexpr int64_t planned_pairs = int64_t(1) << 18;
-inline constexpr int64_t planned_documents = int64_t(1) << 12;
+inline constexpr int64_t planned_tasks = int64_t(1) << 16;
 
 template <class F>
 CAAN_INLINE F score_of(const F* best, int64_t count, bool mean) {
@@ -28,7 +30,7 @@ template <class Body>
 void for_entries(const Block& block, const Task& task, Body body) {
   int64_t query = block.strips[task.strip].begin;
   for (int64_t e = task.begin; e < task.end; ++e) {
-    while (block.queries[query] != block.entries[e].query) ++query;
+    query = std::lower_bound(block.queries.begin() + query, block.queries.end(), block.entries[e].query) - block.queries.begin();
     body(block.entries[e], query);
   }
 }
@@ -44,11 +46,13 @@ void scores(const Problem& problem, Real<T>* out, const Executor& executor) {
   };
   for (int64_t i = 0; i < problem.score_count(); ++i) out[i] = 0;
   if (!problem.pairs) {
-    for (const Block& block : plan_all(problem, limits)) {
+    for (int64_t next = 0; next < problem.queries().count;) {
+      const Block block = plan_block(problem, limits, next);
+      if (block.queries.empty()) break;
       searcher.load_queries(block);
-      for (int64_t begin = 0; begin < problem.documents().count; begin += planned_documents) {
-        const auto tasks =
-            tasks_of(problem, block, begin, smaller(problem.documents().count, begin + planned_documents), limits.documents);
+      const int64_t step = larger(limits.documents, planned_tasks / int64_t(block.strips.size()));
+      for (int64_t begin = 0; begin < problem.documents().count; begin += step) {
+        const auto tasks = tasks_of(problem, block, begin, smaller(problem.documents().count, begin + step), limits.documents);
         searcher.run(block, tasks, [&](const Task& task, const Best<F>& best) {
           const Strip& strip = block.strips[task.strip];
           for (int64_t q = strip.begin; q < strip.end; ++q) put(block, q, best, problem.score(task.document, block.queries[q]));

@@ -35,6 +35,9 @@ inline constexpr int64_t together_parts = 8;
 // Of packed queries, and how many k of them are packed at a time.
 inline constexpr int64_t packed_depth = 32;
 inline constexpr int64_t block_bytes = 8 << 20;
+// At most so many columns of a block, however short, and so many maxima of a thread.
+inline constexpr int64_t block_columns = 1 << 17;
+inline constexpr int64_t thread_maxima = 1 << 16;
 // Enough columns that a document may come from memory for each strip; few enough that threads share its work.
 inline constexpr int64_t shared_columns = 960;
 
@@ -160,7 +163,7 @@ class Searcher {
   static Limits limits(const Problem& problem) {
     const int64_t row_bytes = problem.width * int64_t(sizeof(F));
     const int64_t document_bytes = larger(1, problem.documents().rows) * row_bytes;
-    return {larger(1, block_bytes / row_bytes), shared_columns, lanes<F>,
+    return {larger(1, smaller(block_columns, block_bytes / row_bytes)), shared_columns, lanes<F>,
             larger(1, smaller(together_parts, together_bytes / document_bytes))};
   }
 
@@ -208,9 +211,10 @@ class Searcher {
     parallel_units(executor_, (count + unit - 1) / unit, [&](int64_t u, int64_t worker) {
       const int64_t end = smaller(count, (u + 1) * unit);
       for (int64_t begin = u * unit; begin < end;) {
-        int64_t behind = begin + 1;
-        while (behind < end && behind - begin < together && tasks[behind].strip == tasks[begin].strip) ++behind;
         const Strip& strip = block.strips[tasks[begin].strip];
+        const int64_t most = smaller(together, thread_maxima / padded(strip));
+        int64_t behind = begin + 1;
+        while (behind < end && behind - begin < most && tasks[behind].strip == tasks[begin].strip) ++behind;
         const Task* next = behind < count ? &tasks[behind] : nullptr;
         search(strip, {&tasks[begin], behind - begin, next}, workers_[worker]);
         for (int64_t i = begin; i < behind; ++i) finish(tasks[i], best_of(workers_[worker], strip, i - begin));

@@ -70,9 +70,9 @@ def attend(call: Call, bilinear: Bilinear = None) -> Attention:
         bilinear: M1 and M2, (D, D) each, read with `intra`: Hᵛ and Hᵘ by (14, 15); None: by (16, 17).
     """
     x, options = _operands(call), call.options
-    A = torch.tanh(torch.einsum(f"{x.i}md,{x.t}nd->{x.p}mn", x.V, x.UK))
+    A = torch.tanh(torch.einsum(f"{x.i}md,{x.t}nd->{x.p}mn", x.V, x.UK))  # (7)
     positive = torch.relu(_widened(A))
-    C_wide, Rt_wide = unit_rows(positive.mT).mT, unit_rows(positive).mT
+    C_wide, Rt_wide = unit_rows(positive.mT).mT, unit_rows(positive).mT  # (12, 13)
     C, Rt = C_wide.to(A.dtype), Rt_wide.to(A.dtype)
 
     region_terms, word_terms, Hv, Hu = [], [], None, None
@@ -88,14 +88,15 @@ def attend(call: Call, bilinear: Bilinear = None) -> Attention:
         region_terms.append(of_regions)
         word_terms.append(of_words)
     w_v, w_u = call.vectors
-    f = _softmax(_logits(region_terms, w_v), x.exists.any(-1))
-    g = _softmax(_logits(word_terms, w_u), x.exists.any(-2))
+    f = _softmax(_logits(region_terms, w_v), x.exists.any(-1))  # (8, 9)
+    g = _softmax(_logits(word_terms, w_u), x.exists.any(-2))  # (10, 11)
 
-    v = torch.einsum(f"{x.p}m,{x.i}md->{x.p}d", f, x.V)
-    u = torch.einsum(f"{x.p}n,{x.t}nd->{x.p}d", g, x.U)
+    v = torch.einsum(f"{x.p}m,{x.i}md->{x.p}d", f, x.V)  # (5)
+    u = torch.einsum(f"{x.p}n,{x.t}nd->{x.p}d", g, x.U)  # (6)
     if options.cosine:
         v, u = (unit_rows(_widened(pooled)).to(pooled.dtype) for pooled in (v, u))
-    return Attention((v * u).sum(-1), f, g, A, C, Rt, Hv, Hu)
+    score = (v * u).sum(-1)  # (18)
+    return Attention(score, f, g, A, C, Rt, Hv, Hu)
 
 
 class _Operands(NamedTuple):

@@ -20,20 +20,20 @@ def one_pair(V, U, weights, similarity="dot", inter=True, intra="semantics"):
     def unit(row):
         return row / max(row.norm(), 1e-8)
 
-    A = torch.tanh(V @ K @ U.T)
+    A = torch.tanh(V @ K @ U.T)  # (7)
     positive = A.clamp_min(0)
-    C = torch.stack([unit(column) for column in positive.T]).T
-    Rt = torch.stack([unit(row) for row in positive]).T
+    C = torch.stack([unit(column) for column in positive.T]).T  # (12)
+    Rt = torch.stack([unit(row) for row in positive]).T  # (13)
     if intra == "features":
-        Hv, Hu = V @ M1 @ V.T, U @ M2 @ U.T
+        Hv, Hu = V @ M1 @ V.T, U @ M2 @ U.T  # (14, 15)
     else:
         Hv, Hu = (torch.stack([unit(row) for row in x]) for x in (C, Rt))
-        Hv, Hu = Hv @ Hv.T, Hu @ Hu.T
+        Hv, Hu = Hv @ Hv.T, Hu @ Hu.T  # (16, 17)
     own, other = intra is not None, float(inter)
-    f = (torch.tanh(own * Hv @ V @ Q1 + other * C @ U @ Q2) @ w_v).softmax(0)
-    g = (torch.tanh(own * Hu @ U @ Q3 + other * Rt @ V @ Q4) @ w_u).softmax(0)
-    v, u = f @ V, g @ U
-    score = v @ u if similarity == "dot" else unit(v) @ unit(u)
+    f = (torch.tanh(own * Hv @ V @ Q1 + other * C @ U @ Q2) @ w_v).softmax(0)  # (8, 9)
+    g = (torch.tanh(own * Hu @ U @ Q3 + other * Rt @ V @ Q4) @ w_u).softmax(0)  # (10, 11)
+    v, u = f @ V, g @ U  # (5, 6)
+    score = v @ u if similarity == "dot" else unit(v) @ unit(u)  # (18)
     return ck.AttentionMaps(score, f, g, A, C, Rt, Hv, Hu)
 
 

@@ -75,6 +75,10 @@ CASES = {
         backward,
         {"images": 4000, "captions": 1, "width": 64, "hidden": 256, "dtype": torch.bfloat16},
     ),
+    "backward_both_sides_bfloat16": (
+        backward,
+        {"images": 8000, "captions": 14000, "width": 64, "hidden": 64, "dtype": torch.bfloat16, "pairs": 2000},
+    ),
     "backward_pair_list": (
         backward,
         {"images": 2000, "captions": 2000, "width": 4, "hidden": 4, "pairs": 2_500_000, "rows": (1, 1)},

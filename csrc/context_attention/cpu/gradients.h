@@ -8,6 +8,7 @@
 
 #include "context_attention/cpu/pair_gradients.h"
 #include "context_attention/cpu/scores.h"
+#include "core/cpu/sums.h"
 
 namespace caan::cpu::CAAN_NAMESPACE {
 namespace {
@@ -36,7 +37,13 @@ class Differentiator {
         word_weight_(padded_hidden_),
         d_weights_(slots * 2 * padded_hidden_),
         total_(2 * padded_hidden_),
-        workers_(new Worker[executor.threads]) {
+        workers_(new Worker[executor.threads]),
+        sums_(executor),
+        d_regions_{static_cast<T*>(gradients.regions), problem.regions_per_image * problem.width},
+        d_region_products_{static_cast<T*>(gradients.region_products), problem.regions_per_image * 2 * problem.hidden},
+        d_words_{static_cast<T*>(gradients.words), problem.words_per_caption * problem.width},
+        d_word_products_{static_cast<T*>(gradients.word_products),
+                         problem.words_per_caption * (problem.width + 2 * problem.hidden)} {
     copy_padded<F>(region_weight_, static_cast<const T*>(problem.region_score), hidden_, padded_hidden_);
     copy_padded<F>(word_weight_, static_cast<const T*>(problem.word_score), hidden_, padded_hidden_);
     for (int64_t h = 0; h < 2 * padded_hidden_; ++h) total_[h] = 0;
@@ -46,19 +53,14 @@ class Differentiator {
   Differentiator& operator=(const Differentiator&) = delete;
 
   void run() {
-    const Range images{0, problem_.images}, captions{0, problem_.captions}, none{0, 0};
-    if (problem_.pairs) find_windows();
-    const int64_t image_bytes = problem_.regions_per_image * (width_ + 2 * hidden_) * int64_t(sizeof(F));
-    const int64_t caption_bytes = problem_.words_per_caption * (2 * width_ + 2 * hidden_) * int64_t(sizeof(F));
-    if (same_type || images.end * image_bytes + captions.end * caption_bytes <= sums_bytes) {
-      sweep(images, captions);
-    } else {
-      // The sums do not fit beside the outputs: one side after the other, block by block, each pair walked backwards twice.
-      const int64_t image_step = larger(1, sums_bytes / larger(1, image_bytes));
-      for (int64_t i = 0; i < images.end; i += image_step) sweep({i, smaller(images.end, i + image_step)}, none);
-      const int64_t caption_step = larger(1, sums_bytes / larger(1, caption_bytes));
-      for (int64_t t = 0; t < captions.end; t += caption_step) sweep(none, {t, smaller(captions.end, t + caption_step)});
-    }
+    if (problem_.pairs)
+      windows_ = windows_of(problem_.images, problem_.pair_count, sorted_pairs, [&](int64_t p) {
+        const int64_t image = problem_.pairs[2 * p];
+        return has_gradient(p, image, problem_.pairs[2 * p + 1]) ? image : -1;
+      });
+    in_sweeps<T>({problem_.images, d_regions_.row + d_region_products_.row},
+                 {problem_.captions, d_words_.row + d_word_products_.row}, sums_bytes,
+                 [&](Range images, Range captions) { sweep(images, captions); });
     for (int64_t h = 0; h < hidden_; ++h) {
       static_cast<T*>(gradients_.region_score)[h] = narrow<T>(total_[h]);
       static_cast<T*>(gradients_.word_score)[h] = narrow<T>(total_[padded_hidden_ + h]);
@@ -66,27 +68,12 @@ class Differentiator {
   }
 
  private:
-  struct Range {
-    int64_t begin, end;
-    bool has(int64_t i) const { return begin <= i && i < end; }
-  };
   struct Worker {
     Image<T> image;
     Buffer<F> word_affinity, word_intra, word_inter; // U affinityᵀ, U Q3 and U Q2 in panels
     PairScratch<F> pair;
     GradientScratch<F> gradient;
   };
-  // Sums of the items of a sweep, `row` numbers each: in the output itself where it has the arithmetic type, else beside it.
-  struct Sums {
-    Buffer<F> own;
-    Range items{0, 0};
-    int64_t row = 0;
-    F* base = nullptr;
-    // Where an item's sums are; null where the sweep does not make them.
-    F* at(int64_t item) const { return items.has(item) ? base + (item - items.begin) * row : nullptr; }
-  };
-
-  static constexpr bool same_type = sizeof(T) == sizeof(F);
   // Of the 256 MiB that backward may take, what float32 sums of narrower gradients may: the rest is for the pairs' own work.
   static constexpr int64_t sums_bytes = int64_t(160) << 20;
 
@@ -94,29 +81,11 @@ class Differentiator {
     return grad_scores_[score] != 0 && problem_.region_count(image) > 0 && problem_.word_count(caption) > 0;
   }
 
-  // Windows of a list's images, each with as many pairs as are sorted at one time, or one image: in which order pairs are added up
-  // must not depend on how they were listed.
-  void find_windows() {
-    std::vector<int64_t> count(problem_.images);
-    for (int64_t p = 0; p < problem_.pair_count; ++p)
-      if (has_gradient(p, problem_.pairs[2 * p], problem_.pairs[2 * p + 1])) ++count[problem_.pairs[2 * p]];
-    int64_t begin = 0, pairs = 0;
-    for (int64_t i = 0; i < problem_.images; ++i) {
-      if (pairs > 0 && pairs + count[i] > sorted_pairs) {
-        windows_.push_back({begin, i});
-        begin = i, pairs = 0;
-      }
-      pairs += count[i];
-    }
-    windows_.push_back({begin, problem_.images});
-  }
-
   // All gradients of the items in both ranges.
   void sweep(Range images, Range captions) {
-    begin_sums(d_regions_, gradients_.regions, images, problem_.regions_per_image * width_);
-    begin_sums(d_region_products_, gradients_.region_products, images, problem_.regions_per_image * 2 * hidden_);
-    begin_sums(d_words_, gradients_.words, captions, problem_.words_per_caption * width_);
-    begin_sums(d_word_products_, gradients_.word_products, captions, problem_.words_per_caption * (width_ + 2 * hidden_));
+    d_regions_.items = d_region_products_.items = images;
+    d_words_.items = d_word_products_.items = captions;
+    sums_.begin({&d_regions_, &d_region_products_, &d_words_, &d_word_products_});
 
     std::vector<GradientEntry> entries;
     const auto add = [&](int64_t s, int64_t image, int64_t caption) {
@@ -137,36 +106,7 @@ class Differentiator {
       run_entries(entries);
     }
 
-    end_sums(d_regions_, gradients_.regions);
-    end_sums(d_region_products_, gradients_.region_products);
-    end_sums(d_words_, gradients_.words);
-    end_sums(d_word_products_, gradients_.word_products);
-  }
-
-  void begin_sums(Sums& sums, void* out, Range items, int64_t row) {
-    sums.items = items;
-    sums.row = row;
-    const int64_t count = (items.end - items.begin) * row;
-    if constexpr (same_type) {
-      sums.base = static_cast<F*>(out) + items.begin * row;
-    } else {
-      sums.own.resize(count);
-      sums.base = sums.own;
-    }
-    in_parts(count, [&](int64_t i) { sums.base[i] = 0; });
-  }
-  void end_sums(const Sums& sums, void* out) {
-    if constexpr (!same_type) {
-      T* to = static_cast<T*>(out) + sums.items.begin * sums.row;
-      in_parts((sums.items.end - sums.items.begin) * sums.row, [&](int64_t i) { to[i] = narrow<T>(sums.base[i]); });
-    }
-  }
-  template <class Body>
-  void in_parts(int64_t count, Body body) {
-    constexpr int64_t part = 1 << 16;
-    parallel_units(executor_, (count + part - 1) / part, [&](int64_t u, int64_t) {
-      for (int64_t i = u * part, end = smaller(count, i + part); i < end; ++i) body(i);
-    });
+    sums_.end({&d_regions_, &d_region_products_, &d_words_, &d_word_products_});
   }
 
   void run_entries(std::vector<GradientEntry>& entries) {
@@ -178,7 +118,7 @@ class Differentiator {
           run_pair(entries[begin + slot], d_weights_ + slot * 2 * padded_hidden_, workers_[worker]);
         });
         // A second sweep over the captions meets the same pairs again.
-        if (d_regions_.items.end == d_regions_.items.begin) continue;
+        if (d_regions_.items.size() == 0) continue;
         for (int64_t slot = 0; slot < count; ++slot)
           for (int64_t h = 0; h < 2 * padded_hidden_; ++h) total_[h] += d_weights_[slot * 2 * padded_hidden_ + h];
       }
@@ -281,7 +221,8 @@ class Differentiator {
   Buffer<F> d_weights_, total_;
   Worker* workers_;
   std::vector<Range> windows_;
-  Sums d_regions_, d_region_products_, d_words_, d_word_products_;
+  Sums<T> sums_;
+  ItemSums<T> d_regions_, d_region_products_, d_words_, d_word_products_;
 };
 
 } // namespace

@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "core/cpu/sums.h"
 #include "max_similarity/cpu/scores.h"
 
 namespace caan::cpu::CAAN_NAMESPACE {
@@ -35,70 +36,36 @@ CAAN_INLINE void add_row(Real<T>* to, Real<T> g, const T* from, int64_t width) {
 template <class T>
 class Differentiator {
   using F = Real<T>;
-  static constexpr bool same_type = std::is_same_v<T, F>;
 
  public:
   Differentiator(const Problem& problem, const F* grad_scores, const Gradients& gradients, const Executor& executor)
-      : problem_(problem), grad_scores_(grad_scores), executor_(executor), searcher_(problem, executor) {
+      : problem_(problem), grad_scores_(grad_scores), executor_(executor), searcher_(problem, executor), sums_(executor) {
     void* const of_documents = problem.options.over_regions ? gradients.words : gradients.regions;
     void* const of_queries = problem.options.over_regions ? gradients.regions : gradients.words;
-    documents_.wanted = of_documents, documents_.out = static_cast<T*>(of_documents);
-    queries_.wanted = of_queries, queries_.out = static_cast<T*>(of_queries);
+    documents_.out = static_cast<T*>(of_documents);
+    queries_.out = static_cast<T*>(of_queries);
     documents_.row = problem.documents().rows * problem.width;
     queries_.row = problem.queries().rows * problem.width;
   }
 
   void run() {
+    if (problem_.pairs)
+      windows_ = windows_of(problem_.documents().count, problem_.pair_count, sorted_pairs, [&](int64_t p) {
+        return has_gradient(p, problem_.document(p), problem_.query(p)) ? problem_.document(p) : -1;
+      });
     // No sums of a side whose gradient is not wanted.
-    const Range none{0, 0};
-    const int64_t documents = documents_.wanted ? problem_.documents().count : 0;
-    const int64_t queries = queries_.wanted ? problem_.queries().count : 0;
-    if (problem_.pairs) find_windows();
-    if (same_type || (documents * documents_.row + queries * queries_.row) * int64_t(sizeof(F)) <= sums_bytes)
-      return sweep({0, documents}, {0, queries});
-    // The sums do not fit: one side after the other, block by block, each pair searched twice.
-    const int64_t together = sums_bytes / int64_t(sizeof(F));
-    const int64_t some_documents = larger(1, together / larger(1, documents_.row));
-    for (int64_t d = 0; d < documents; d += some_documents) sweep({d, smaller(documents, d + some_documents)}, none);
-    const int64_t some_queries = larger(1, together / larger(1, queries_.row));
-    for (int64_t q = 0; q < queries; q += some_queries) sweep(none, {q, smaller(queries, q + some_queries)});
+    const auto size = [](const ItemSums<T>& sums, int64_t items) { return SideSize{sums.out ? items : 0, sums.row}; };
+    in_sweeps<T>(size(documents_, problem_.documents().count), size(queries_, problem_.queries().count), sums_bytes,
+                 [&](Range documents, Range queries) { sweep(documents, queries); });
   }
 
  private:
-  struct Range {
-    int64_t begin, end;
-    bool has(int64_t i) const { return begin <= i && i < end; }
-  };
-  // Sums of a side's items in a range, `row` numbers each: in the output itself where it has the arithmetic type, else beside it.
-  struct Sums {
-    bool wanted = false;
-    T* out = nullptr;
-    int64_t row = 0;
-    Range items{0, 0};
-    F* base = nullptr;
-    F* at(int64_t item) const { return base + (item - items.begin) * row; }
-  };
   // A pair with a gradient, and where its places begin.
   struct Pending {
     int64_t document, query, place;
     F gradient;
   };
 
-  // Windows of a list's documents, each with as many pairs as are sorted at one time, or one document.
-  void find_windows() {
-    std::vector<int64_t> count(problem_.documents().count);
-    for (int64_t p = 0; p < problem_.pair_count; ++p)
-      if (has_gradient(p, problem_.document(p), problem_.query(p))) ++count[problem_.document(p)];
-    int64_t begin = 0, pairs = 0;
-    for (int64_t d = 0; d < problem_.documents().count; ++d) {
-      if (pairs > 0 && pairs + count[d] > sorted_pairs) {
-        windows_.push_back({begin, d});
-        begin = d, pairs = 0;
-      }
-      pairs += count[d];
-    }
-    windows_.push_back({begin, problem_.documents().count});
-  }
   // Pairs of a window in the order in which they count, which does not depend on how they were listed.
   std::vector<int64_t> sorted_list(Range window) const {
     std::vector<int64_t> listed;
@@ -119,9 +86,7 @@ class Differentiator {
 
   void sweep(Range documents, Range queries) {
     documents_.items = documents, queries_.items = queries;
-    if constexpr (!same_type) sums_.resize(size(documents_) + size(queries_));
-    begin_sums(documents_, sums_);
-    begin_sums(queries_, sums_ + (same_type ? 0 : size(documents_)));
+    sums_.begin({&documents_, &queries_});
     places_ = 0;
     const auto add = [&](int64_t score, int64_t document, int64_t query) {
       if (documents.has(document) || queries.has(query)) add_pair(score, document, query);
@@ -135,30 +100,7 @@ class Differentiator {
           if (has_gradient(problem_.score(d, q), d, q)) add(problem_.score(d, q), d, q);
     }
     run_round();
-    end_sums(documents_);
-    end_sums(queries_);
-  }
-
-  static int64_t size(const Sums& sums) { return (sums.items.end - sums.items.begin) * sums.row; }
-  void begin_sums(Sums& sums, F* beside) {
-    if constexpr (same_type)
-      sums.base = sums.out + sums.items.begin * sums.row;
-    else
-      sums.base = beside;
-    in_parts(size(sums), [&](int64_t i) { sums.base[i] = 0; });
-  }
-  void end_sums(const Sums& sums) {
-    if constexpr (!same_type) {
-      T* to = sums.out + sums.items.begin * sums.row;
-      in_parts(size(sums), [&](int64_t i) { to[i] = narrow<T>(sums.base[i]); });
-    }
-  }
-  template <class Body>
-  void in_parts(int64_t count, Body body) {
-    constexpr int64_t part = 1 << 16;
-    parallel_units(executor_, (count + part - 1) / part, [&](int64_t u, int64_t) {
-      for (int64_t i = u * part, end = smaller(count, i + part); i < end; ++i) body(i);
-    });
+    sums_.end({&documents_, &queries_});
   }
 
   void add_pair(int64_t score, int64_t document, int64_t query) {
@@ -213,7 +155,7 @@ class Differentiator {
 
   // Calls body(pair) for the pairs of the round whose item the sweep sums up, those of one item one after the other.
   template <class Body>
-  void for_runs(const std::vector<int64_t>& order, const Sums& sums, int64_t Pending::* item, Body body) {
+  void for_runs(const std::vector<int64_t>& order, const ItemSums<T>& sums, int64_t Pending::* item, Body body) {
     std::vector<int64_t> begins;
     for (int64_t i = 0; i < int64_t(order.size()); ++i)
       if (i == 0 || round_[order[i]].*item != round_[order[i - 1]].*item) begins.push_back(i);
@@ -229,8 +171,8 @@ class Differentiator {
   const Executor& executor_;
   Searcher<T, true> searcher_;
   std::vector<Range> windows_;
-  Buffer<F> sums_;
-  Sums documents_, queries_;
+  Sums<T> sums_;
+  ItemSums<T> documents_, queries_;
   std::vector<Pending> round_;
   int64_t places_ = 0;
   Buffer<Place<F>> place_;

@@ -80,9 +80,4 @@ inline cpu::Storage storage_of(const Tensor& tensor, const char* name) {
   }
 }
 
-// Of the scores of such features.
-inline ScalarType score_type(const Tensor& like) {
-  return like.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 } // namespace caan

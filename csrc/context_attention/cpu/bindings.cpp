@@ -8,6 +8,7 @@
 #include "core/arguments.h"
 #include "core/checks.h"
 #include "core/cpu/threads.h"
+#include "core/results.h"
 
 namespace {
 
@@ -113,10 +114,6 @@ Tensor empty(const Tensor& like, const std::vector<int64_t>& shape, ScalarType t
   return torch::stable::new_empty(like, shape, type);
 }
 
-std::vector<int64_t> score_shape(const Problem& p) {
-  return p.pairs ? std::vector<int64_t>{p.pair_count} : std::vector<int64_t>{p.images, p.captions};
-}
-
 struct ProjectionCall {
   Tensor items, weight;
   OptionalTensor lengths;
@@ -148,26 +145,21 @@ Tensor project(Arguments& in) {
   return out;
 }
 
-// A gradient that is not needed comes back as an empty tensor.
 std::vector<Tensor> project_backward(Arguments& in) {
   const Tensor grad = in.next<Tensor>();
   const ProjectionCall call = next_projection(in);
   const bool need_items = in.next<bool>(), need_weight = in.next<bool>();
   const Projection p = projection_of(call);
-  const ScalarType type = call.items.scalar_type();
-  check(grad, "grad", {p.batch, p.length, p.columns}, type);
-  Tensor of_items = need_items ? torch::stable::empty_like(call.items) : empty(call.items, {0}, type);
-  Tensor of_weight = need_weight ? torch::stable::empty_like(call.weight) : empty(call.weight, {0}, type);
-  kernels_for(storage_of(call.items, "items"))
-      .project_backward(p, grad.const_data_ptr(), need_items ? of_items.mutable_data_ptr() : nullptr,
-                        need_weight ? of_weight.mutable_data_ptr() : nullptr, TorchThreads());
-  return {of_items, of_weight};
+  check(grad, "grad", {p.batch, p.length, p.columns}, call.items.scalar_type());
+  const GradientOf items(call.items, need_items), weight(call.weight, need_weight);
+  kernels_for(storage_of(call.items, "items")).project_backward(p, grad.const_data_ptr(), items.data, weight.data, TorchThreads());
+  return {items.tensor, weight.tensor};
 }
 
 Tensor pair_scores(Arguments& in) {
   const Call call = next_call(in);
   const Problem p = problem_of(call);
-  Tensor scores = empty(call.regions.features, score_shape(p), score_type(call.regions.features));
+  Tensor scores = empty(call.regions.features, score_shape(call.pairs, p.images, p.captions), score_type(call.regions.features));
   kernels_of(call).scores(p, scores.mutable_data_ptr(), nullptr, TorchThreads());
   return scores;
 }
@@ -177,7 +169,7 @@ std::vector<Tensor> pair_scores_backward(Arguments& in) {
   const Call call = next_call(in);
   check_products(call);
   const Problem p = problem_of(call);
-  check(grad, "grad", score_shape(p), score_type(call.regions.features));
+  check(grad, "grad", score_shape(call.pairs, p.images, p.captions), score_type(call.regions.features));
   std::vector<Tensor> gradients;
   for (const Tensor& tensor : {call.regions.features, *call.regions.products, call.words.features, *call.words.products,
                                call.region_score, call.word_score})

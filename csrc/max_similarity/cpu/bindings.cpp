@@ -6,6 +6,7 @@
 #include "core/arguments.h"
 #include "core/checks.h"
 #include "core/cpu/threads.h"
+#include "core/results.h"
 #include "max_similarity/cpu/kernels.h"
 
 namespace {
@@ -59,33 +60,24 @@ Problem problem_of(const Call& call) {
 
 const Kernels& kernels_of(const Call& call) { return kernels_for(storage_of(call.regions.features, "regions")); }
 
-std::vector<int64_t> score_shape(const Problem& p) {
-  return p.pairs ? std::vector<int64_t>{p.pair_count} : std::vector<int64_t>{p.regions.count, p.words.count};
-}
-
 Tensor scores(Arguments& in) {
   const Call call = next_call(in);
   const Problem p = problem_of(call);
-  Tensor out = torch::stable::new_empty(call.regions.features, score_shape(p), score_type(call.regions.features));
+  Tensor out = torch::stable::new_empty(call.regions.features, score_shape(call.pairs, p.regions.count, p.words.count),
+                                        score_type(call.regions.features));
   kernels_of(call).scores(p, out.mutable_data_ptr(), TorchThreads());
   return out;
 }
 
-// A gradient that is not needed comes back as an empty tensor.
 std::vector<Tensor> scores_backward(Arguments& in) {
   const Tensor grad = in.next<Tensor>();
   const Call call = next_call(in);
   const bool need_regions = in.next<bool>(), need_words = in.next<bool>();
   const Problem p = problem_of(call);
-  check(grad, "grad", score_shape(p), score_type(call.regions.features));
-  const auto gradient = [](const Tensor& features, bool needed) {
-    return needed ? torch::stable::empty_like(features) : torch::stable::new_empty(features, {0}, features.scalar_type());
-  };
-  Tensor of_regions = gradient(call.regions.features, need_regions), of_words = gradient(call.words.features, need_words);
-  const Gradients gradients{need_regions ? of_regions.mutable_data_ptr() : nullptr,
-                            need_words ? of_words.mutable_data_ptr() : nullptr};
-  kernels_of(call).scores_backward(p, grad.const_data_ptr(), gradients, TorchThreads());
-  return {of_regions, of_words};
+  check(grad, "grad", score_shape(call.pairs, p.regions.count, p.words.count), score_type(call.regions.features));
+  const GradientOf regions(call.regions.features, need_regions), words(call.words.features, need_words);
+  kernels_of(call).scores_backward(p, grad.const_data_ptr(), {regions.data, words.data}, TorchThreads());
+  return {regions.tensor, words.tensor};
 }
 
 } // namespace

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import caan_kernels as ck
+from caan_kernels.core.ragged import real_rows
 
 # How near to 0 float32 may see an alignment on the other side, and the shortest pooled vector that a cosine compares.
 TAU = 1e-6
@@ -73,7 +74,8 @@ def left_out(
     Returns:
         Two masks on the device of the regions. Beyond them and, with "cosine", what is projected, about `BLOCK_BYTES` are held.
     """
-    exists = real_rows(regions, region_lengths), real_rows(words, word_lengths)
+    lengths = (None if x is None else x.to(regions.device) for x in (region_lengths, word_lengths))
+    exists = tuple(real_rows(*side) for side in zip((regions, words), lengths, strict=True))
     # tanh keeps order and sign, so that its arguments are as good as the alignments.
     sides = regions, words, *exists, weights.affinity.double(), math.atanh(tau)
     found = LeftOut(*(all_pairs(*sides) if pairs is None else pair_list(*sides, pairs.to(regions.device))))
@@ -82,14 +84,6 @@ def left_out(
         pooled = shortest_pooled(regions, words, weights, exists, pairs, inter, intra).view_as(found.scores)
         found = found._replace(scores=found.scores | (pooled < SHORTEST))
     return found
-
-
-def real_rows(items: Tensor, lengths: Tensor | None) -> Tensor:
-    """(B, L) bool: which rows of (B, L, D) items exist."""
-    position = torch.arange(items.shape[1], device=items.device)
-    if lengths is None:
-        return torch.ones_like(position, dtype=torch.bool).expand(items.shape[:2])
-    return position < lengths.to(items.device)[:, None]
 
 
 def blocks(count: int, bytes_of_one: int) -> Iterator[slice]:

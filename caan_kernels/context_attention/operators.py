@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.derivatives import derive, differentiable, refuse_derivative
+from ..core.ragged import new_scores
 from ..core.records import flatten
 from ..core.registration import define, fake
 from .call import Call, CallGradient, Matrices, Projection, ProjectionGradient, Side, Vectors
@@ -27,11 +28,6 @@ for _name, _takes, _gives in (
     define(_name, _takes, _gives, torch.Tag.pt2_compliant_tag)
 
 
-def score_dtype(dtype: torch.dtype) -> torch.dtype:
-    """dtype of the scores of features of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 @fake("project")
 def _(call: Projection) -> Tensor:
     return call.items.new_empty((*call.items.shape[:2], call.weight.shape[1]))
@@ -45,9 +41,7 @@ def _(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
 
 @fake("pair_scores")
 def _fake_scores(call: Call) -> Tensor:
-    features, words, pairs = call.regions.features, call.words.features, call.pairs
-    shape = (features.shape[0], words.shape[0]) if pairs is None else (pairs.shape[0],)
-    return features.new_empty(shape, dtype=score_dtype(features.dtype))
+    return new_scores(call.regions.features, call.words.features, call.pairs)
 
 
 @fake("pair_scores_backward")

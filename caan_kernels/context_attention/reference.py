@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.ragged import real_rows, widened, without_padding
 from .call import Call, Projection
 
 # M1 and M2.
@@ -47,19 +48,19 @@ class Attention(NamedTuple):
 
 def project(call: Projection) -> Tensor:
     """Products of one item that all its pairs share: (B, L, E), 0 at and beyond a length, where items may hold anything."""
-    return _without_padding(call.items, _exists(call.items, call.lengths)) @ call.weight
+    return without_padding(call.items, real_rows(call.items, call.lengths)) @ call.weight
 
 
 def pair_scores(call: Call, bilinear: Bilinear = None) -> Tensor:
     """Scores (...), float32, or float64 for float64; arguments as for `attend`."""
-    return _widened(attend(call, bilinear).scores)
+    return widened(attend(call, bilinear).scores)
 
 
 def pair_maps(call: Call, bilinear: Bilinear = None) -> tuple[Tensor, ...]:
     """All of `Attention` in the dtype of the scores, 0 where a side is empty; arguments as for `attend`."""
     *found, Hv, Hu = attend(call, bilinear)
-    *_, C, Rt = found = [_widened(x) for x in found]
-    return *found, *(second_order(x) if H is None else _widened(H) for x, H in ((C, Hv), (Rt, Hu)))
+    *_, C, Rt = found = [widened(x) for x in found]
+    return *found, *(second_order(x) if H is None else widened(H) for x, H in ((C, Hv), (Rt, Hu)))
 
 
 def attend(call: Call, bilinear: Bilinear = None) -> Attention:
@@ -71,7 +72,7 @@ def attend(call: Call, bilinear: Bilinear = None) -> Attention:
     """
     x, options = _operands(call), call.options
     A = torch.tanh(torch.einsum(f"{x.i}md,{x.t}nd->{x.p}mn", x.V, x.UK))  # (7)
-    positive = torch.relu(_widened(A))
+    positive = torch.relu(widened(A))
     C_wide, Rt_wide = unit_rows(positive.mT).mT, unit_rows(positive).mT  # (12, 13)
     C, Rt = C_wide.to(A.dtype), Rt_wide.to(A.dtype)
 
@@ -94,7 +95,7 @@ def attend(call: Call, bilinear: Bilinear = None) -> Attention:
     v = torch.einsum(f"{x.p}m,{x.i}md->{x.p}d", f, x.V)  # (5)
     u = torch.einsum(f"{x.p}n,{x.t}nd->{x.p}d", g, x.U)  # (6)
     if options.cosine:
-        v, u = (unit_rows(_widened(pooled)).to(pooled.dtype) for pooled in (v, u))
+        v, u = (unit_rows(widened(pooled)).to(pooled.dtype) for pooled in (v, u))
     score = (v * u).sum(-1)  # (18)
     return Attention(score, f, g, A, C, Rt, Hv, Hu)
 
@@ -129,16 +130,16 @@ class _Operands(NamedTuple):
 def _operands(call: Call) -> _Operands:
     (regions, region_products, region_lengths), (words, word_products, word_lengths) = call.regions, call.words
     hidden, width, pairs = call.vectors.region_score.shape[0], regions.shape[2], call.pairs
-    v_exists, u_exists = _exists(regions, region_lengths), _exists(words, word_lengths)
+    v_exists, u_exists = real_rows(regions, region_lengths), real_rows(words, word_lengths)
     if pairs is None:
         i, t, p = "i", "t", "it"
-        V, U = _without_padding(regions, v_exists), _without_padding(words, u_exists)
+        V, U = without_padding(regions, v_exists), without_padding(words, u_exists)
         v_exists, u_exists = v_exists[:, None], u_exists[None, :]
     else:
         i = t = p = "p"
         V, region_products, v_exists = (x.index_select(0, pairs[:, 0]) for x in (regions, region_products, v_exists))
         U, word_products, u_exists = (x.index_select(0, pairs[:, 1]) for x in (words, word_products, u_exists))
-        V, U = _without_padding(V, v_exists), _without_padding(U, u_exists)
+        V, U = without_padding(V, v_exists), without_padding(U, u_exists)
     exists = v_exists[..., :, None] & u_exists[..., None, :]
     of_regions, of_words = region_products.split([hidden, hidden], dim=-1), word_products.split([width, hidden, hidden], dim=-1)
     return _Operands(V, *of_regions, U, *of_words, exists, i, t, p)
@@ -212,24 +213,7 @@ def _norm(x: Tensor) -> Tensor:
     return torch.where(zero, 0, torch.linalg.vector_norm(torch.where(zero, 1, x), dim=-1, keepdim=True))
 
 
-def _exists(items: Tensor, lengths: Tensor | None) -> Tensor:
-    """(B, L) bool: which rows of (B, L, D) items are real."""
-    position = torch.arange(items.shape[1], device=items.device)
-    if lengths is None:
-        return torch.ones_like(position, dtype=torch.bool).expand(items.shape[:2])
-    return position < lengths[:, None]
-
-
-def _without_padding(items: Tensor, exists: Tensor) -> Tensor:
-    # A product with the mask would keep NaN and Inf, forward and backward.
-    return torch.where(exists[..., None], items, 0)
-
-
 def _softmax(logits: Tensor, exists: Tensor) -> Tensor:
     """Softmax along the last dimension over what exists, 0 elsewhere and where nothing exists."""
     lowest = torch.finfo(logits.dtype).min
     return torch.where(exists, torch.softmax(torch.where(exists, logits, lowest), dim=-1), 0)
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

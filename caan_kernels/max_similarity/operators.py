@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.derivatives import derive, differentiable, refuse_derivative
+from ..core.ragged import new_scores
 from ..core.records import Items, flatten
 from ..core.registration import define, fake
 from .call import Call, CallGradient
@@ -20,9 +21,7 @@ define("max_similarity_backward", CallGradient, "(Tensor, Tensor)", torch.Tag.pt
 
 @fake("max_similarity")
 def _(call: Call) -> Tensor:
-    regions, words, pairs = call.regions.features, call.words.features, call.pairs
-    shape = (regions.shape[0], words.shape[0]) if pairs is None else (pairs.shape[0],)
-    return regions.new_empty(shape, dtype=torch.promote_types(regions.dtype, torch.float32))
+    return new_scores(call.regions.features, call.words.features, call.pairs)
 
 
 @fake("max_similarity_backward")

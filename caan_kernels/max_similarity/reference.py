@@ -7,16 +7,15 @@ In shapes, "..." is (I, T), or (P,) for a list of pairs; rows of queries look fo
 import torch
 from torch import Tensor
 
-from ..core.records import Items
+from ..core.ragged import real_rows, widened, without_padding
 from .call import Call
 
 
 def max_similarity(call: Call) -> Tensor:
     """Scores (...), float32, or float64 for float64."""
-    V, v_exists = _without_padding(call.regions)
-    U, u_exists = _without_padding(call.words)
+    v_exists, u_exists = real_rows(*call.regions), real_rows(*call.words)
     # As in the kernels no product is rounded: which is the largest would depend on the backend.
-    V, U = _widened(V), _widened(U)
+    V, U = widened(without_padding(call.regions.features, v_exists)), widened(without_padding(call.words.features, u_exists))
     if call.pairs is None:
         products = torch.einsum("imd,tnd->itmn", V, U)
         v_exists, u_exists = v_exists[:, None], u_exists[None, :]
@@ -47,17 +46,3 @@ def _largest(products: Tensor, exists: Tensor) -> Tensor:
         taken = (products == products.amax(-2, keepdim=True)) | products.isnan()
         place = torch.where(taken, row, products.shape[-2]).amin(-2, keepdim=True)
     return products.gather(-2, place).squeeze(-2)
-
-
-def _without_padding(items: Items) -> tuple[Tensor, Tensor]:
-    """(B, L, D) features with 0 beyond the lengths, and (B, L) bool: which rows are real."""
-    position = torch.arange(items.features.shape[1], device=items.features.device)
-    if items.lengths is None:
-        return items.features, torch.ones_like(position, dtype=torch.bool).expand(items.features.shape[:2])
-    exists = position < items.lengths[:, None]
-    # A product with the mask would keep NaN and Inf, forward and backward.
-    return torch.where(exists[..., None], items.features, 0), exists
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

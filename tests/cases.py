@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -293,6 +294,36 @@ def assert_inert(case: Problem, gradients: dict[str, Tensor]) -> None:
         if lengths is not None:
             padding = torch.arange(gradients[name].shape[1]) >= lengths[:, None]
             assert not gradients[name].cpu()[padding].any(), f"the padding of {name} has a gradient"
+
+
+def assert_equal(found, expected, backend: str) -> None:
+    """The same bits, tensor by tensor; plain PyTorch's products have others in another batch."""
+    for x, y in zip(*map(torch.utils._pytree.tree_leaves, (found, expected)), strict=True):
+        if backend == "reference":
+            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+        else:
+            assert torch.equal(x, y)
+
+
+def assert_keeps_denormals(result, threads) -> None:
+    """`result`, as `run` gives it, does not depend on the floating-point state of the calling thread, nor on threads, and leaves
+    that state as it is."""
+    threads(2)
+    expected = result()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    try:
+        found = []
+        for count in (1, 2):
+            threads(count)
+            found.append(result())
+        # The caller's own arithmetic is as it was set.
+        assert torch.full((), 1e-38).mul(0.01) == 0
+    finally:
+        torch.set_flush_denormal(False)
+    assert expected[0].count_nonzero() and expected[0].abs().max() < 2**-126
+    for one in found:
+        assert_same(expected, one)
 
 
 def assert_same(first, second) -> None:

@@ -55,15 +55,6 @@ def call(backend):
     return Call(backend)
 
 
-def assert_equal(found, expected, backend):
-    """The same bits; plain PyTorch's products have others in another batch."""
-    for x, y in zip(*map(torch.utils._pytree.tree_leaves, (found, expected)), strict=True):
-        if backend == "reference":
-            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
-        else:
-            assert torch.equal(x, y)
-
-
 def test_fake_tensors(call, backend):
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         regions, lengths, pairs = map(mode.from_tensor, (call.regions, call.lengths[1], call.pairs))
@@ -95,7 +86,7 @@ def test_make_fx(call, backend, mode, pairs):
     # Not a graph of looks at the lengths and pairs of one call.
     assert not [x.target for x in graph.graph.nodes if "nonzero" in str(x.target) or "aminmax" in str(x.target)]
     others = call.regions.flip(0), call.words, given[2], call.lengths[1].flip(0), call.pairs.flip(0)
-    assert_equal(graph(*others), function(*others), backend)
+    cases.assert_equal(graph(*others), function(*others), backend)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -105,15 +96,15 @@ def test_export(call, backend, strict):
             return call(regions, word_lengths=word_lengths, pairs=pairs)
 
     given = call.regions, call.lengths[1], call.pairs
-    assert_equal(torch.export.export(Scores(), given, strict=strict).module()(*given), Scores()(*given), backend)
+    cases.assert_equal(torch.export.export(Scores(), given, strict=strict).module()(*given), Scores()(*given), backend)
 
 
 def test_vmap(call, backend):
     several = call.several()
     expected = torch.stack([call(x) for x in several])
-    assert_equal(torch.vmap(call)(several), expected, backend)
-    assert_equal(torch.vmap(call, in_dims=1)(several.movedim(0, 1)), expected, backend)
-    assert_equal(torch.vmap(torch.vmap(call))(several[None]), expected[None], backend)
+    cases.assert_equal(torch.vmap(call)(several), expected, backend)
+    cases.assert_equal(torch.vmap(call, in_dims=1)(several.movedim(0, 1)), expected, backend)
+    cases.assert_equal(torch.vmap(torch.vmap(call))(several[None]), expected[None], backend)
     assert torch.vmap(call)(several[:0]).shape == (0, 2, 2)
 
 
@@ -122,7 +113,7 @@ def test_vmap_over_lengths_pairs_and_weights(call, backend):
         return call(weights=call.weights._replace(affinity=affinity), word_lengths=word_lengths, pairs=pairs)
 
     given = [torch.stack([x, x.flip(0)]) for x in (call.lengths[1], call.pairs, call.weights.affinity)]
-    assert_equal(torch.vmap(function)(*given), torch.stack([function(*x) for x in zip(*given, strict=True)]), backend)
+    cases.assert_equal(torch.vmap(function)(*given), torch.stack([function(*x) for x in zip(*given, strict=True)]), backend)
 
 
 def test_vmap_of_projections_and_maps(call, backend):
@@ -135,7 +126,7 @@ def test_vmap_of_projections_and_maps(call, backend):
     several = call.several()[:2]
     for function in (projected, maps):
         expected = [torch.stack(x) for x in zip(*(torch.utils._pytree.tree_leaves(function(x)) for x in several), strict=True)]
-        assert_equal(torch.vmap(function)(several), expected, backend)
+        cases.assert_equal(torch.vmap(function)(several), expected, backend)
 
 
 def test_torch_func(call, backend):
@@ -145,15 +136,15 @@ def test_torch_func(call, backend):
     def loss(*given):
         return call(*given).sum()
 
-    assert_equal(torch.func.grad(loss, argnums=(0, 1, 2))(*given), expected, backend)
+    cases.assert_equal(torch.func.grad(loss, argnums=(0, 1, 2))(*given), expected, backend)
     upstream = torch.randn(2, 2, device=call.regions.device)
-    assert_equal(torch.func.vjp(call, *given)[1](upstream), call.gradient(upstream=upstream), backend)
+    cases.assert_equal(torch.func.vjp(call, *given)[1](upstream), call.gradient(upstream=upstream), backend)
     jacobian = torch.func.jacrev(call)(call.regions)
     for row in range(2):
         for column in range(2):
             one = torch.zeros_like(upstream)
             one[row, column] = 1
-            assert_equal(jacobian[row, column], call.gradient(upstream=one)[0], backend)
+            cases.assert_equal(jacobian[row, column], call.gradient(upstream=one)[0], backend)
 
 
 def test_torch_func_with_vmap(call, backend):
@@ -165,12 +156,12 @@ def test_torch_func_with_vmap(call, backend):
 
     weights = tuple(call.weights[:7])
     each = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, several)
-    assert_equal(each, [torch.stack(x) for x in zip(*(x[2:] for x in expected), strict=True)], backend)
+    cases.assert_equal(each, [torch.stack(x) for x in zip(*(x[2:] for x in expected), strict=True)], backend)
     together = torch.func.grad(lambda regions: torch.vmap(call)(regions).sum())(several)
-    assert_equal(together, torch.stack([x[0] for x in expected]), backend)
+    cases.assert_equal(together, torch.stack([x[0] for x in expected]), backend)
     leaf = several.clone().requires_grad_()
     torch.vmap(call)(leaf).sum().backward()
-    assert_equal(leaf.grad, together, backend)
+    cases.assert_equal(leaf.grad, together, backend)
 
 
 def test_torch_func_of_projected_sides_and_maps(call, backend):
@@ -181,7 +172,7 @@ def test_torch_func_of_projected_sides_and_maps(call, backend):
     def map_score(regions, backend="auto"):
         return ck.attention_maps(regions, call.words, call.weights, call.pairs, *call.lengths, backend=backend).scores.sum()
 
-    assert_equal(torch.func.grad(score)(call.regions), call.gradient()[0], backend)
+    cases.assert_equal(torch.func.grad(score)(call.regions), call.gradient()[0], backend)
     assert torch.func.grad(map_score)(call.regions).isfinite().all()
     if backend != "reference":
         with pytest.raises(RuntimeError, match="its maps have no derivative"):
@@ -193,8 +184,8 @@ def test_batches_of_gradients(call, backend):
     leaf = call.regions.clone().requires_grad_()
     ones = torch.eye(4, device=leaf.device).view(4, 2, 2)
     (found,) = torch.autograd.grad(call(leaf), leaf, ones, is_grads_batched=True)
-    assert_equal(found.view_as(expected), expected, backend)
-    assert_equal(torch.autograd.functional.jacobian(call, call.regions, vectorize=True), expected, backend)
+    cases.assert_equal(found.view_as(expected), expected, backend)
+    cases.assert_equal(torch.autograd.functional.jacobian(call, call.regions, vectorize=True), expected, backend)
 
 
 @pytest.mark.parametrize("name", ["grad", "vmap"] if cases.INTERPRETED else ["grad", "vmap", "jacrev"])
@@ -207,7 +198,7 @@ def test_torch_compile_of_a_transform(call, backend, name):
     given = call.several() if name == "vmap" else call.regions
     torch._dynamo.reset()
     found = torch.compile(function, backend="aot_eager", fullgraph=True)(given)
-    assert_equal(found, function(given), backend)
+    cases.assert_equal(found, function(given), backend)
 
 
 def forward_mode(function, x):
@@ -265,25 +256,25 @@ def test_what_autograd_keeps_may_be_kept_otherwise(call, backend):
     expected = call.gradient()[0]
     leaf = call.regions.clone().requires_grad_()
     checkpoint(call, leaf, use_reentrant=False).sum().backward()
-    assert_equal(leaf.grad, expected, backend)
+    cases.assert_equal(leaf.grad, expected, backend)
     leaf.grad = None
     with torch.autograd.graph.save_on_cpu():
         scores = call(leaf)
     scores.sum().backward()
-    assert_equal(leaf.grad, expected, backend)
+    cases.assert_equal(leaf.grad, expected, backend)
 
 
 def test_views(call, backend):
     zeros = torch.zeros_like(call.regions)
     negative = torch.complex(zeros, -call.regions).conj().imag
     assert negative.is_neg()
-    assert_equal(call(negative), call(), backend)
+    cases.assert_equal(call(negative), call(), backend)
     upstream = torch.complex(torch.zeros(2, 2), torch.randn(2, 2)).to(zeros.device).conj().imag
-    assert_equal(call.gradient(upstream=upstream), call.gradient(upstream=upstream.resolve_neg()), backend)
+    cases.assert_equal(call.gradient(upstream=upstream), call.gradient(upstream=upstream.resolve_neg()), backend)
     one, score = call.regions[:1], call.weights.region_score[:1]
     weights = call.weights._replace(region_intra=call.weights.region_intra.mT.contiguous().mT, region_score=score.expand(3))
     plain = weights._replace(region_intra=call.weights.region_intra, region_score=score.repeat(3))
-    assert_equal(call(one.expand(2, -1, -1), weights=weights), call(one.repeat(2, 1, 1), weights=plain), backend)
+    cases.assert_equal(call(one.expand(2, -1, -1), weights=weights), call(one.repeat(2, 1, 1), weights=plain), backend)
 
 
 def test_lengths_and_pairs_are_looked_at_under_torch_func(call, backend):
@@ -303,12 +294,12 @@ def test_inference_tensors_are_cloned_for_training(call, backend):
     with torch.inference_mode():
         regions = call.regions.clone()
     weights = [x.clone().requires_grad_() for x in call.weights[:7]]
-    assert_equal(call(regions), call(), backend)
+    cases.assert_equal(call(regions), call(), backend)
     if backend != "reference":
         with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward.*clone"):
             call(regions, weights=weights)
     call(regions.clone(), weights=weights).sum().backward()
-    assert_equal([x.grad for x in weights], call.gradient()[2:], backend)
+    cases.assert_equal([x.grad for x in weights], call.gradient()[2:], backend)
 
 
 def test_flop_counter_sees_the_reference_alone(call, backend):

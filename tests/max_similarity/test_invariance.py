@@ -83,22 +83,7 @@ def test_the_callers_floating_point_state(backend, threads):
     case = problem(SHAPE, torch.float32, padding=0.0)
     case = replace(case, regions=1e-21 * case.regions, words=1e-20 * case.words)
     ones = torch.ones(SHAPE[0], SHAPE[2])
-    threads(2)
-    expected = run(case, ones, backend=backend)
-    if not torch.set_flush_denormal(True):
-        pytest.skip("this processor cannot flush denormals")
-    try:
-        found = []
-        for count in (1, 2):
-            threads(count)
-            found.append(run(case, ones, backend=backend))
-        # The caller's own arithmetic is as it was set.
-        assert torch.full((), 1e-38).mul(0.01) == 0
-    finally:
-        torch.set_flush_denormal(False)
-    assert expected[0].count_nonzero() and expected[0].abs().max() < 2**-126
-    for one in found:
-        cases.assert_same(expected, one)
+    cases.assert_keeps_denormals(lambda: run(case, ones, backend=backend), threads)
 
 
 @dtypes

@@ -1,5 +1,6 @@
 """PyTorch's transforms: the table of docs/operator.md, as far as it speaks of this operator."""
 
+import cases
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -43,15 +44,6 @@ def call(backend):
     return Call(backend)
 
 
-def assert_equal(found, expected, backend):
-    """The same bits; plain PyTorch's products have others in another batch."""
-    for x, y in zip(*map(torch.utils._pytree.tree_leaves, (found, expected)), strict=True):
-        if backend == "reference":
-            torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
-        else:
-            assert torch.equal(x, y)
-
-
 def test_fake_tensors(call, backend):
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         regions, lengths, pairs = map(mode.from_tensor, (call.regions, call.lengths[1], call.pairs))
@@ -70,7 +62,7 @@ def test_make_fx(call, backend, mode, pairs):
     given = call.regions, call.words, call.lengths[1], call.pairs
     graph = make_fx(function, tracing_mode=mode, _allow_non_fake_inputs=True)(*given)
     others = call.regions.flip(0), call.words, call.lengths[1].flip(0), call.pairs.flip(0)
-    assert_equal(graph(*others), function(*others), backend)
+    cases.assert_equal(graph(*others), function(*others), backend)
 
 
 def test_export(call, backend):
@@ -79,14 +71,14 @@ def test_export(call, backend):
             return call(regions, word_lengths=word_lengths, pairs=pairs)
 
     given = call.regions, call.lengths[1], call.pairs
-    assert_equal(torch.export.export(Scores(), given).module()(*given), Scores()(*given), backend)
+    cases.assert_equal(torch.export.export(Scores(), given).module()(*given), Scores()(*given), backend)
 
 
 def test_vmap(call, backend):
     several = call.several()
     expected = torch.stack([call(x) for x in several])
-    assert_equal(torch.vmap(call)(several), expected, backend)
-    assert_equal(torch.vmap(call, in_dims=1)(several.movedim(0, 1)), expected, backend)
+    cases.assert_equal(torch.vmap(call)(several), expected, backend)
+    cases.assert_equal(torch.vmap(call, in_dims=1)(several.movedim(0, 1)), expected, backend)
     assert torch.vmap(call)(several[:0]).shape == (0, 2, 2)
 
 
@@ -95,27 +87,27 @@ def test_vmap_over_lengths_and_pairs(call, backend):
         return call(word_lengths=word_lengths, pairs=pairs)
 
     given = [torch.stack([x, x.flip(0)]) for x in (call.lengths[1], call.pairs)]
-    assert_equal(torch.vmap(function)(*given), torch.stack([function(*x) for x in zip(*given, strict=True)]), backend)
+    cases.assert_equal(torch.vmap(function)(*given), torch.stack([function(*x) for x in zip(*given, strict=True)]), backend)
 
 
 def test_torch_func(call, backend):
     given = call.regions, call.words
-    assert_equal(torch.func.grad(lambda *x: call(*x).sum(), argnums=(0, 1))(*given), call.gradient(), backend)
+    cases.assert_equal(torch.func.grad(lambda *x: call(*x).sum(), argnums=(0, 1))(*given), call.gradient(), backend)
     upstream = torch.randn(2, 2)
-    assert_equal(torch.func.vjp(call, *given)[1](upstream), call.gradient(upstream=upstream), backend)
+    cases.assert_equal(torch.func.vjp(call, *given)[1](upstream), call.gradient(upstream=upstream), backend)
     jacobian = torch.func.jacrev(call)(call.regions)
     one = torch.zeros(2, 2)
     one[1, 0] = 1
-    assert_equal(jacobian[1, 0], call.gradient(upstream=one)[0], backend)
+    cases.assert_equal(jacobian[1, 0], call.gradient(upstream=one)[0], backend)
 
 
 def test_torch_func_with_vmap(call, backend):
     several = call.several()
     each = torch.vmap(torch.func.grad(lambda x: call(x).sum()))(several)
-    assert_equal(each, torch.stack([call.gradient(x)[0] for x in several]), backend)
+    cases.assert_equal(each, torch.stack([call.gradient(x)[0] for x in several]), backend)
     leaf = several.clone().requires_grad_()
     torch.vmap(call)(leaf).sum().backward()
-    assert_equal(leaf.grad, each, backend)
+    cases.assert_equal(leaf.grad, each, backend)
 
 
 @pytest.mark.parametrize("transform", ["jvp", "jacfwd", "hessian"])
@@ -145,12 +137,12 @@ def test_second_derivatives_of_torch_func(call, backend):
 def test_checkpoints_and_views(call, backend):
     leaf = call.regions.clone().requires_grad_()
     checkpoint(call, leaf, use_reentrant=False).sum().backward()
-    assert_equal(leaf.grad, call.gradient()[0], backend)
+    cases.assert_equal(leaf.grad, call.gradient()[0], backend)
     negative = torch.complex(torch.zeros_like(call.regions), -call.regions).conj().imag
     assert negative.is_neg()
-    assert_equal(call(negative), call(), backend)
+    cases.assert_equal(call(negative), call(), backend)
     one = call.regions[:1]
-    assert_equal(call(one.expand(2, -1, -1)), call(one.repeat(2, 1, 1)), backend)
+    cases.assert_equal(call(one.expand(2, -1, -1)), call(one.repeat(2, 1, 1)), backend)
 
 
 def test_lengths_are_looked_at_under_torch_func(call, backend):

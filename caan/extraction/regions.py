@@ -1,5 +1,6 @@
 """Sources of regions, and the threads that read from them."""
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -13,6 +14,8 @@ import numpy as np
 
 from ..photographs import Unreadable
 from .sources import CaptionedImage
+
+_PATIENCE = 5.0  # seconds that the end of a run waits for its threads
 
 
 class Regions(NamedTuple):
@@ -61,12 +64,16 @@ class RegionSource(Protocol):
 def batches(
     images: Sequence[CaptionedImage], source: RegionSource, size: int, workers: int
 ) -> Iterator[list[tuple[str, Regions | str]]]:
-    """Batches of (name, regions or the reason why there are none); threads read ahead by two batches."""
+    """Batches of (name, regions or the reason why there are none); threads read ahead by two batches.
+
+    Close it where it is left early: its threads end then, but for one whose read takes longer than `_PATIENCE`.
+    """
     tasks: SimpleQueue = SimpleQueue()
     waiting: deque = deque()
     # A ThreadPoolExecutor's threads are waited for when the process ends, and a read can take minutes.
-    for _ in range(workers):
-        Thread(target=_read, args=(tasks, source), daemon=True).start()
+    threads = [Thread(target=_read, args=(tasks, source), daemon=True) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
     try:
         for start in range(0, len(images), size):
             batch = [(Future(), image) for image in images[start : start + size]]
@@ -80,8 +87,12 @@ def batches(
     finally:
         for future in chain(*waiting):
             future.cancel()
-        for _ in range(workers):
+        for _ in threads:
             tasks.put(None)
+        # Python ends daemon threads by unwinding their stack, and torch's C++ answers that by aborting the process.
+        until = time.monotonic() + _PATIENCE
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _read(tasks: SimpleQueue, source: RegionSource) -> None:

@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,9 @@ def extract_split(
         begin = len(journal.images)
         if begin:
             say(f"{split}: continues after {begin:,} of {len(enough):,} images, where an earlier run was stopped")
-        with tqdm(total=len(enough), initial=begin, desc=split, unit=" images") as bar:
-            for batch in batches(enough[begin:], source, batch_size, workers):
+        bar = tqdm(total=len(enough), initial=begin, desc=split, unit=" images")
+        with bar, closing(batches(enough[begin:], source, batch_size, workers)) as read:
+            for batch in read:
                 journal.append(batch)
                 for name, reason in batch:
                     if isinstance(reason, str):

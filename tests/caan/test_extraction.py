@@ -1,11 +1,13 @@
 """Photographs to the SCAN layout: what is written, what is skipped, and that a killed run ends in the same bytes."""
 
+import errno
 import fcntl
 import json
 import os
 import re
 import threading
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -335,12 +337,25 @@ def test_an_interrupt_waits_for_no_read(photos, images, backbone, tmp_path, monk
     assert extract(images, photos, backbone, tmp_path / "out")[0].images == 7
 
 
-def test_readers_end_with_their_run(photos, images, backbone, tmp_path):
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_reader_outlives_its_run(photos, images, backbone, tmp_path, monkeypatch, fails):
+    """A thread that still computes when Python ends is stopped within torch, which aborts the process."""
+    load = Photographs.load
+
+    def slow(self, key):
+        time.sleep(0.2)
+        return load(self, key)
+
+    def full(self, batch):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Photographs, "load", slow)
+    if fails:
+        monkeypatch.setattr(run_module._Journal, "append", full)
     before = set(threading.enumerate())
-    extract(images, photos, backbone, tmp_path / "out", workers=3)
-    for thread in set(threading.enumerate()) - before:
-        thread.join(20)
-        assert not thread.is_alive()
+    with pytest.raises(OSError, match="No space") if fails else nullcontext():
+        extract(images, photos, backbone, tmp_path / "out", workers=3)
+    assert set(threading.enumerate()) <= before
 
 
 def test_photographs_that_cannot_be_told_apart_are_skipped(photos, images, backbone, tmp_path):

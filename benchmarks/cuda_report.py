@@ -1,5 +1,4 @@
-"""What the CUDA kernels become, without a GPU: registers, spills, shared memory, tensor-core instructions, and an estimate of their
-time.
+"""What the CUDA kernels become, without a GPU: registers, spills, shared memory and tensor-core instructions.
 
     python benchmarks/cuda_report.py           every architecture of a release; writes results/nvcc_compiled.json and the
                                                tables of docs/cuda.md; about five minutes on two cores
@@ -23,8 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from compile_report import MEANING, Clocks, nanoseconds
-from machine_code import TENSOR, disassembled, instructions, operations_of, registers_and_spills, tool
+from machine_code import TENSOR, disassembled, operations_of, registers_and_spills, tool
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "build_backend"))
@@ -35,12 +33,11 @@ RESULTS = Path(__file__).parent / "results" / "nvcc_compiled.json"
 DOCUMENT = ROOT / "docs" / "cuda.md"
 # Those of a release (setup.py).
 ARCHITECTURES = ("80", "86", "90a", "100", "120")
-# D and H of the paper.
-WIDTH = HIDDEN = 1024
 KERNELS = (
     "product_kernel",
     "product_tile_kernel",
     "tile_kernel",
+    "large_kernel",
     "score_kernel",
     "gradient_kernel",
     "image_features_kernel",
@@ -48,10 +45,9 @@ KERNELS = (
     "caption_features_kernel",
     "caption_hidden_kernel",
 )
+ON_TENSOR_CORES = ("product_tile_kernel", "tile_kernel", "large_kernel")
 # What a block may have on every GPU since compute capability 8.0, in bytes and in numbers.
 MOST_SHARED, MOST_REGISTERS = 99 * 1024, 65536
-# The tile that the field's sizes take: five 8s of regions, two captions a warp, all pairs, both terms.
-USUAL = ("tile_kernel", "5, 2, false, true", "bfloat16")
 
 
 def nvcc_version(nvcc: str) -> str:
@@ -86,7 +82,7 @@ def demangled(names: Sequence[str]) -> list[str]:
 def described(name: str) -> tuple[str, str, str]:
     """Kernel, shape and dtype from a demangled name."""
     kernel = re.search(r"(\w+_kernel)<", name)[1]
-    shape = re.search(r"Shape<([^>]*)>", name)
+    shape = re.search(r"(?:Shape|Large)<([^>]*)>", name)
     dtype = re.search(r"caan::cuda::(bfloat16|float16)", name)
     # Numbers and truths come as (int)5 and (bool)1 from some demanglers.
     text = re.sub(r"\(\w+\)", "", shape[1]) if shape else ""
@@ -99,8 +95,8 @@ def by_function(text: str, start: str) -> dict[str, str]:
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-def kernels_of(cubin: Path) -> list[tuple[dict[str, Any], str]]:
-    """Each kernel's counts and machine code."""
+def kernels_of(cubin: Path) -> list[dict[str, Any]]:
+    """Each kernel's counts."""
     architecture = re.search(r"sm_(\d+[af]?)", cubin.name)[0]
     code, usage = disassembled(cubin)
     codes, usages = by_function(code, r"Function : (\S+)"), by_function(usage, r"Function (\S+):")
@@ -121,49 +117,8 @@ def kernels_of(cubin: Path) -> list[tuple[dict[str, Any], str]]:
             "fused_multiply_adds": operations["FFMA"],
             "instructions": operations.total(),
         }
-        kernels.append((counts, codes[mangled]))
+        kernels.append(counts)
     return kernels
-
-
-def estimate(code: str, regions: int, words: float) -> Clocks:
-    """What an H100 would need for a pair in the usual tile, from its machine code; an estimate, nothing of it measured.
-
-    Assumes of a multiprocessor what `compile_report.estimate` does. A loop with tensor-core instructions and none inside takes 16
-    columns; one with copies and nothing else brings a piece's rows, 7 a thread; what lies around those takes a piece of 64
-    columns. A block has 8 warps, 2 images and 8 captions.
-    """
-    text = list(instructions(code))
-    loops = []
-    for address, instruction in text:
-        branch = re.search(r"\bBRA(?:\.\w+)* (?:\w+, )?(?:`\()?0x([0-9a-f]+)", instruction)
-        if branch and int(branch[1], 16) < address:
-            loops.append((int(branch[1], 16), address))
-    trips = {}
-    for loop in loops:
-        body = [x for address, x in text if loop[0] <= address <= loop[1]]
-        innermost = not any(loop != other and loop[0] <= other[0] and other[1] <= loop[1] for other in loops)
-        if not innermost:
-            trips[loop] = WIDTH // 64
-        elif any("HMMA" in x for x in body):
-            trips[loop] = 4
-        elif any("LDGSTS" in x for x in body):
-            trips[loop] = 7
-    issued = flops = special = 0.0
-    for address, instruction in text:
-        times = 1
-        for (first, last), count in trips.items():
-            times *= count if first <= address <= last else 1
-        issued += times
-        special += times * 32 * ("MUFU" in instruction)
-        flops += times * 2 * 16 * 8 * 16 * ("HMMA.16816" in instruction)
-    warps, pairs = 8, 16
-    rows = regions * 4 / 8 + words * 4 / 2
-    return Clocks(
-        issue=issued * warps / pairs / 4,
-        tensor=flops * warps / pairs / 2048,
-        special=special * warps / pairs / 16,
-        memory=rows * WIDTH * 2 / 24,
-    )
 
 
 def launches(folder: Path) -> dict[tuple[str, str, str], dict[str, int]]:
@@ -182,16 +137,13 @@ def launches(folder: Path) -> dict[tuple[str, str, str], dict[str, int]]:
 
 
 def measure(cubins: Sequence[Path], launched: dict[tuple[str, str, str], dict[str, int]]) -> dict[str, Any]:
-    """The counts of every kernel, and the estimate for the usual tile on sm_90a where it is among them."""
-    estimates = {}
+    """The counts of every kernel."""
     with ThreadPoolExecutor(2) as pool:
         found = [kernel for kernels in pool.map(kernels_of, cubins) for kernel in kernels]
-    for row, code in found:
+    for row in found:
         row |= launched[row["kernel"], row["shape"], row["dtype"]]
-        if (row["kernel"], row["shape"], row["dtype"]) == USUAL and row["architecture"].startswith("sm_90"):
-            estimates = estimate(code, regions=36, words=12.5)._asdict()
-    rows = sorted((row for row, _ in found), key=lambda row: [row[x] for x in ("kernel", "dtype", "shape")])
-    return {"kernels": rows, "estimated_clocks_of_a_pair": estimates}
+    rows = sorted(found, key=lambda row: [row[x] for x in ("kernel", "dtype", "shape")])
+    return {"kernels": rows}
 
 
 def line(row: dict[str, Any]) -> str:
@@ -204,7 +156,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """Kernels that spill, that no multiprocessor has room for, and tiles without a tensor-core instruction."""
+    """Kernels that spill, that no multiprocessor has room for, and those for tensor cores without such an instruction."""
 
     def wrong(row: dict[str, Any]) -> bool:
         # A warp gets registers in steps of 8 a thread.
@@ -213,28 +165,18 @@ def faults(report: dict[str, Any]) -> list[str]:
             row["spilled_bytes"] > 0
             or registers > MOST_REGISTERS
             or row["shared_bytes"] > MOST_SHARED
-            or ("tile" in row["kernel"] and not row["tensor_instructions"])
+            or (row["kernel"] in ON_TENSOR_CORES and not row["tensor_instructions"])
         )
 
     return [line(row) for row in report["kernels"] if wrong(row)]
 
 
-def estimate_of(report: dict[str, Any]) -> Clocks:
-    """The estimate that a report holds."""
-    return Clocks(**report["estimated_clocks_of_a_pair"])
-
-
 def tables(report: dict[str, Any]) -> str:
-    """Markdown: the estimate, and the most that any shape of a kernel takes."""
-    clocks = estimate_of(report)
-    lines = ["| estimate for a pair on an H100, bfloat16, m = 36, n = 12.5, D = H = 1024 | clocks of a multiprocessor | ns |"]
-    lines += ["| --- | ---: | ---: |"]
-    for name, value in clocks._asdict().items():
-        lines.append(f"| {MEANING[name]} | {value:,.0f} | {nanoseconds(value):.1f} |")
+    """Markdown: the most that any shape of a kernel takes."""
     architectures = list(dict.fromkeys(row["architecture"] for row in report["kernels"]))
     columns = ["kernel", "dtype", "shapes", "threads", "shared KiB", "spilled bytes", "tensor instructions"]
     columns += [f"registers, {architecture}" for architecture in architectures]
-    lines += ["", f"| {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * (len(columns) - 2)]
+    lines = [f"| {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * (len(columns) - 2)]
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in report["kernels"]:
         groups.setdefault((row["kernel"], row["dtype"]), []).append(row)
@@ -272,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in report["kernels"]:
         print(line(row))
     if not options.check:
-        facts = {"nvcc": nvcc_version(nvcc), "date": datetime.date.today().isoformat(), "width": WIDTH, "hidden": HIDDEN}
+        facts = {"nvcc": nvcc_version(nvcc), "date": datetime.date.today().isoformat()}
         report = {**facts, **report}
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
         begin, end = "<!-- compiled: begin -->", "<!-- compiled: end -->"

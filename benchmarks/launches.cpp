@@ -29,11 +29,15 @@ void launch_all(int regions) {
     multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, regions, d, H, regions, H, 1, 1, H, false}, nullptr);
   }
   if constexpr (sizeof(T) == 2)
-    for (const Options& options : {paper, ablated})
-      for (int together : {1, 2})
+    for (const Options& options : {paper, ablated}) {
+      for (int strips : {1, 2})
         for (const int64_t* listed : {static_cast<const int64_t*>(nullptr), &one})
-          score_tiles(sides, Tiles{nullptr, nullptr, listed, nullptr, nullptr, nullptr, 1, 1, 0, 1, 1, together}, options, nullptr,
+          score_tiles(sides, Tiles{nullptr, nullptr, listed, nullptr, nullptr, 1, 1, 1, 0, 1, 1, strips}, options, nullptr,
                       nullptr);
+      Sides<T> large = sides;
+      large.M = 576, large.N = 128;
+      score_large(large, pairs, options, nullptr, 1, nullptr, int64_t(1) << 30, 1, nullptr);
+    }
 }
 
 } // namespace

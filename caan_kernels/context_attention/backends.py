@@ -15,8 +15,8 @@ MOST_REGIONS = 256
 _OPERATORS = ("project", "project_backward", "pair_scores", "pair_scores_backward", "pair_maps")
 
 
-def _compiled(*, regions: int = 0, words: int = 0, gradient: bool = False, maps: bool = False, bilinear: bool = False) -> str:
-    """Why no compiled backend takes a call of so many regions an image and words a caption, padding included."""
+def _compiled(*, gradient: bool = False, maps: bool = False, bilinear: bool = False, **_: int) -> str:
+    """Why no compiled backend takes such a call."""
     if bilinear:
         return "intra='features' is there to reproduce the paper's ablation: only the reference computes it"
     if maps and gradient:
@@ -24,13 +24,17 @@ def _compiled(*, regions: int = 0, words: int = 0, gradient: bool = False, maps:
     return ""
 
 
+# Regions an image and words a caption, padding included.
 def _triton(*, regions: int = 0, **wanted: int) -> str:
     too_large = f"it takes at most {MOST_REGIONS} regions an image, these have {regions}" if regions > MOST_REGIONS else ""
     return _compiled(**wanted) or too_large
 
 
-def _cuda(*, regions: int = 0, words: int = 0, **wanted: int) -> str:
-    return _compiled(**wanted) or cuda_kernels.too_large(regions, words)
+def _cuda(*, regions: int = 0, words: int = 0, width: int = 0, hidden: int = 0, half: bool = False, **wanted: int) -> str:
+    if reason := _compiled(**wanted):
+        return reason
+    scored = half and cuda_kernels.copied(width, hidden) and not wanted.get("gradient") and not wanted.get("maps")
+    return cuda_kernels.too_large(regions, words, scored)
 
 
 def _register(backend: str, kernels: launch.Kernels, device: str) -> None:

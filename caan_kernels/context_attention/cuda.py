@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..core.cuda import product
-from ..core.gpu import aligned, stream_of
-from ..core.gpu.plan import Walk, plan_list
+from ..core.gpu import aligned, multiprocessors, stream_of
+from ..core.gpu.plan import SMALLEST, Items, Walk, plan_list, size_of
 from ..core.records import Written, flatten
 from ..core.registration import define
 from .call import Options, Vectors
@@ -21,6 +21,8 @@ MOST_ROWS = 340
 # Regions of an image and words of a caption that lie in a tile (csrc/context_attention/cuda/kernels.h).
 MOST_REGIONS = 64
 MOST_WORDS = 32
+# Words of a caption that is scored in half precision with a block for each pair.
+MOST_LARGE_WORDS = 128
 MOST_TILED_ROWS = 2**32 - 1
 
 
@@ -49,7 +51,20 @@ class PairLaunch(NamedTuple):
     first: int
     count: int
     score_row: int
-    skip_tiles: bool
+    rest: bool
+    options: Options
+    stream: int
+
+
+class LargeLaunch(NamedTuple):
+    """`Pairs` and the arguments of `score_large`."""
+
+    sides: Sides
+    scores: Written
+    scratch: Written
+    pairs: Tensor | None
+    score_row: int
+    blocks: int
     options: Options
     stream: int
 
@@ -64,12 +79,12 @@ class TileLaunch(NamedTuple):
     pairs: Tensor | None
     order: Tensor | None
     keys: Tensor | None
-    ranks: Tensor | None
     score_row: int
+    blocks: int
     bucket: int
     word_buckets: int
     buckets: int
-    together: int
+    strips: int
     options: Options
     stream: int
 
@@ -98,6 +113,7 @@ class SumLaunch(NamedTuple):
 
 # Launches, not operators: they write into what they are given and are called by the operators' implementation only.
 define("cuda_score_pairs", PairLaunch, "()")
+define("cuda_score_large", LargeLaunch, "()")
 define("cuda_score_tiles", TileLaunch, "()")
 define("cuda_sum_gradients", SumLaunch, "()")
 
@@ -110,8 +126,7 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
         return True
     regions, words = V.plan(), U.plan()
     listed = None if pairs is None else plan_list(pairs, regions, words)
-    tensors = (aligned(x) for x in (V.features, V.products, U.features, U.products))
-    sides = Sides(*tensors, call.vectors, regions.lengths, words.lengths)
+    sides = _copied_sides(call, regions, words)
     for bucket, size in enumerate(words.sizes):
         if size <= MOST_WORDS:
             launch = TileLaunch(
@@ -120,12 +135,13 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
                 words.order,
                 words.starts,
                 pairs,
-                *((None,) * 3 if listed is None else listed),
+                *((None,) * 2 if listed is None else (listed.order, listed.keys)),
                 score_row=0 if listed is not None else scores.stride(0),
+                blocks=multiprocessors(scores.device),
                 bucket=bucket,
                 word_buckets=len(words.sizes),
                 buckets=len(words.sizes) * len(regions.sizes),
-                together=MOST_WORDS // size,
+                strips=size // SMALLEST,
                 options=call.options,
                 stream=stream_of(scores),
             )
@@ -133,12 +149,18 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
     return V.features.shape[1] > MOST_REGIONS or U.features.shape[1] > MOST_WORDS
 
 
+def _copied_sides(call: PlannedCall, regions: Items, words: Items) -> Sides:
+    V, U = call.V, call.U
+    tensors = (aligned(x) for x in (V.features, V.products, U.features, U.products))
+    return Sides(*tensors, call.vectors, regions.lengths, words.lengths)
+
+
 def _tiled(call: PlannedCall) -> bool:
-    """Whether there are tiles for such a call: rows are counted in 32 bits and copied 16 bytes at a time."""
+    """Whether tensor cores score such a call: rows are counted in 32 bits and copied 16 bytes at a time."""
     features = call.V.features
-    copied = features.shape[2] % 8 == 0 and len(call.vectors.region_score) % 8 == 0
     rows = max(x.features.shape[0] * x.features.shape[1] for x in (call.V, call.U))
-    return features.dtype != torch.float32 and copied and rows < MOST_TILED_ROWS
+    widths = copied(features.shape[2], len(call.vectors.region_score))
+    return features.dtype != torch.float32 and widths and rows < MOST_TILED_ROWS
 
 
 def _fours(count: int) -> int:
@@ -155,15 +177,39 @@ def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
 
 
 def score_rest(slots: Slots, scores: Tensor) -> None:
-    slots.reserve(scores.numel())
-    _launch_pairs(slots, 0, scores.numel(), scores, None, skip_tiles=_tiled(slots.call))
+    tiled = _tiled(slots.call)
+    if tiled:
+        _score_large(slots, scores)
+    if not tiled or slots.rows[1] > MOST_LARGE_WORDS:
+        slots.reserve(scores.numel())
+        _launch_pairs(slots, 0, scores.numel(), scores, None, rest=tiled)
+
+
+def _score_large(slots: Slots, scores: Tensor) -> None:
+    call, (m, n) = slots.call, slots.rows
+    blocks = multiprocessors(scores.device)
+    # What two blocks of every multiprocessor want, in slots of csrc/context_attention/cuda/large.cu for the longest caption.
+    strips, region_strips = size_of(min(n, MOST_LARGE_WORDS)) // SMALLEST, -(-m // SMALLEST)
+    numbers = region_strips * (strips * 256 * 3 + 32) + strips * strips * 128
+    most = max(1, min(2 * blocks, slots.most_bytes // (4 * numbers)))
+    launch = LargeLaunch(
+        _copied_sides(call, slots.regions, slots.words),
+        scores,
+        scores.new_empty(most * numbers),
+        call.pairs,
+        score_row=scores.stride(0) if call.pairs is None else 0,
+        blocks=blocks,
+        options=call.options,
+        stream=stream_of(scores),
+    )
+    _ops.cuda_score_large(*flatten(launch))
 
 
 def fill(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
-    _launch_pairs(slots, first, count, scores, walk, skip_tiles=False)
+    _launch_pairs(slots, first, count, scores, walk, rest=False)
 
 
-def _launch_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None, skip_tiles: bool) -> None:
+def _launch_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None, rest: bool) -> None:
     pairs = None if walk is not None else slots.call.pairs
     launch = PairLaunch(
         _sides(slots),
@@ -174,7 +220,7 @@ def _launch_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Wa
         first=first,
         count=count,
         score_row=scores.stride(0) if walk is None and pairs is None else 0,
-        skip_tiles=skip_tiles,
+        rest=rest,
         options=slots.call.options,
         stream=stream_of(scores),
     )
@@ -200,8 +246,16 @@ def _sides(slots: Slots) -> Sides:
     return Sides(V.features, V.products, U.features, U.products, vectors, slots.regions.lengths, slots.words.lengths)
 
 
-def too_large(regions: int, words: int) -> str:
-    """Why pairs of so many regions and words are not for this backend, or an empty string."""
-    if regions + words <= MOST_ROWS:
+def too_large(regions: int, words: int, on_tensor_cores: bool) -> str:
+    """Why pairs of so many regions and words are not for this backend, or an empty string; scores on tensor cores take more."""
+    if regions + words <= MOST_ROWS or (on_tensor_cores and words <= MOST_LARGE_WORDS):
         return ""
-    return f"it takes at most {MOST_ROWS} regions and words together, an image and a caption here have {regions + words}"
+    return (
+        f"it takes at most {MOST_ROWS} regions and words together, or for scores in half precision with widths that are multiples "
+        f"of 8 any number of regions with {MOST_LARGE_WORDS} words; an image and a caption here have {regions} and {words}"
+    )
+
+
+def copied(width: int, hidden: int) -> bool:
+    """Whether rows of such widths can be copied 16 bytes at a time in half precision."""
+    return width % 8 == 0 and hidden % 8 == 0

@@ -31,7 +31,7 @@ struct Call {
   int M, N, D, H;
   int64_t images = 2, captions = 3;
   std::vector<T> V, VQ, U, UQ, w_v, w_u;
-  std::vector<int64_t> m, n, order{0, 1, 2}, starts{0, 3}, pairs, keys, places, ranks, image_starts, by_caption, caption_starts;
+  std::vector<int64_t> m, n, order{0, 1, 2}, starts{0, 3}, pairs, keys, places, image_starts, by_caption, caption_starts;
   std::vector<int64_t> walked{0};
 
   Call(int M_, int N_, int D_, int H_) : M(M_), N(N_), D(D_), H(H_), m{M_, M_ / 2}, n{N_, 1, N_ / 2 + 1} {
@@ -48,7 +48,6 @@ struct Call {
       pairs.insert(pairs.end(), {pair / captions, pair % captions});
       keys.push_back(pair);
       places.push_back(pair);
-      ranks.push_back(pair % captions);
       by_caption.push_back(pair % images * captions + pair / images);
     }
     image_starts = {0, captions, 2 * captions};
@@ -104,13 +103,22 @@ template <typename T>
 void run_tiles(const Options& options, int M, int N) {
   const Call<T> call(M, N, 136, 72);
   std::vector<float> scores(6);
-  Tiles tiles{call.order.data(), call.starts.data(), nullptr, nullptr, nullptr, nullptr, 0, 3, 0, 1, 1, N > 16 ? 1 : 2};
+  Tiles tiles{call.order.data(), call.starts.data(), nullptr, nullptr, nullptr, 0, 3, 1, 0, 1, 1, N > 16 ? 2 : 1};
   score_tiles(call.sides(), tiles, options, scores.data(), nullptr);
-  tiles.pairs = call.pairs.data(), tiles.order = call.places.data(), tiles.ranks = call.ranks.data(), tiles.listed = 6;
+  tiles.pairs = call.pairs.data(), tiles.order = call.places.data(), tiles.listed = 6;
   std::vector<int64_t> keys;
   for (int64_t key : call.keys) keys.push_back(key / call.captions);
   tiles.keys = keys.data();
   score_tiles(call.sides(), tiles, options, scores.data(), nullptr);
+}
+
+// Two pairs a block, one after the other, of several sweeps.
+template <typename T>
+void run_large(const Options& options, int M, int N) {
+  const Call<T> call(M, N, 72, 136);
+  std::vector<float> scores(6), scratch(1 << 20);
+  score_large(call.sides(), Pairs{nullptr, nullptr, nullptr, nullptr, 0, 6}, options, scores.data(), 3, scratch.data(),
+              int64_t(scratch.size()), 1, nullptr);
 }
 
 // Forward, and the gradients of the weight and of the items, of 2 x 9 rows.
@@ -135,6 +143,7 @@ int main() {
     run_pairs<bfloat16>(options);
     run_tiles<bfloat16>(options, 36, 14);
     run_tiles<float16>(options, 64, 30);
+    run_large<float16>(options, 70, 40);
   }
   run_products<float>();
   run_products<bfloat16>();

@@ -291,6 +291,7 @@ class Slots:
 
     Attributes:
         call: whose pairs they are.
+        most_bytes: that they may take.
         regions, words: the plans of its sides.
         rows: M and N.
         width: D.
@@ -300,7 +301,7 @@ class Slots:
     """
 
     def __init__(self, call: PlannedCall, most_bytes: int, gradient: bool):
-        self.call = call
+        self.call, self.most_bytes = call, most_bytes
         self.regions, self.words = call.V.plan(), call.U.plan()
         self.rows = call.V.features.shape[1], call.U.features.shape[1]
         self.width = call.V.features.shape[2]

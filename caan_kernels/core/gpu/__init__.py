@@ -57,6 +57,11 @@ def stream_of(x: Tensor) -> int:
     return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 2 on the CPU, where kernels are emulated one block after another."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 def aligned(x: Tensor) -> Tensor:
     """With an address that accesses of 16 bytes take: which kernel does the work must not depend on where a tensor begins."""
     return x if x.data_ptr() % 16 == 0 else x.clone()

@@ -47,7 +47,7 @@ void score_pairs_(Arguments& in) {
   const OptionalTensor pairs = in.next<OptionalTensor>(), keys = in.next<OptionalTensor>(), order = in.next<OptionalTensor>(),
                        walked = in.next<OptionalTensor>();
   const int64_t first = in.next<int64_t>(), count = in.next<int64_t>(), score_row = in.next<int64_t>();
-  const bool skip_tiles = in.next<bool>();
+  const bool rest = in.next<bool>();
   const Options options = Options::from(in);
   const Stream stream = next_stream(in);
   with_type(tensors.regions, [&](auto type) {
@@ -61,41 +61,63 @@ void score_pairs_(Arguments& in) {
     if (gradient)
       differentiate_pairs(sides, chosen, options, data<float>(scores), mutable_data<float>(scratch), stream);
     else
-      score_pairs(sides, chosen, options, mutable_data<float>(scores), score_row, skip_tiles, mutable_data<float>(scratch),
+      score_pairs(sides, chosen, options, mutable_data<float>(scores), score_row, rest, mutable_data<float>(scratch),
                   scratch.size(0), stream);
+  });
+}
+
+// Copies of 16 bytes need addresses and rows that are multiples of them.
+void check_copied(const SideTensors& sides) {
+  for (const Tensor* tensor : {&sides.regions, &sides.region_products, &sides.words, &sides.word_products})
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor->const_data_ptr()) % 16 == 0 && tensor->size(2) % 8 == 0,
+                    "expected tensors that begin, and rows that end, at a multiple of 16 bytes");
+}
+
+template <typename Body>
+void with_half(const Tensor& tensor, Body body) {
+  tensor.scalar_type() == ScalarType::BFloat16 ? body(bfloat16{}) : body(float16{});
+}
+
+void score_large_(Arguments& in) {
+  const SideTensors tensors = next_sides(in);
+  const Tensor scores = in.next<Tensor>(), scratch = in.next<Tensor>();
+  const OptionalTensor pairs = in.next<OptionalTensor>();
+  const int64_t score_row = in.next<int64_t>(), blocks = in.next<int64_t>();
+  const Options options = Options::from(in);
+  const Stream stream = next_stream(in);
+  check_copied(tensors);
+  const Pairs all{indices(pairs), nullptr, nullptr, nullptr, 0, scores.numel()};
+  with_half(tensors.regions, [&](auto type) {
+    score_large(sides_of<decltype(type)>(tensors), all, options, mutable_data<float>(scores), score_row,
+                mutable_data<float>(scratch), scratch.numel(), blocks, stream);
   });
 }
 
 void score_tiles_(Arguments& in) {
   const SideTensors tensors = next_sides(in);
   const Tensor scores = in.next<Tensor>(), word_order = in.next<Tensor>(), word_starts = in.next<Tensor>();
-  const OptionalTensor pairs = in.next<OptionalTensor>(), order = in.next<OptionalTensor>(), keys = in.next<OptionalTensor>(),
-                       ranks = in.next<OptionalTensor>();
-  const int64_t score_row = in.next<int64_t>();
+  const OptionalTensor pairs = in.next<OptionalTensor>(), order = in.next<OptionalTensor>(), keys = in.next<OptionalTensor>();
+  const int64_t score_row = in.next<int64_t>(), blocks = in.next<int64_t>();
   const int bucket = int(in.next<int64_t>()), word_buckets = int(in.next<int64_t>()), buckets = int(in.next<int64_t>()),
-            together = int(in.next<int64_t>());
+            strips = int(in.next<int64_t>());
   const Options options = Options::from(in);
   const Stream stream = next_stream(in);
-  // Copies of 16 bytes need addresses and rows that are multiples of them.
-  for (const Tensor* tensor : {&tensors.regions, &tensors.region_products, &tensors.words, &tensors.word_products})
-    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor->const_data_ptr()) % 16 == 0 && tensor->size(2) % 8 == 0,
-                    "expected tensors that begin, and rows that end, at a multiple of 16 bytes");
+  check_copied(tensors);
   const Tiles tiles{data<int64_t>(word_order),
                     data<int64_t>(word_starts),
                     indices(pairs),
                     indices(order),
                     indices(keys),
-                    indices(ranks),
                     pairs ? pairs->size(0) : 0,
                     score_row,
+                    blocks,
                     bucket,
                     word_buckets,
                     buckets,
-                    together};
-  const auto score = [&](auto type) {
+                    strips};
+  with_half(tensors.regions, [&](auto type) {
     score_tiles(sides_of<decltype(type)>(tensors), tiles, options, mutable_data<float>(scores), stream);
-  };
-  tensors.regions.scalar_type() == ScalarType::BFloat16 ? score(bfloat16{}) : score(float16{});
+  });
 }
 
 void sum_gradients_(Arguments& in) {
@@ -118,6 +140,7 @@ void sum_gradients_(Arguments& in) {
 
 STABLE_TORCH_LIBRARY_IMPL(caan_kernels, CAAN_DEVICE_KEY, m) {
   m.impl("cuda_score_pairs", &boxed<score_pairs_>);
+  m.impl("cuda_score_large", &boxed<score_large_>);
   m.impl("cuda_score_tiles", &boxed<score_tiles_>);
   m.impl("cuda_sum_gradients", &boxed<sum_gradients_>);
 }

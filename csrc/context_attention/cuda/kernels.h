@@ -32,9 +32,19 @@ struct Pairs {
   int64_t first, count;
 };
 
-// Pairs that `score_tiles` takes.
-constexpr int MOST_REGIONS = 64, MOST_WORDS = 32;
+// Which kernels score a pair in half precision, where rows can be copied 16 bytes at a time: its own lengths decide. Otherwise
+// `score_pairs` scores all.
+constexpr int MOST_REGIONS = 64, MOST_WORDS = 32, MOST_LARGE_WORDS = 128;
 CAAN_DEVICE bool fits_tile(int m, int n) { return m <= MOST_REGIONS && n <= MOST_WORDS; }
+// Strips of 16 words, a power of two, that `score_large` has for a pair; 0 for one that it does not take.
+CAAN_DEVICE int large_strips(int m, int n) {
+  if (fits_tile(m, n) || n > MOST_LARGE_WORDS) return 0;
+  return n <= 16 ? 1 : n <= 32 ? 2 : n <= 64 ? 4 : 8;
+}
+
+// What a launch does at most, so that Ctrl-C is answered and no display's watchdog intervenes: 20 to 50 ms on an H100 by estimate.
+// Pairs in tiles times both widths; cells of large pairs times both widths.
+constexpr int64_t TILE_LAUNCH = int64_t(1) << 31, LARGE_LAUNCH = int64_t(1) << 40;
 
 // A pair's floats in scratch memory; each part begins at a multiple of 4.
 struct SlotShape {
@@ -68,11 +78,17 @@ struct Slot {
 };
 
 // Scores of listed or of all pairs, by as many blocks as there are slots. Of an all-pairs call: scores[image * score_row +
-// caption]; of a list: scores[place]. With skip_tiles, pairs that `score_tiles` takes are left out. A block's slot keeps what its
-// last pair left there; with a slot for each pair, that of its place from `first`.
+// caption]; of a list: scores[place]. With `rest`, pairs that `score_tiles` and `score_large` take are left out. A block's slot
+// keeps what its last pair left there; with a slot for each pair, that of its place from `first`.
 template <typename T>
-void score_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row,
-                 bool skip_tiles, float* scratch, int64_t slots, Stream stream);
+void score_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row, bool rest,
+                 float* scratch, int64_t slots, Stream stream);
+
+// Scores of those pairs that `large_strips` has for, by as many blocks as scratch memory of so many floats has slots for, and no
+// more than `blocks`.
+template <typename T>
+void score_large(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row,
+                 float* scratch, int64_t floats, int64_t blocks, Stream stream);
 
 // The derivatives of walked pairs, each in a slot of its own, from those of their scores.
 template <typename T>
@@ -80,12 +96,13 @@ void differentiate_pairs(const Sides<T>& sides, const Pairs& pairs, const Option
                          float* scratch, Stream stream);
 
 // Every image with the captions of one bucket, `word_order` from word_starts[bucket] to the next; or of a list `pairs`, sorted by
-// `keys` bucket * images + image, positions `order` of the call and `ranks` within a key, those whose bucket is one of `bucket`,
-// bucket + word_buckets, ... below `buckets`. A bucket's captions have at most 32 / together words.
+// `keys` bucket * images + image, positions `order` of the call, those whose bucket is one of `bucket`, bucket + word_buckets, ...
+// below `buckets`. A bucket's captions have at most 16 * strips words. At most `blocks` blocks share the work, one of which a
+// multiprocessor holds.
 struct Tiles {
-  const int64_t *word_order, *word_starts, *pairs, *order, *keys, *ranks;
-  int64_t listed, score_row;
-  int bucket, word_buckets, buckets, together;
+  const int64_t *word_order, *word_starts, *pairs, *order, *keys;
+  int64_t listed, score_row, blocks;
+  int bucket, word_buckets, buckets, strips;
 };
 template <typename T>
 void score_tiles(const Sides<T>& sides, const Tiles& tiles, const Options& options, float* scores, Stream stream);

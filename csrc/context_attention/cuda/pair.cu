@@ -8,7 +8,7 @@
 //
 // Matrices and vectors lie in the pair's slot of scratch memory, small enough for the cache; panels, at most (m + n) rows of
 // them twice, in shared memory; nothing of size (m, H) or (m, m) exists. The derivative walks the panels once more.
-#include "context_attention/cuda/kernels.h"
+#include "context_attention/cuda/block.h"
 #include "context_attention/cuda/panels.h"
 #include "core/cuda/device.h"
 
@@ -40,21 +40,6 @@ CAAN_DEVICE void norm_gradient(const float* unit, float* gradient, int count, in
   for (int i = lane; i < count; i += WARP) gradient[i * stride] = (gradient[i * stride] - unit[i * stride] * along) / norm;
 }
 
-// In place, by one warp.
-CAAN_DEVICE void softmax_of(float* logits, int count) {
-  const int lane = lane_of_thread();
-  float highest = -INFINITY, sum = 0;
-  for (int i = lane; i < count; i += WARP) highest = fmaxf(highest, logits[i]);
-  highest = highest_of_warp(highest);
-  for (int i = lane; i < count; i += WARP) {
-    const float e = expf(logits[i] - highest);
-    logits[i] = e;
-    sum += e;
-  }
-  const float scale = 1.0f / sum_over_warp(sum);
-  for (int i = lane; i < count; i += WARP) logits[i] *= scale;
-}
-
 // Through a softmax, by one warp: from d(weights) to d(logits), in place.
 CAAN_DEVICE void softmax_gradient(const float* weights, float* gradient, int count) {
   const int lane = lane_of_thread();
@@ -73,16 +58,6 @@ CAAN_DEVICE void times_vector(const T* matrix, int rows, int width, const float*
     sum = sum_over_warp(sum);
     if (lane_of_thread() == 0) products[r] = sum;
   }
-}
-
-CAAN_DEVICE float sum_over_block(float x, float* by_warp) {
-  x = sum_over_warp(x);
-  if (lane_of_thread() == 0) by_warp[warp_of_thread()] = x;
-  block_barrier();
-  x = by_warp[0];
-  for (int w = 1; w < WARPS; ++w) x += by_warp[w];
-  block_barrier();
-  return x;
 }
 
 // dS, from the gradients of C, R, C_unit and R_unit, which are overwritten.
@@ -221,71 +196,30 @@ CAAN_DEVICE float work_on(const Sides<T>& s, int64_t image, int64_t caption, con
   if (warp == 1) softmax_of(slot.g, n);
   block_barrier();
 
-  float product = 0, v_squares = 0, u_squares = 0;
-  for (int d = int(threadIdx.x); d < s.D; d += THREADS) {
-    float v = 0, u = 0;
-    for (int r = 0; r < m; ++r) v = fmaf(slot.f[r], to_float(p.V[int64_t(r) * s.D + d]), v);
-    for (int j = 0; j < n; ++j) u = fmaf(slot.g[j], to_float(p.U[int64_t(j) * s.D + d]), u);
-    product = fmaf(v, u, product);
-    v_squares = fmaf(v, v, v_squares);
-    u_squares = fmaf(u, u, u_squares);
+  const Pooled pooled = pool<WARPS>(p.V, p.U, slot.f, slot.g, m, n, s.D, panels.P0, [&](int d, float v, float u) {
     if (GRADIENT) slot.dv[d] = v, slot.du[d] = u;
-  }
-  product = sum_over_block(product, panels.P0);
-  v_squares = sum_over_block(v_squares, panels.P0);
-  u_squares = sum_over_block(u_squares, panels.P0);
-  const float v_norm = norm_of(v_squares), u_norm = norm_of(u_squares);
+  });
+  const float v_norm = norm_of(pooled.v_squares), u_norm = norm_of(pooled.u_squares);
   float across = o.cosine ? 1.0f / (v_norm * u_norm) : 1.0f;
   if constexpr (GRADIENT) {
     across *= score_gradient();
-    const float towards = across * product;
-    const float along_v = o.cosine && v_norm > EPSILON ? towards / v_squares : 0.0f;
-    const float along_u = o.cosine && u_norm > EPSILON ? towards / u_squares : 0.0f;
+    const float towards = across * pooled.product;
+    const float along_v = o.cosine && v_norm > EPSILON ? towards / pooled.v_squares : 0.0f;
+    const float along_u = o.cosine && u_norm > EPSILON ? towards / pooled.u_squares : 0.0f;
     differentiate(s, p, panels, o, across, along_v, along_u);
   }
-  return product * across;
+  return pooled.product * across;
 }
 
-struct Found {
-  int64_t image = 0, caption = 0;
-  bool wanted = false;
-};
-
-// The pair at a place of the call; unwanted where there is none, or none for this kernel.
-template <typename T>
-CAAN_DEVICE Found find_pair(const Sides<T>& s, const Pairs& pairs, int64_t place, bool skip_tiles) {
-  Found found;
-  if (place >= pairs.count) return found;
-  place += pairs.first;
-  found.image = pairs.pairs ? pairs.pairs[2 * place] : place / s.captions;
-  found.caption = pairs.pairs ? pairs.pairs[2 * place + 1] : place % s.captions;
-  if (found.image < 0 || found.image >= s.images || found.caption < 0 || found.caption >= s.captions) return found;
-  const int m = int(s.region_lengths[found.image]), n = int(s.word_lengths[found.caption]);
-  found.wanted = m > 0 && n > 0 && !(skip_tiles && fits_tile(m, n));
-  return found;
-}
-
-// Scores: a block takes every gridDim-th place. Where most are left to the tiles, as many at once as it has threads are looked at.
 template <typename T>
 CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
-    score_kernel(Sides<T> s, Pairs pairs, Options o, float* scores, int64_t score_row, bool skip_tiles, float* scratch) {
+    score_kernel(Sides<T> s, Pairs pairs, Options o, float* scores, int64_t score_row, bool rest, float* scratch) {
   CAAN_SHARED;
-  bool* const wanted = reinterpret_cast<bool*>(shared_memory);
-  for (int64_t first = blockIdx.x; first < pairs.count; first += int64_t(THREADS) * gridDim.x) {
-    wanted[threadIdx.x] = find_pair(s, pairs, first + int64_t(threadIdx.x) * gridDim.x, skip_tiles).wanted;
-    block_barrier();
-    for (int t = 0; t < THREADS; ++t) {
-      if (!wanted[t]) continue;
-      const int64_t place = first + int64_t(t) * gridDim.x;
-      const Found pair = find_pair(s, pairs, place, skip_tiles);
-      float* const score = scores + (pairs.pairs ? pairs.first + place : pair.image * score_row + pair.caption);
-      const float found = work_on<T, false>(s, pair.image, pair.caption, o, scratch, shared_memory + THREADS, [] { return 0.0f; });
-      if (threadIdx.x == 0) *score = found;
-      // The next pair is worked on in the same memory.
-      block_barrier();
-    }
-    block_barrier();
-  }
+  const auto wanted = [&](int m, int n) { return !rest || !(fits_tile(m, n) || large_strips(m, n)); };
+  for_each_pair(s, pairs, reinterpret_cast<bool*>(shared_memory), wanted, [&](int64_t place, const Found& pair) {
+    const float found = work_on<T, false>(s, pair.image, pair.caption, o, scratch, shared_memory + THREADS, [] { return 0.0f; });
+    if (threadIdx.x == 0) scores[score_place(pairs, place, pair, score_row)] = found;
+  });
 }
 
 template <typename T>
@@ -301,11 +235,10 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 3)
 } // namespace
 
 template <typename T>
-void score_pairs(const Sides<T>& s, const Pairs& pairs, const Options& o, float* scores, int64_t score_row, bool skip_tiles,
+void score_pairs(const Sides<T>& s, const Pairs& pairs, const Options& o, float* scores, int64_t score_row, bool rest,
                  float* scratch, int64_t slots, Stream stream) {
   const int64_t blocks = pairs.count < slots ? pairs.count : slots;
-  launch<score_kernel<T>>(blocks, THREADS, THREADS + panel_bytes(s.M, s.N), stream, s, pairs, o, scores, score_row, skip_tiles,
-                          scratch);
+  launch<score_kernel<T>>(blocks, THREADS, THREADS + panel_bytes(s.M, s.N), stream, s, pairs, o, scores, score_row, rest, scratch);
 }
 
 template <typename T>

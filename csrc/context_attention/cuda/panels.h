@@ -3,8 +3,7 @@
 // order.
 #pragma once
 
-#include "context_attention/cuda/kernels.h"
-#include "core/cuda/device.h"
+#include "context_attention/cuda/block.h"
 
 namespace caan::context_attention {
 
@@ -13,9 +12,6 @@ constexpr int WARPS = THREADS / WARP;
 constexpr int PANEL = WARP;
 // Four numbers more than a panel's row: reading 16 bytes, the lanes of a quarter warp then find eight rows in different banks.
 constexpr int PANEL_ROW = PANEL + 4;
-
-CAAN_DEVICE int lane_of_thread() { return int(threadIdx.x) % WARP; }
-CAAN_DEVICE int warp_of_thread() { return int(threadIdx.x) / WARP; }
 
 // Columns from `first` of `rows` rows, 0 beyond `columns`.
 template <typename T>

@@ -1,105 +1,107 @@
-// Scores of many pairs a block, float16 and bfloat16: a warp has one image and 32 rows of words, two captions of up to 16 or one of
-// up to 32.
+// Scores of many pairs a block, float16 and bfloat16: a warp has one pair, of up to 64 regions and 32 words.
 //
-// Four passes walk the width (0, 3) and the hidden width (1, 2), 64 columns at a time. Each brings as many rows of regions and
-// of words into shared memory, for all warps of the block, by asynchronous copies, a piece ahead:
+//   products   S = V (U affinityT)T and X = V UT             all images of the block by all its captions, words packed row by row
+//   weights    A, C, R, C_unit, R_unit from S                in registers, as factors of what follows (attention.h)
+//   contexts   tanh((R_unitT R_unit) U Q3 + RT V Q4) w_u     16 hidden columns at a time; what leaves a product as sums is the
+//              tanh(C_unit (C_unitT V Q1) + C U Q2) w_v      next one's factor; only logits live on
+//   score      fT X g, which is v.u                          of two strips, and for the cosine: v = f V, u = g U, v.u, |v|^2, |u|^2
 //
-//   0  S = V (U affinityT)T, then A, C, R, C_unit, R_unit       in registers, the last four as factors of the next passes' products
-//   1  tanh((R_unitT R_unit) U Q3 + RT V Q4) w_u                16 hidden columns at a time; what leaves a product as sums is
-//   2  tanh(C_unit (C_unitT V Q1) + C U Q2) w_v                 the next one's factor; only logits live on
-//   3  v = f V, u = g U, of which v.u, |v|^2 and |u|^2 are kept
+// Each brings 64 columns at a time of the rows of the block's items into shared memory, a piece ahead. Contexts are transposed,
+// hidden columns by words or regions: those are many, and regions and words are padded to multiples of 8 where they are columns,
+// of 16 where they are summed over. Nothing is written but the score.
 //
-// C_unit is C with unit rows, R_unit is R with unit columns.
+// For a pair of m regions and n words, widths D and H: (4mnD + (8mn + 2n^2)H) flops, (m + n)H tanh, and from the L2 cache
+// 2m(D + 2H) / captions of the block + 4n(D + H) / images of the block bytes. docs/cuda.md has the estimate.
 //
-// All products are transposed, hidden columns or the width by words or regions: those are many, and regions and words need
-// to be padded only to multiples of 8 where they are columns, of 16 where they are summed over. Nothing is written but the score.
-//
-// For a pair of m regions and n words, widths D and H: 2mnD + (8mn + 2n^2)H + 2(m + n)D multiply-add flops, (m + n)H tanh, and from
-// the L2 cache 2m(2D + 2H) / captions of the block + 2n(2D + 2H) / images of the block bytes. docs/cuda.md has the estimate.
-//
-// Why scores have the same bits in any company: a caption's words begin at a multiple of 16, a step of a tensor core's sum, so
-// that what else lies in the tile adds exact zeros; and pairs of one bucket have one shape, whatever fills it.
+// Batch invariance: S and X of a pair are sums over the width in one order, wherever a word's row lies; a caption's words begin at
+// a multiple of 16 where they are summed over, and what else lies in the tile adds exact zeros; pairs of one bucket have one shape.
+#include "context_attention/cuda/attention.h"
 #include "context_attention/cuda/kernels.h"
-#include "core/cuda/device.h"
 
 namespace caan::context_attention {
 
 namespace {
 
-constexpr int WORD_ROWS = 32;
 // Blocks that follow each other share an image's rows, and those of so many images share a caption's, in the L2 cache.
 constexpr int BAND = 32;
 
-template <int TILES_, int TOGETHER_, bool LISTED_, bool BOTH_>
+template <int TILES_, int STRIPS_, bool LISTED_, bool BOTH_>
 struct Shape {
   // TILES of 8 regions; DEPTHS of 16 of them.
-  static constexpr int TILES = TILES_, DEPTHS = (TILES + 1) / 2, REGION_ROWS = 16 * DEPTHS;
-  static constexpr int TOGETHER = TOGETHER_, WORDS = WORD_ROWS / TOGETHER;
-  // BOTH terms of the contexts, as the paper has it: known beforehand, they cost the inner loops no branch.
+  static constexpr int TILES = TILES_, DEPTHS = (TILES + 1) / 2, REGIONS = 16 * DEPTHS;
+  static constexpr int STRIPS = STRIPS_, WORDS = 16 * STRIPS;
+  // BOTH terms of the contexts, as the paper has it: known beforehand, they cost the inner loops no branch. Lists wait for memory.
   static constexpr bool LISTED = LISTED_, BOTH = BOTH_;
-  // Warps are images by columns of captions; in a list every warp has words of its own. With eight warps or fewer a thread may
-  // have 255 registers.
-  static constexpr int IMAGES = LISTED ? 4 : 2, COLUMNS = LISTED ? 1 : 4, GROUPS = LISTED ? IMAGES : COLUMNS;
-  static constexpr int WARPS = IMAGES * COLUMNS, THREADS = WARPS * WARP, CAPTIONS = GROUPS * TOGETHER;
-  static constexpr int ROWS = IMAGES * REGION_ROWS + GROUPS * WORD_ROWS;
-  // One piece is worked on, which takes thousands of cycles, while the next is on its way.
-  static constexpr int STAGES = 2, STAGE_BYTES = ROWS * PIECE_BYTES;
+  // Pooled vectors take the place of X, whose numbers of two strips have no room in registers.
+  static constexpr bool POOLED = STRIPS == 2;
+  // Warps are images by captions; in a list every warp has an image and a caption of its own. A thread has 128 registers with 16
+  // warps, 168 with 12, 255 with eight. Two stages fit the 99 KB of shared memory that every GPU has.
+  static constexpr int IMAGES = LISTED ? 4 : 2, BESIDE = LISTED ? 1 : STRIPS == 2 ? 4 : TILES == 5 && BOTH ? 8 : 6;
+  static constexpr int WARPS = IMAGES * BESIDE, THREADS = WARPS * WARP, CAPTIONS = LISTED ? IMAGES : BESIDE;
+  static constexpr int REGION_ROWS = IMAGES * REGIONS, WORD_ROWS = CAPTIONS * WORDS;
+  static constexpr int STAGE_BYTES = (REGION_ROWS + (POOLED ? 1 : 2) * WORD_ROWS) * PIECE_BYTES;
+  // Numbers from a word's sums with an image's regions to the next word's: four rows then lie in different banks.
+  static constexpr int SUMS_ROW = 8 * TILES % 32 ? 8 * TILES : 8 * TILES + 8;
+  static_assert(TILES == 5 || TILES == 8);
+  static constexpr int SUMS_BYTES = LISTED ? 0 : IMAGES * WORD_ROWS * SUMS_ROW * int(sizeof(float));
+  static constexpr int ITEMS_AT = SUMS_BYTES > 2 * STAGE_BYTES ? SUMS_BYTES : 2 * STAGE_BYTES;
 };
 
-// What a block works on; nothing where a length is 0.
+// What a block works on; nothing where a length is 0. `packed` words begin where those of the caption before end, `words` at
+// multiples of a tile's.
 template <typename S>
 struct Items {
   int64_t image[S::IMAGES], caption[S::CAPTIONS], place[S::CAPTIONS];
-  int m[S::IMAGES], n[S::CAPTIONS];
-  // Row of the call's regions or words that each row of a piece is; NO_ROW where there is none.
-  uint32_t rows[S::ROWS];
+  int m[S::IMAGES], n[S::CAPTIONS], begin[S::CAPTIONS + 1];
+  // Rows of the call's regions or words.
+  uint32_t regions[S::REGION_ROWS], words[S::WORD_ROWS], packed[S::WORD_ROWS];
+  float g[S::WARPS][S::WORDS];
 };
-constexpr uint32_t NO_ROW = 0xffffffff;
 
-// False if there is no work for this block, in every thread alike.
+// Blocks' worth of work, as `find_items` numbers it.
 template <typename S, typename T>
-CAAN_DEVICE bool find_items(Items<S>& items, const Sides<T>& s, const Tiles& tiles) {
+CAAN_DEVICE int64_t count_work(const Sides<T>& s, const Tiles& tiles) {
+  if (S::LISTED) return (tiles.listed + S::IMAGES - 1) / S::IMAGES;
+  const int64_t captions = tiles.word_starts[tiles.bucket + 1] - tiles.word_starts[tiles.bucket];
+  return (s.images + BAND - 1) / BAND * (BAND / S::IMAGES) * ((captions + S::CAPTIONS - 1) / S::CAPTIONS);
+}
+
+// False if there is no work at this number, in every thread alike.
+template <typename S, typename T>
+CAAN_DEVICE bool find_items(Items<S>& items, const Sides<T>& s, const Tiles& tiles, int64_t work) {
   const int t = int(threadIdx.x);
   if constexpr (S::LISTED) {
-    const int64_t first = int64_t(blockIdx.x) * S::IMAGES;
-    // A tile is a piece of a run of one key; the warp of its first pair takes it.
-    const auto begins = [&](int64_t p) {
-      if (p >= tiles.listed || tiles.ranks[p] % S::TOGETHER) return false;
+    const int64_t first = work * S::IMAGES;
+    const auto wanted = [&](int64_t p) {
+      if (p >= tiles.listed) return false;
       const int64_t bucket = tiles.keys[p] / s.images;
       return bucket < tiles.buckets && bucket % tiles.word_buckets == tiles.bucket &&
              s.region_lengths[tiles.keys[p] % s.images] <= 8 * S::TILES;
     };
     bool any = false;
-    for (int row = 0; row < S::IMAGES; ++row) any = any || begins(first + row);
+    for (int i = 0; i < S::IMAGES; ++i) any = any || wanted(first + i);
     if (!any) return false;
     if (t < S::IMAGES) {
-      const int64_t p = first + t;
-      const bool real = begins(p);
-      items.image[t] = real ? tiles.keys[p] % s.images : 0;
+      const bool real = wanted(first + t);
+      items.image[t] = real ? tiles.keys[first + t] % s.images : 0;
       items.m[t] = real ? int(s.region_lengths[items.image[t]]) : 0;
-#pragma unroll
-      for (int k = 0; k < S::TOGETHER; ++k) {
-        const bool member = real && p + k < tiles.listed && tiles.keys[p + k] == tiles.keys[p];
-        const int slot = t * S::TOGETHER + k;
-        items.place[slot] = member ? tiles.order[p + k] : 0;
-        items.caption[slot] = member ? tiles.pairs[2 * items.place[slot] + 1] : 0;
-        items.n[slot] = member ? int(s.word_lengths[items.caption[slot]]) : 0;
-      }
+      items.place[t] = real ? tiles.order[first + t] : 0;
+      items.caption[t] = real ? tiles.pairs[2 * items.place[t] + 1] : 0;
+      items.n[t] = real ? int(s.word_lengths[items.caption[t]]) : 0;
     }
   } else {
-    const int64_t groups = (s.captions + S::CAPTIONS - 1) / S::CAPTIONS, in_band = (BAND + S::IMAGES - 1) / S::IMAGES;
-    const int64_t band = blockIdx.x / (in_band * groups), within = blockIdx.x % (in_band * groups);
-    const int64_t image0 = (band * in_band + within % in_band) * S::IMAGES;
-    const int64_t first = tiles.word_starts[tiles.bucket] + within / in_band * S::CAPTIONS;
-    const int64_t last = tiles.word_starts[tiles.bucket + 1];
-    if (first >= last || image0 >= s.images) return false;
+    const int64_t begin = tiles.word_starts[tiles.bucket], end = tiles.word_starts[tiles.bucket + 1];
+    const int64_t groups = (end - begin + S::CAPTIONS - 1) / S::CAPTIONS, in_band = BAND / S::IMAGES;
+    const int64_t within = work % (in_band * groups), image0 = (work / (in_band * groups) * in_band + within % in_band) * S::IMAGES;
+    const int64_t first = begin + within / in_band * S::CAPTIONS;
+    if (image0 >= s.images) return false;
     if (t < S::IMAGES) {
       const bool real = image0 + t < s.images && s.region_lengths[image0 + t] <= 8 * S::TILES;
       items.image[t] = real ? image0 + t : 0;
       items.m[t] = real ? int(s.region_lengths[image0 + t]) : 0;
     }
     if (t < S::CAPTIONS) {
-      const bool real = first + t < last;
+      const bool real = first + t < end;
       items.caption[t] = real ? tiles.word_order[first + t] : 0;
       items.n[t] = real ? int(s.word_lengths[items.caption[t]]) : 0;
     }
@@ -107,477 +109,418 @@ CAAN_DEVICE bool find_items(Items<S>& items, const Sides<T>& s, const Tiles& til
   return true;
 }
 
-// Rows of regions and of words, and their columns, of the next piece.
-template <typename T>
-struct Source {
-  const T *regions, *words;
-  uint32_t region_row, word_row;
-  int column, width, pass;
-};
-
-constexpr int PASSES = 4;
-template <typename T>
-CAAN_DEVICE Source<T> source_of(const Sides<T>& s, int pass) {
-  const uint32_t D = uint32_t(s.D), H = uint32_t(s.H);
-  if (pass == 0) return {s.regions, s.word_products, D, D + 2 * H, 0, s.D, 0};
-  if (pass == 1) return {s.region_products + s.H, s.word_products + s.D + s.H, 2 * H, D + 2 * H, 0, s.H, 1};
-  if (pass == 2) return {s.region_products, s.word_products + s.D, 2 * H, D + 2 * H, 0, s.H, 2};
-  return {s.regions, s.words, D, D, 0, s.D, 3};
-}
-
 template <typename S, typename T>
 CAAN_DEVICE void find_rows(Items<S>& items, const Sides<T>& s) {
-  for (int row = int(threadIdx.x); row < S::ROWS; row += S::THREADS) {
-    const int word_row = row - S::IMAGES * S::REGION_ROWS;
-    const int item = word_row < 0 ? row / S::REGION_ROWS : word_row / S::WORDS;
-    const int within = word_row < 0 ? row % S::REGION_ROWS : word_row % S::WORDS;
-    const bool exists = within < (word_row < 0 ? items.m[item] : items.n[item]);
-    const int64_t found = word_row < 0 ? items.image[item] * s.M + within : items.caption[item] * s.N + within;
-    items.rows[row] = exists ? uint32_t(found) : NO_ROW;
+  const auto row_of = [](int64_t item, int rows, int within, int length) {
+    return within < length ? uint32_t(item * rows + within) : NO_ROW;
+  };
+  for (int r = int(threadIdx.x); r < S::REGION_ROWS; r += S::THREADS) {
+    const int i = r / S::REGIONS;
+    items.regions[r] = row_of(items.image[i], s.M, r % S::REGIONS, items.m[i]);
+  }
+  for (int r = int(threadIdx.x); r < S::WORD_ROWS; r += S::THREADS) {
+    const int own = r / S::WORDS;
+    items.words[r] = row_of(items.caption[own], s.N, r % S::WORDS, items.n[own]);
+    if (S::LISTED) continue;
+    uint32_t packed = NO_ROW;
+    for (int c = 0, begin = 0; c < S::CAPTIONS; begin += items.n[c++]) {
+      if (r >= begin && r < begin + items.n[c]) packed = uint32_t(items.caption[c] * s.N + (r - begin));
+      if (r == 0) items.begin[c] = begin, items.begin[c + 1] = begin + items.n[c];
+    }
+    items.packed[r] = packed;
   }
 }
 
-// A thread copies 8 columns of every STEP-th row.
+// A warp at work on its pair.
 template <typename S, typename T>
-CAAN_DEVICE void fetch(char* stage, const Items<S>& items, const Source<T>& from) {
-  constexpr int STEP = S::THREADS / 8, REGION_ROWS = S::IMAGES * S::REGION_ROWS;
-  static_assert(REGION_ROWS % STEP == 0 && STEP % 8 == 0);
-  const int first = int(threadIdx.x) / 8, unit = int(threadIdx.x) % 8, column = from.column + 8 * unit;
-  const bool in_width = column < from.width;
-  char* to = stage + unit_offset(first, unit);
-#pragma unroll
-  for (int begin = 0; begin < S::ROWS; begin += STEP) {
-    if (begin + STEP > S::ROWS && begin + first >= S::ROWS) break;
-    const uint32_t row = items.rows[begin + first];
-    const T* base = begin < REGION_ROWS ? from.regions : from.words;
-    const uint32_t stride = begin < REGION_ROWS ? from.region_row : from.word_row;
-    const bool exists = in_width && row != NO_ROW;
-    copy_16_bytes(to + begin * PIECE_BYTES, base + (exists ? uint64_t(row) * stride + column : 0), exists);
-  }
-}
+struct Tile {
+  const Sides<T>& s;
+  const Options& o;
+  const Items<S>& items;
+  char* const stages;
+  const int lane = int(threadIdx.x) % WARP, row = lane / 4, column = 2 * (lane % 4);
 
-// tanh within 2^-20 of the result, more than a half-precision factor keeps: from 2^-6 on 1 - 2 / (1 + e^2x), below two terms of its
-// series.
-CAAN_DEVICE float quick_tanh(float x) {
-  const float large = fmaf(-2.0f, quick_inverse(1.0f + quick_exp(2.0f * x)), 1.0f);
-  return fabsf(x) < 0.015625f ? fmaf(x * x * x, -1.0f / 3.0f, x) : large;
-}
-
-CAAN_DEVICE float sum_over_rows(float x) {
-  for (int mask = 4; mask < WARP; mask *= 2) x += shuffle_xor(x, mask);
-  return x;
-}
-CAAN_DEVICE float highest_of_rows(float x) {
-  for (int mask = 4; mask < WARP; mask *= 2) x = fmaxf(x, shuffle_xor(x, mask));
-  return x;
-}
-CAAN_DEVICE float sum_over_columns(float x) {
-  x += shuffle_xor(x, 1);
-  return x + shuffle_xor(x, 2);
-}
-CAAN_DEVICE float highest_of_columns(float x) {
-  x = fmaxf(x, shuffle_xor(x, 1));
-  return fmaxf(x, shuffle_xor(x, 2));
-}
-
-// Softmax of what TILES tiles of 8 columns hold, two neighbours a lane, rows alike; 0 from `count` on.
-template <int TILES>
-CAAN_DEVICE void softmax_of_tiles(float (&x)[TILES][2], int count) {
-  const int column = 2 * (int(threadIdx.x) % 4);
-  float highest = -INFINITY, sum = 0;
-#pragma unroll
-  for (int t = 0; t < TILES; ++t)
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-      if (8 * t + column + e < count) highest = fmaxf(highest, x[t][e]);
-  highest = highest_of_columns(highest);
-#pragma unroll
-  for (int t = 0; t < TILES; ++t)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      x[t][e] = 8 * t + column + e < count ? expf(x[t][e] - highest) : 0.0f;
-      sum += x[t][e];
-    }
-  const float scale = 1.0f / sum_over_columns(sum);
-#pragma unroll
-  for (int t = 0; t < TILES; ++t)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) x[t][e] *= scale;
-}
-
-CAAN_DEVICE float inverse_norm(float squares) { return quick_inverse_root(fmaxf(squares, EPSILON * EPSILON)); }
-
-// number(w, t, e) is that of one caption where a product of STRIPS of 16 words (rows) by TILES of 8 regions (columns) leaves it in
-// a lane: e / 2 is 1 for the word 8 rows on, e % 2 for the next region. scale[w][e / 2] = 1 / norm of a word's numbers.
-template <int STRIPS, int TILES, typename Number>
-CAAN_DEVICE void norms_of_words(float (&scale)[STRIPS][2], Number number) {
-#pragma unroll
-  for (int w = 0; w < STRIPS; ++w)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float squares = 0;
-#pragma unroll
-      for (int t = 0; t < TILES; ++t)
-#pragma unroll
-        for (int e = 2 * half; e < 2 * half + 2; ++e) squares = fmaf(number(w, t, e), number(w, t, e), squares);
-      scale[w][half] = inverse_norm(sum_over_columns(squares));
-    }
-}
-
-// scale[t][e % 2] = 1 / norm of a region's numbers.
-template <int STRIPS, int TILES, typename Number>
-CAAN_DEVICE void norms_of_regions(float (&scale)[TILES][2], Number number) {
-#pragma unroll
-  for (int t = 0; t < TILES; ++t)
-#pragma unroll
-    for (int side = 0; side < 2; ++side) {
-      float squares = 0;
-#pragma unroll
-      for (int w = 0; w < STRIPS; ++w)
-#pragma unroll
-        for (int e = side; e < 4; e += 2) squares = fmaf(number(w, t, e), number(w, t, e), squares);
-      scale[t][side] = inverse_norm(sum_over_rows(squares));
-    }
-}
-
-// Factors of products: [depth][words / 8][half] holds 16 regions by 8 words.
-template <typename S>
-struct Attention {
-  uint32_t C[S::DEPTHS][4][2], R[S::DEPTHS][4][2], C_unit[S::DEPTHS][4][2], R_unit[S::DEPTHS][4][2];
+  // Found where they are needed: in between they would take registers.
+  CAAN_DEVICE int warp() const { return int(threadIdx.x) / WARP; }
+  CAAN_DEVICE int image() const { return warp() / S::BESIDE; }
+  CAAN_DEVICE int caption() const { return warp() % (S::LISTED ? S::WARPS : S::BESIDE); }
+  CAAN_DEVICE int m() const { return items.m[image()]; }
+  CAAN_DEVICE int n() const { return items.n[caption()]; }
+  CAAN_DEVICE char* stage(int piece) const { return stages + piece % 2 * S::STAGE_BYTES; }
+  CAAN_DEVICE int pieces_of_width() const { return (s.D + PIECE - 1) / PIECE; }
+  CAAN_DEVICE int pieces_of_hidden() const { return o.inter || o.intra ? (s.H + PIECE - 1) / PIECE : 0; }
 };
 
-// Attention of one caption from S[w][t], as a product leaves it; the caption's words begin at strip `first`.
-template <typename S, typename T>
-CAAN_DEVICE void attend(float (&A)[2][S::TILES][4], int first, int m, int n, Attention<S>& found) {
-  constexpr int STRIPS = 2 / S::TOGETHER;
-  const int lane = int(threadIdx.x) % WARP, row = lane / 4, column = 2 * (lane % 4);
-  const auto exists = [&](int w, int t, int e) { return 16 * w + 8 * (e / 2) + row < n && 8 * t + column + e % 2 < m; };
-#pragma unroll
-  for (int w = 0; w < STRIPS; ++w)
-#pragma unroll
-    for (int t = 0; t < S::TILES; ++t)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float& a = A[first + w][t][e];
-        a = exists(w, t, e) ? fmaxf(quick_tanh(a), 0.0f) : 0.0f;
-      }
-  float of_word[STRIPS][2], of_region[S::TILES][2], of_C[S::TILES][2], of_R[STRIPS][2];
-  const auto P = [&](int w, int t, int e) { return A[first + w][t][e]; };
-  const auto C = [&](int w, int t, int e) { return P(w, t, e) * of_word[w][e / 2]; };
-  const auto R = [&](int w, int t, int e) { return P(w, t, e) * of_region[t][e % 2]; };
-  norms_of_words<STRIPS, S::TILES>(of_word, P);
-  norms_of_regions<STRIPS, S::TILES>(of_region, P);
-  norms_of_regions<STRIPS, S::TILES>(of_C, C);
-  norms_of_words<STRIPS, S::TILES>(of_R, R);
-#pragma unroll
-  for (int w = 0; w < STRIPS; ++w)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int words = 2 * (first + w) + half, e = 2 * half;
-#pragma unroll
-      for (int t = 0; t < S::TILES; ++t) {
-        const float C0 = C(w, t, e), C1 = C(w, t, e + 1), R0 = R(w, t, e), R1 = R(w, t, e + 1);
-        found.C[t / 2][words][t % 2] = pack(C0, C1, T{});
-        found.R[t / 2][words][t % 2] = pack(R0, R1, T{});
-        found.C_unit[t / 2][words][t % 2] = pack(C0 * of_C[t][0], C1 * of_C[t][1], T{});
-        found.R_unit[t / 2][words][t % 2] = pack(R0 * of_R[w][half], R1 * of_R[w][half], T{});
-      }
-      if (S::TILES % 2) {
-        constexpr int LAST = S::TILES / 2;
-        found.C[LAST][words][1] = found.R[LAST][words][1] = found.C_unit[LAST][words][1] = found.R_unit[LAST][words][1] = 0;
-      }
-    }
-}
+// What a warp holds of S or of X: STRIPS of 16 words by TILES of 8 regions.
+template <typename S>
+using Cells = float[S::STRIPS][S::TILES][4];
 
+// S and, but for the cosine, X. In a list those of the warp's pair; else of strips of packed words with the warp's image.
 template <typename S, typename T>
-CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles, Options o, float* scores) {
-  CAAN_SHARED;
-  if (S::BOTH) o.inter = o.intra = true;
-  auto& items = *reinterpret_cast<Items<S>*>(shared_memory + S::STAGES * S::STAGE_BYTES);
-  if (!find_items<S>(items, s, tiles)) return;
-  block_barrier();
-  find_rows(items, s);
-  block_barrier();
-  const int warp = int(threadIdx.x) / WARP, lane = int(threadIdx.x) % WARP, row = lane / 4, column = 2 * (lane % 4);
-  const int image = warp / S::COLUMNS, group = S::LISTED ? image : warp % S::COLUMNS;
-  // Read where they are needed: in between they would take registers.
-  const auto m = [&] { return items.m[image]; };
-  const auto n = [&](int k) { return items.n[group * S::TOGETHER + k]; };
-
-  const bool contexts = o.inter || o.intra;
-  const int width_pieces = (s.D + PIECE - 1) / PIECE, hidden_pieces = contexts ? (s.H + PIECE - 1) / PIECE : 0;
-  Source<T> from = source_of(s, 0);
-  int begun = 0, piece = 0;
-  const auto begin = [&] {
-    if (from.pass < PASSES) {
-      fetch(shared_memory + begun % S::STAGES * S::STAGE_BYTES, items, from);
-      from.column += PIECE;
-      if (from.column >= from.width) {
-        const int next = from.pass == 0 && !contexts ? PASSES - 1 : from.pass + 1;
-        from = source_of(s, next);
-        from.pass = next;
-      }
+CAAN_DEVICE void multiply_rows(const Tile<S, T>& tile, Cells<S>& alignment, Cells<S>& similarity) {
+  const Sides<T>& s = tile.s;
+  const uint32_t* const words = S::LISTED ? tile.items.words : tile.items.packed;
+  const bool both = !S::POOLED && !tile.o.cosine;
+  constexpr int AT_UK = S::REGION_ROWS * PIECE_BYTES, AT_U = AT_UK + S::WORD_ROWS * PIECE_BYTES;
+  const auto begin = [&](int piece) {
+    if (piece < tile.pieces_of_width()) {
+      char* const to = tile.stage(piece);
+      fetch_rows<S::REGION_ROWS, S::THREADS>(to, tile.items.regions, s.regions, s.D, piece * PIECE, s.D);
+      fetch_rows<S::WORD_ROWS, S::THREADS>(to + AT_UK, words, s.word_products, s.D + 2 * s.H, piece * PIECE, s.D);
+      if (both) fetch_rows<S::WORD_ROWS, S::THREADS>(to + AT_U, words, s.words, s.D, piece * PIECE, s.D);
     }
-    ++begun;
     close_copies();
   };
-#pragma unroll
-  for (int stage = 0; stage < S::STAGES - 1; ++stage) begin();
-  const char *regions, *words;
-  // Both sides' rows of the next piece.
-  const auto advance = [&] {
-    wait_for_copies<S::STAGES - 2>();
+  const int first = tile.caption() * S::WORDS;
+  const bool any = S::LISTED || first < tile.items.begin[S::CAPTIONS];
+  begin(0);
+#pragma unroll 1
+  for (int piece = 0; piece < tile.pieces_of_width(); ++piece) {
+    wait_for_copies<0>();
     block_barrier();
-    begin();
-    const char* stage = shared_memory + piece % S::STAGES * S::STAGE_BYTES;
-    regions = stage + image * S::REGION_ROWS * PIECE_BYTES;
-    words = stage + (S::IMAGES * S::REGION_ROWS + group * WORD_ROWS) * PIECE_BYTES;
-    ++piece;
-  };
-  // Factors of 16 x 16: rows of a piece by its columns, and columns by rows; right factors come in two of 8 columns.
-  const int first8 = lane % 8 + lane / 8 % 2 * 8, second8 = lane % 8 + lane / 16 * 8;
-  const auto rows_by_columns = [&](uint32_t (&parts)[4], const char* from, int r, int unit) {
-    load_matrices<false>(parts, from + unit_offset(16 * r + first8, 2 * unit + lane / 16));
-  };
-  const auto right_rows = [&](uint32_t (&parts)[4], const char* from, int r, int unit) {
-    load_matrices<false>(parts, from + unit_offset(16 * r + second8, 2 * unit + lane / 8 % 2));
-  };
-  const auto columns_by_rows = [&](uint32_t (&parts)[4], const char* from, int r, int unit) {
-    load_matrices<true>(parts, from + unit_offset(16 * r + second8, 2 * unit + lane / 8 % 2));
-  };
-
-  float sums[2][S::TILES][4] = {};
-  for (int i = 0; i < width_pieces; ++i) {
-    advance();
+    begin(piece + 1);
+    if (!any) continue;
+    const char* const V_rows = tile.stage(piece) + tile.image() * S::REGIONS * PIECE_BYTES;
+    const char *const UK_rows = tile.stage(piece) + AT_UK + first * PIECE_BYTES, *const U_rows =
+                                                                                     UK_rows + S::WORD_ROWS * PIECE_BYTES;
 #pragma unroll 1
     for (int k = 0; k < PIECE / 16; ++k) {
-      uint32_t UK[2][4], V[4];
+      uint32_t UK[S::STRIPS][4], U[S::STRIPS][4] = {}, V[4];
 #pragma unroll
-      for (int w = 0; w < 2; ++w) rows_by_columns(UK[w], words, w, k);
+      for (int w = 0; w < S::STRIPS; ++w) {
+        left_rows(UK[w], UK_rows, w, k);
+        if (both) left_rows(U[w], U_rows, w, k);
+      }
 #pragma unroll
       for (int depth = 0; depth < S::DEPTHS; ++depth) {
-        right_rows(V, regions, depth, k);
+        right_rows(V, V_rows, depth, k);
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
-          for (int w = 0; w < 2; ++w)
-            if (2 * depth + half < S::TILES) multiply_add(sums[w][2 * depth + half], UK[w], V[2 * half], V[2 * half + 1], T{});
+          for (int w = 0; w < S::STRIPS; ++w) {
+            if (2 * depth + half >= S::TILES) continue;
+            multiply_add(alignment[w][2 * depth + half], UK[w], V[2 * half], V[2 * half + 1], T{});
+            if (both) multiply_add(similarity[w][2 * depth + half], U[w], V[2 * half], V[2 * half + 1], T{});
+          }
       }
     }
   }
-  Attention<S> of;
-#pragma unroll
-  for (int k = 0; k < S::TOGETHER; ++k) attend<S, T>(sums, k, m(), n(k), of);
+}
 
-  float region_logits[S::TOGETHER][S::TILES][2] = {}, word_logits[S::TOGETHER][4 / S::TOGETHER][2] = {};
-  if (hidden_pieces) {
-    // R_unitT R_unit as a factor; it is its own transpose.
-    uint32_t H[2][4 / S::TOGETHER][2];
+// From strips of packed words to the words of the warp's caption, by way of shared memory; what its tile has beyond them is 0.
+template <typename S, typename T>
+CAAN_DEVICE void hand_over(const Tile<S, T>& tile, Cells<S>& cells) {
+  float* const sums = reinterpret_cast<float*>(tile.stages) + tile.image() * S::WORD_ROWS * S::SUMS_ROW + tile.column;
+  const auto each = [&](auto body) {
 #pragma unroll
-    for (int w = 0; w < 2; ++w)
-#pragma unroll
-      for (int j = 0; j < 4 / S::TOGETHER; ++j) {
-        const int of_words = S::TOGETHER == 1 ? j : 2 * w + j;
-        float h[4] = {};
-#pragma unroll
-        for (int depth = 0; depth < S::DEPTHS; ++depth) {
-          const auto& R = of.R_unit[depth];
-          const uint32_t left[4] = {R[2 * w][0], R[2 * w + 1][0], R[2 * w][1], R[2 * w + 1][1]};
-          multiply_add(h, left, R[of_words][0], R[of_words][1], T{});
-        }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const uint32_t both = pack(h[2 * half], h[2 * half + 1], T{});
-          if (S::TOGETHER == 1)
-            H[j / 2][(2 * w + half) % (4 / S::TOGETHER)][j % 2] = both;
-          else
-            H[w][half][j] = both;
-        }
-      }
-    for (int i = 0; i < hidden_pieces; ++i) {
-      advance();
-#pragma unroll 1
-      for (int k = 0; k < PIECE / 16; ++k) {
-        const int h = i * PIECE + 16 * k + row;
-        const float w0 = h < s.H ? to_float(s.word_score[h]) : 0.0f, w8 = h + 8 < s.H ? to_float(s.word_score[h + 8]) : 0.0f;
-        float Y[4][4] = {};
-        if (o.inter)
-#pragma unroll
-          for (int depth = 0; depth < S::DEPTHS; ++depth) {
-            uint32_t VQ4[4];
-            columns_by_rows(VQ4, regions, depth, k);
-#pragma unroll
-            for (int j = 0; j < 4; ++j) multiply_add(Y[j], VQ4, of.R[depth][j][0], of.R[depth][j][1], T{});
-          }
-        if (o.intra)
-#pragma unroll
-          for (int w = 0; w < 2; ++w) {
-            uint32_t UQ3[4];
-            columns_by_rows(UQ3, words, w, k);
-#pragma unroll
-            for (int j = 0; j < 4 / S::TOGETHER; ++j)
-              multiply_add(Y[S::TOGETHER == 1 ? j : 2 * w + j], UQ3, H[w][j][0], H[w][j][1], T{});
-          }
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            float& logit = word_logits[S::TOGETHER == 1 ? 0 : j / 2][j % (4 / S::TOGETHER)][e];
-            logit = fmaf(rough_tanh(Y[j][2 + e]), w8, fmaf(rough_tanh(Y[j][e]), w0, logit));
-          }
-      }
-    }
-    // Transposes, words by regions.
-    uint32_t C_turned[2][S::TILES][2], unit_turned[2][S::TILES][2];
-#pragma unroll
-    for (int w = 0; w < 2; ++w)
+    for (int w = 0; w < S::STRIPS; ++w)
 #pragma unroll
       for (int t = 0; t < S::TILES; ++t)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          C_turned[w][t][half] = transpose_matrix(of.C[t / 2][2 * w + half][t % 2]);
-          unit_turned[w][t][half] = transpose_matrix(of.C_unit[t / 2][2 * w + half][t % 2]);
-        }
-    for (int i = 0; i < hidden_pieces; ++i) {
-      advance();
+        for (int half = 0; half < 2; ++half)
+          body(16 * w + 8 * half + tile.row, 8 * t, cells[w][t][2 * half], cells[w][t][2 * half + 1]);
+  };
+  block_barrier();
+  each([&](int word, int region, float& x, float& y) {
+    float* const to = sums + (tile.caption() * S::WORDS + word) * S::SUMS_ROW + region;
+    to[0] = x, to[1] = y;
+  });
+  block_barrier();
+  const float* const own = sums + tile.items.begin[tile.caption()] * S::SUMS_ROW;
+  each([&](int word, int region, float& x, float& y) {
+    const bool real = word < tile.n();
+    x = real ? own[word * S::SUMS_ROW + region] : 0.0f;
+    y = real ? own[word * S::SUMS_ROW + region + 1] : 0.0f;
+  });
+}
+
+// Pieces after S and X: those of the words' contexts, of the regions' and, for the cosine, of the features.
+template <typename S, typename T>
+CAAN_DEVICE void begin_piece(const Tile<S, T>& tile, int piece) {
+  const Sides<T>& s = tile.s;
+  const int hidden = tile.pieces_of_hidden(), pass = piece < hidden ? 0 : piece < 2 * hidden ? 1 : 2;
+  if (piece < 2 * hidden + (S::POOLED || tile.o.cosine ? tile.pieces_of_width() : 0)) {
+    const int column = (piece - pass * hidden) * PIECE, width = pass == 2 ? s.D : s.H;
+    char* const to = tile.stage(piece);
+    fetch_rows<S::REGION_ROWS, S::THREADS>(to, tile.items.regions, pass == 2 ? s.regions : s.region_products + (pass ? 0 : s.H),
+                                           pass == 2 ? s.D : 2 * s.H, column, width);
+    fetch_rows<S::WORD_ROWS, S::THREADS>(to + S::REGION_ROWS * PIECE_BYTES, tile.items.words,
+                                         pass == 2 ? s.words : s.word_products + s.D + (pass ? 0 : s.H),
+                                         pass == 2 ? s.D : s.D + 2 * s.H, column, width);
+  }
+  close_copies();
+}
+
+// The rows of a piece that are the warp's.
+struct Rows {
+  const char *regions, *words;
+};
+template <typename S, typename T>
+CAAN_DEVICE Rows next_piece(const Tile<S, T>& tile, int piece) {
+  wait_for_copies<0>();
+  block_barrier();
+  begin_piece(tile, piece + 1);
+  const char* const stage = tile.stage(piece);
+  return {stage + tile.image() * S::REGIONS * PIECE_BYTES, stage + (S::REGION_ROWS + tile.caption() * S::WORDS) * PIECE_BYTES};
+}
+
+// Numbers h and h + 8 of a score vector, 0 beyond the hidden width.
+struct Two {
+  float at_row, on;
+};
+template <typename T>
+CAAN_DEVICE Two score_weights(const T* vector, int h, int hidden) {
+  return {h < hidden ? to_float(vector[h]) : 0.0f, h + 8 < hidden ? to_float(vector[h + 8]) : 0.0f};
+}
+
+template <typename S, typename T>
+CAAN_DEVICE void add_word_logits(const Tile<S, T>& tile, const Factors<S::STRIPS, S::TILES>& R,
+                                 const uint32_t (&H)[S::STRIPS][2 * S::STRIPS][2], float (&logits)[2 * S::STRIPS][2]) {
 #pragma unroll 1
-      for (int k = 0; k < PIECE / 16; ++k) {
-        uint32_t Z[2][4], UQ2[2][4];
-        if (o.intra) {
-          float z[2][2][4] = {};
+  for (int piece = 0; piece < tile.pieces_of_hidden(); ++piece) {
+    const Rows rows = next_piece(tile, piece);
+#pragma unroll 1
+    for (int k = 0; k < PIECE / 16; ++k) {
+      const Two weights = score_weights(tile.s.word_score, piece * PIECE + 16 * k + tile.row, tile.s.H);
+      float X[2 * S::STRIPS][4] = {};
+      uint32_t left[4];
+      if (tile.o.inter)
 #pragma unroll
-          for (int depth = 0; depth < S::DEPTHS; ++depth) {
-            uint32_t VQ1[4];
-            columns_by_rows(VQ1, regions, depth, k);
+        for (int depth = 0; depth < S::DEPTHS; ++depth) {
+          left_columns(left, rows.regions, depth, k);
 #pragma unroll
-            for (int w = 0; w < 2; ++w)
-#pragma unroll
-              for (int half = 0; half < 2; ++half)
-                multiply_add(z[w][half], VQ1, of.C_unit[depth][2 * w + half][0], of.C_unit[depth][2 * w + half][1], T{});
-          }
-#pragma unroll
-          for (int w = 0; w < 2; ++w)
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) Z[w][2 * half + e] = pack(z[w][half][2 * e], z[w][half][2 * e + 1], T{});
+          for (int j = 0; j < 2 * S::STRIPS; ++j) multiply_add(X[j], left, R[depth][j][0], R[depth][j][1], T{});
         }
-        if (o.inter)
+      if (tile.o.intra)
 #pragma unroll
-          for (int w = 0; w < 2; ++w) columns_by_rows(UQ2[w], words, w, k);
-        const int h = i * PIECE + 16 * k + row;
-        const float w0 = h < s.H ? to_float(s.region_score[h]) : 0.0f, w8 = h + 8 < s.H ? to_float(s.region_score[h + 8]) : 0.0f;
+        for (int w = 0; w < S::STRIPS; ++w) {
+          left_columns(left, rows.words, w, k);
 #pragma unroll
-        for (int c = 0; c < S::TOGETHER; ++c)
+          for (int j = 0; j < 2 * S::STRIPS; ++j) multiply_add(X[j], left, H[w][j][0], H[w][j][1], T{});
+        }
 #pragma unroll
-          for (int t = 0; t < S::TILES; ++t) {
-            float Y[4] = {};
+      for (int j = 0; j < 2 * S::STRIPS; ++j)
 #pragma unroll
-            for (int w = 0; w < 2; ++w) {
-              if (S::TOGETHER == 2 && w != c) continue;
-              if (o.intra) multiply_add(Y, Z[w], unit_turned[w][t][0], unit_turned[w][t][1], T{});
-              if (o.inter) multiply_add(Y, UQ2[w], C_turned[w][t][0], C_turned[w][t][1], T{});
-            }
-#pragma unroll
-            for (int e = 0; e < 2; ++e)
-              region_logits[c][t][e] = fmaf(rough_tanh(Y[2 + e]), w8, fmaf(rough_tanh(Y[e]), w0, region_logits[c][t][e]));
-          }
-      }
+        for (int e = 0; e < 2; ++e)
+          logits[j][e] = fmaf(rough_tanh(X[j][2 + e]), weights.on, fmaf(rough_tanh(X[j][e]), weights.at_row, logits[j][e]));
     }
   }
+}
 
-  // f and g as right factors: columns 2k and 2k + 1 are caption k's, rounded and what rounding left.
-  uint32_t f[S::DEPTHS][2] = {}, g[2][2] = {};
+template <typename S, typename T>
+CAAN_DEVICE void add_region_logits(const Tile<S, T>& tile, const Factors<S::STRIPS, S::TILES>& C,
+                                   const Factors<S::STRIPS, S::TILES>& C_unit, float (&logits)[S::TILES][2]) {
+  // Words by regions.
+  uint32_t turned[S::STRIPS][S::TILES][2], unit_turned[S::STRIPS][S::TILES][2];
 #pragma unroll
-  for (int k = 0; k < S::TOGETHER; ++k) {
+  for (int w = 0; w < S::STRIPS; ++w)
 #pragma unroll
     for (int t = 0; t < S::TILES; ++t)
 #pragma unroll
-      for (int e = 0; e < 2; ++e) region_logits[k][t][e] = sum_over_rows(region_logits[k][t][e]);
-#pragma unroll
-    for (int j = 0; j < 4 / S::TOGETHER; ++j)
-#pragma unroll
-      for (int e = 0; e < 2; ++e) word_logits[k][j][e] = sum_over_rows(word_logits[k][j][e]);
-    softmax_of_tiles(region_logits[k], m());
-    softmax_of_tiles(word_logits[k], n(k));
-    const auto part = [&](const float (&x)[2]) {
-      const uint32_t rounded = pack(x[0], x[1], T{});
-      return row % 2 ? pack(x[0] - first_of<T>(rounded), x[1] - second_of<T>(rounded), T{}) : rounded;
-    };
-    const bool mine = row / 2 == k;
-#pragma unroll
-    for (int t = 0; t < S::TILES; ++t) {
-      const uint32_t both = part(region_logits[k][t]);
-      f[t / 2][t % 2] = mine ? both : f[t / 2][t % 2];
-    }
-#pragma unroll
-    for (int w = 0; w < 2; ++w)
-#pragma unroll
       for (int half = 0; half < 2; ++half) {
-        if (S::TOGETHER == 2 && w != k) continue;
-        const uint32_t both = part(word_logits[k][S::TOGETHER == 1 ? 2 * w + half : half]);
-        g[w][half] = mine ? both : 0;
+        turned[w][t][half] = transpose_matrix(C[t / 2][2 * w + half][t % 2]);
+        unit_turned[w][t][half] = transpose_matrix(C_unit[t / 2][2 * w + half][t % 2]);
       }
-  }
-  float product = 0, v_squares = 0, u_squares = 0;
-  for (int i = 0; i < width_pieces; ++i) {
-    advance();
+#pragma unroll 1
+  for (int piece = 0; piece < tile.pieces_of_hidden(); ++piece) {
+    const Rows rows = next_piece(tile, tile.pieces_of_hidden() + piece);
 #pragma unroll 1
     for (int k = 0; k < PIECE / 16; ++k) {
-      float v[4] = {}, u[4] = {}, of_u[2] = {};
-      const auto sum_of = [](const float (&x)[4], int half) { return x[2 * half] + x[2 * half + 1]; };
-      uint32_t factor[4];
+      const Two weights = score_weights(tile.s.region_score, piece * PIECE + 16 * k + tile.row, tile.s.H);
+      uint32_t Z[S::STRIPS][4] = {}, UQ2[S::STRIPS][4] = {};
+      if (tile.o.intra) {
+        float z[S::STRIPS][2][4] = {};
+#pragma unroll
+        for (int depth = 0; depth < S::DEPTHS; ++depth) {
+          uint32_t left[4];
+          left_columns(left, rows.regions, depth, k);
+#pragma unroll
+          for (int w = 0; w < S::STRIPS; ++w)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+              multiply_add(z[w][half], left, C_unit[depth][2 * w + half][0], C_unit[depth][2 * w + half][1], T{});
+        }
+#pragma unroll
+        for (int w = 0; w < S::STRIPS; ++w)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) Z[w][i] = pack(z[w][i / 2][2 * (i % 2)], z[w][i / 2][2 * (i % 2) + 1], T{});
+      }
+      if (tile.o.inter)
+#pragma unroll
+        for (int w = 0; w < S::STRIPS; ++w) left_columns(UQ2[w], rows.words, w, k);
+#pragma unroll
+      for (int t = 0; t < S::TILES; ++t) {
+        float Y[4] = {};
+#pragma unroll
+        for (int w = 0; w < S::STRIPS; ++w) {
+          if (tile.o.intra) multiply_add(Y, Z[w], unit_turned[w][t][0], unit_turned[w][t][1], T{});
+          if (tile.o.inter) multiply_add(Y, UQ2[w], turned[w][t][0], turned[w][t][1], T{});
+        }
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          logits[t][e] = fmaf(rough_tanh(Y[2 + e]), weights.on, fmaf(rough_tanh(Y[e]), weights.at_row, logits[t][e]));
+      }
+    }
+  }
+}
+
+// From S the logits of the warp's words and regions. What a side needs of the weights is made late, for the sake of registers.
+template <typename S, typename T>
+CAAN_DEVICE void add_logits(const Tile<S, T>& tile, Cells<S>& A, float (&of_regions)[S::TILES][2],
+                            float (&of_words)[2 * S::STRIPS][2]) {
+  constexpr int STRIPS = S::STRIPS, TILES = S::TILES;
+  const Scales<STRIPS, TILES> scales = attend<STRIPS, TILES>(A, tile.m(), tile.n());
+  uint32_t H[STRIPS][2 * STRIPS][2];
+  Factors<STRIPS, TILES> R, C, unit;
+  make_factors<T, STRIPS, TILES>(
+      R, unit, [&](int w, int t, int e) { return A[w][t][e] * scales.of_region[t][e % 2]; },
+      [&](int w, int, int e) { return scales.of_R[w][e / 2]; });
+  word_affinity<T, STRIPS, TILES>(H, unit);
+  make_factors<T, STRIPS, TILES>(
+      C, unit, [&](int w, int t, int e) { return A[w][t][e] * scales.of_word[w][e / 2]; },
+      [&](int, int t, int e) { return scales.of_C[t][e % 2]; });
+  add_word_logits(tile, R, H, of_words);
+  add_region_logits(tile, C, unit, of_regions);
+}
+
+// fT X g in every lane.
+template <typename S, typename T>
+CAAN_DEVICE float inner_product(const Tile<S, T>& tile, const Cells<S>& X, const float (&f)[S::TILES][2], const float* g) {
+  float product = 0;
+#pragma unroll
+  for (int w = 0; w < S::STRIPS; ++w)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int word = 16 * w + 8 * half + tile.row;
+      float along = 0;
+#pragma unroll
+      for (int t = 0; t < S::TILES; ++t)
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          // A region that is not there has f = 0, and with an infinite word no product.
+          if (8 * t + tile.column + e < tile.m()) along = fmaf(f[t][e], X[w][t][2 * half + e], along);
+      if (word < tile.n()) product = fmaf(g[word], along, product);
+    }
+  return sum_over_warp(product);
+}
+
+// v.u, over |v| |u| for the cosine, in lanes of column 0. f and g are factors as what 16 bits hold plus what rounding left of them:
+// two columns.
+template <typename S, typename T>
+CAAN_DEVICE float product_of_pooled(const Tile<S, T>& tile, const float (&of_f)[S::TILES][2],
+                                    const float (&of_g)[2 * S::STRIPS][2]) {
+  uint32_t f[S::DEPTHS][2] = {}, g[S::STRIPS][2] = {};
+  const auto part = [&](const float (&x)[2]) {
+    const uint32_t rounded = pack(x[0], x[1], T{});
+    const uint32_t found = tile.row ? pack(x[0] - first_of<T>(rounded), x[1] - second_of<T>(rounded), T{}) : rounded;
+    return tile.row < 2 ? found : 0;
+  };
+#pragma unroll
+  for (int t = 0; t < S::TILES; ++t) f[t / 2][t % 2] = part(of_f[t]);
+#pragma unroll
+  for (int j = 0; j < 2 * S::STRIPS; ++j) g[j / 2][j % 2] = part(of_g[j]);
+  float product = 0, v_squares = 0, u_squares = 0;
+#pragma unroll 1
+  for (int piece = 0; piece < tile.pieces_of_width(); ++piece) {
+    const Rows rows = next_piece(tile, 2 * tile.pieces_of_hidden() + piece);
+#pragma unroll 1
+    for (int k = 0; k < PIECE / 16; ++k) {
+      float v[4] = {}, u[4] = {};
+      uint32_t left[4];
 #pragma unroll
       for (int depth = 0; depth < S::DEPTHS; ++depth) {
-        columns_by_rows(factor, regions, depth, k);
-        multiply_add(v, factor, f[depth][0], f[depth][1], T{});
+        left_columns(left, rows.regions, depth, k);
+        multiply_add(v, left, f[depth][0], f[depth][1], T{});
       }
 #pragma unroll
-      for (int w = 0; w < 2; ++w) {
-        columns_by_rows(factor, words, w, k);
-        multiply_add(u, factor, g[w][0], g[w][1], T{});
-        // Each caption's u by itself: what one has, infinite perhaps, times the other's zeros need not be nothing.
-        if (S::TOGETHER == 1 && w == 0) continue;
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          if (S::TOGETHER == 1 || column / 2 == w) of_u[half] = sum_of(u, half);
-#pragma unroll
-        for (float& x : u) x = 0;
+      for (int w = 0; w < S::STRIPS; ++w) {
+        left_columns(left, rows.words, w, k);
+        multiply_add(u, left, g[w][0], g[w][1], T{});
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float of_v = sum_of(v, half);
-        product = fmaf(of_v, of_u[half], product);
+        const float of_v = v[2 * half] + v[2 * half + 1], of_u = u[2 * half] + u[2 * half + 1];
+        product = fmaf(of_v, of_u, product);
         v_squares = fmaf(of_v, of_v, v_squares);
-        u_squares = fmaf(of_u[half], of_u[half], u_squares);
+        u_squares = fmaf(of_u, of_u, u_squares);
       }
     }
   }
   product = sum_over_rows(product);
   v_squares = sum_over_rows(v_squares);
   u_squares = sum_over_rows(u_squares);
-  const int k = column / 2, slot = group * S::TOGETHER + k;
-  if (row == 0 && k < S::TOGETHER && m() > 0 && items.n[slot] > 0) {
-    const float score = o.cosine ? product / (norm_of(v_squares) * norm_of(u_squares)) : product;
-    scores[S::LISTED ? items.place[slot] : items.image[image] * tiles.score_row + items.caption[slot]] = score;
+  return tile.o.cosine ? product / (norm_of(v_squares) * norm_of(u_squares)) : product;
+}
+
+// The score of the warp's pair, in lane 0.
+template <typename S, typename T>
+CAAN_DEVICE float score_of(const Tile<S, T>& tile, float (&g)[S::WORDS]) {
+  Cells<S> A = {}, X = {};
+  multiply_rows(tile, A, X);
+  if (!S::LISTED) {
+    hand_over(tile, A);
+    if (!S::POOLED && !tile.o.cosine) hand_over(tile, X);
+  }
+  block_barrier();
+  begin_piece(tile, 0);
+  float region_logits[S::TILES][2] = {}, word_logits[2 * S::STRIPS][2] = {};
+  if (tile.o.inter || tile.o.intra) add_logits(tile, A, region_logits, word_logits);
+#pragma unroll
+  for (int t = 0; t < S::TILES; ++t)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) region_logits[t][e] = sum_over_rows(region_logits[t][e]);
+#pragma unroll
+  for (int j = 0; j < 2 * S::STRIPS; ++j)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) word_logits[j][e] = sum_over_rows(word_logits[j][e]);
+  softmax_of_tiles(region_logits, tile.m());
+  softmax_of_tiles(word_logits, tile.n());
+  if (S::POOLED || tile.o.cosine) return product_of_pooled(tile, region_logits, word_logits);
+  if (tile.row == 0)
+    for (int j = 0; j < 2 * S::STRIPS; ++j)
+      g[8 * j + tile.column] = word_logits[j][0], g[8 * j + tile.column + 1] = word_logits[j][1];
+  warp_barrier();
+  return inner_product(tile, X, region_logits, g);
+}
+
+template <typename S, typename T>
+CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, 1) tile_kernel(Sides<T> s, Tiles tiles, Options o, float* scores) {
+  CAAN_SHARED;
+  if (S::BOTH) o.inter = o.intra = true;
+  auto& items = *reinterpret_cast<Items<S>*>(shared_memory + S::ITEMS_AT);
+  const int64_t all = count_work<S>(s, tiles);
+  for (int64_t work = blockIdx.x; work < all; work += gridDim.x) {
+    // What the last work's warps read there.
+    block_barrier();
+    if (!find_items<S>(items, s, tiles, work)) continue;
+    block_barrier();
+    find_rows(items, s);
+    block_barrier();
+    const Tile<S, T> tile{s, o, items, shared_memory};
+    const float score = score_of(tile, items.g[tile.warp()]);
+    if (tile.lane == 0 && tile.m() > 0 && tile.n() > 0) {
+      const int64_t place =
+          S::LISTED ? items.place[tile.caption()] : items.image[tile.image()] * tiles.score_row + items.caption[tile.caption()];
+      scores[place] = score;
+    }
   }
 }
 
 template <typename S, typename T>
 void launch_tiles(Sides<T> s, const Tiles& tiles, const Options& o, float* scores, Stream stream) {
-  const size_t shared = S::STAGES * S::STAGE_BYTES + sizeof(Items<S>);
-  if (S::LISTED) {
-    launch<tile_kernel<S, T>>((tiles.listed + S::IMAGES - 1) / S::IMAGES, S::THREADS, shared, stream, s, tiles, o, scores);
-    return;
-  }
-  const int64_t groups = (s.captions + S::CAPTIONS - 1) / S::CAPTIONS, in_band = (BAND + S::IMAGES - 1) / S::IMAGES;
-  const int64_t images = s.images, of_band = in_band * S::IMAGES;
-  // CUDA counts blocks in 31 bits.
-  const int64_t most_bands = ((int64_t(1) << 31) - 1) / (in_band * groups), step = (most_bands > 1 ? most_bands : 1) * of_band;
+  constexpr size_t shared = S::ITEMS_AT + sizeof(Items<S>);
+  static_assert(shared <= 99 * 1024);
+  const auto start = [&](int64_t work) {
+    const int64_t blocks = work < tiles.blocks ? work : tiles.blocks;
+    launch<tile_kernel<S, T>>(blocks, S::THREADS, shared, stream, s, tiles, o, scores);
+  };
+  if (S::LISTED) return start((tiles.listed + S::IMAGES - 1) / S::IMAGES);
+  const int64_t images = s.images;
+  int64_t step = TILE_LAUNCH / (s.captions * (s.D + s.H)) / BAND * BAND;
+  if (step < BAND) step = BAND;
   for (int64_t image = 0; image < images; image += step) {
     s.images = images - image < step ? images - image : step;
-    const int64_t bands = (s.images + of_band - 1) / of_band;
-    launch<tile_kernel<S, T>>(bands * in_band * groups, S::THREADS, shared, stream, s, tiles, o, scores);
+    start((s.images + BAND - 1) / BAND * (BAND / S::IMAGES) * ((s.captions + S::CAPTIONS - 1) / S::CAPTIONS));
     s.regions += step * s.M * s.D;
     s.region_products += step * s.M * (2 * s.H);
     s.region_lengths += step;
@@ -585,20 +528,14 @@ void launch_tiles(Sides<T> s, const Tiles& tiles, const Options& o, float* score
   }
 }
 
-template <int TILES, int TOGETHER, bool LISTED, typename T>
+template <int TILES, int STRIPS, typename T>
 void launch_terms(const Sides<T>& s, const Tiles& tiles, const Options& o, float* scores, Stream stream) {
-  o.inter&& o.intra ? launch_tiles<Shape<TILES, TOGETHER, LISTED, true>>(s, tiles, o, scores, stream)
-                    : launch_tiles<Shape<TILES, TOGETHER, LISTED, false>>(s, tiles, o, scores, stream);
-}
-
-template <int TILES, typename T>
-void launch_sizes(const Sides<T>& s, const Tiles& tiles, const Options& o, float* scores, Stream stream) {
   if (tiles.pairs)
-    tiles.together == 2 ? launch_terms<TILES, 2, true>(s, tiles, o, scores, stream)
-                        : launch_terms<TILES, 1, true>(s, tiles, o, scores, stream);
+    launch_tiles<Shape<TILES, STRIPS, true, false>>(s, tiles, o, scores, stream);
+  else if (o.inter && o.intra)
+    launch_tiles<Shape<TILES, STRIPS, false, true>>(s, tiles, o, scores, stream);
   else
-    tiles.together == 2 ? launch_terms<TILES, 2, false>(s, tiles, o, scores, stream)
-                        : launch_terms<TILES, 1, false>(s, tiles, o, scores, stream);
+    launch_tiles<Shape<TILES, STRIPS, false, false>>(s, tiles, o, scores, stream);
 }
 
 } // namespace
@@ -606,9 +543,9 @@ void launch_sizes(const Sides<T>& s, const Tiles& tiles, const Options& o, float
 template <typename T>
 void score_tiles(const Sides<T>& s, const Tiles& tiles, const Options& o, float* scores, Stream stream) {
   if (s.M <= 40)
-    launch_sizes<5>(s, tiles, o, scores, stream);
+    tiles.strips == 1 ? launch_terms<5, 1>(s, tiles, o, scores, stream) : launch_terms<5, 2>(s, tiles, o, scores, stream);
   else
-    launch_sizes<8>(s, tiles, o, scores, stream);
+    tiles.strips == 1 ? launch_terms<8, 1>(s, tiles, o, scores, stream) : launch_terms<8, 2>(s, tiles, o, scores, stream);
 }
 
 template void score_tiles(const Sides<bfloat16>&, const Tiles&, const Options&, float*, Stream);

@@ -43,7 +43,7 @@ void launch_all(int regions) {
 } // namespace
 
 int main() {
-  on_launch = [](const char* name, int threads, size_t shared) { std::printf("%s\t%d\t%zu\n", name, threads, shared); };
+  on_launch = [](const Launch& launch) { std::printf("%s\t%d\t%d\n", launch.name, int(launch.threads), int(launch.shared)); };
   for (int regions : {36, 64}) {
     launch_all<float>(regions);
     launch_all<bfloat16>(regions);

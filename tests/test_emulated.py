@@ -12,6 +12,11 @@ FILES = [
     *(f"context_attention/test_{name}.py" for name in ("cuda", "accuracy", "invariance", "compile", "errors", "interface")),
     *(f"context_attention/test_{name}.py" for name in ("limits", "operators", "transforms")),
     "test_backends.py",
+    # Without nvcc nothing in it runs.
+    pytest.param(
+        "context_attention/test_ptx.py",
+        marks=pytest.mark.skipif(emulated_library.caan_build.find_nvcc() is None, reason="there is no nvcc"),
+    ),
 ]
 
 

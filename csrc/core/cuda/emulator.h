@@ -29,15 +29,23 @@ struct float4 {
 // Runs a kernel's body for every thread of every block.
 void emulate(int64_t blocks, int threads, size_t shared, const std::function<void()>& body);
 
-// Where it is set, it takes every launch, and no kernel runs; the name has the kernel's in it, template arguments and all.
-inline void (*on_launch)(const char* name, int threads, size_t shared) = nullptr;
+// A launch as it was asked for. The name has the kernel's in it, template arguments and all; arguments are where they lie.
+struct Launch {
+  const char* name;
+  int64_t blocks, threads, shared, count;
+  const void* const* arguments;
+  const size_t* sizes;
+};
+
+// Where it is set, it takes every launch, and no kernel runs.
+inline void (*on_launch)(const Launch& launch) = nullptr;
 
 template <auto KERNEL, typename... Arguments>
 void launch(int64_t blocks, int threads, size_t shared, Stream, Arguments... arguments) {
-  if (on_launch)
-    on_launch(__PRETTY_FUNCTION__, threads, shared);
-  else
-    emulate(blocks, threads, shared, [&] { KERNEL(arguments...); });
+  if (!on_launch) return emulate(blocks, threads, shared, [&] { KERNEL(arguments...); });
+  const void* const places[] = {&arguments...};
+  const size_t sizes[] = {sizeof(arguments)...};
+  on_launch({__PRETTY_FUNCTION__, blocks, threads, int64_t(shared), sizeof...(arguments), places, sizes});
 }
 
 template <typename... Parameters>

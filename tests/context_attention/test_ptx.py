@@ -1,0 +1,115 @@
+"""The PTX that nvcc makes of the CUDA kernels, executed: golden cases, and faults planted in it that have to be found."""
+
+import re
+
+import cases
+import pytest
+import torch
+from support.ptx import PtxError, compilers, cuda_launches
+
+ops = torch.ops.caan_kernels
+DTYPE = "bfloat16"
+PRODUCT = "product_tile_kernel<bfloat16,true,false>"
+
+pytestmark = [
+    pytest.mark.skipif(not cases.EMULATED, reason="launches are taken from the emulator: tests/test_emulated.py"),
+    pytest.mark.skipif(compilers.find_nvcc() is None, reason="there is no nvcc"),
+    pytest.mark.usefixtures("poisoned_memory"),
+]
+
+
+@pytest.mark.parametrize("name", ["square_small", "one_region", "full_36x13"])
+def test_golden(name):
+    """Scores and gradients of stored cases, to the bounds of test_accuracy.py; widths that tiles take, and others."""
+    path = next(path for path in cases.GOLDEN if path.stem == name)
+    case, options, scores, grad_scores, gradients = cases.golden(path)
+    case = case.to(torch.bfloat16)
+    with cuda_launches.interpreted(DTYPE) as launched:
+        found, found_gradients = cases.run(case, grad_scores, **options, backend="cuda")
+    assert launched
+    plain, plain_gradients = cases.run(case, grad_scores, **options, backend="reference")
+    assert cases.score_error(found, scores) <= max(2**-6, 2 * cases.score_error(plain, scores))
+    for tensor, gradient in gradients.items():
+        of_plain = cases.gradient_error(plain_gradients[tensor], gradient)
+        assert cases.gradient_error(found_gradients[tensor], gradient) <= max(1e-5, 3 * of_plain), tensor
+
+
+def test_several_pieces():
+    """Widths of which a kernel brings a part at a time."""
+    case = cases.problem((2, 10, 3, 9, 136, 72), torch.bfloat16)
+    with cuda_launches.interpreted(DTYPE):
+        found = case.call(backend="cuda")
+    expected, plain = cases.oracle(case)[0], case.call(backend="reference")
+    assert cases.score_error(found, expected) <= 2.5 * cases.score_error(plain, expected) + 1e-6
+
+
+def project(edit=None):
+    """A product of several pieces as its PTX makes it, edited or not, and what it should be."""
+    generator = torch.Generator().manual_seed(0)
+    items, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((3, 50, 136), (136, 72)))
+    lengths = torch.tensor([50, 7, 0])
+    real = items.masked_fill((torch.arange(50) >= lengths[:, None])[..., None], 0)
+    with cuda_launches.interpreted(DTYPE, edit) as launched:
+        found = ops.project(items, weight, lengths, "cuda")
+    assert launched == [PRODUCT]
+    return found, real.float() @ weight.float()
+
+
+def editing(kernel: str, pattern: str, replacement: str, place: int = 0):
+    """Puts something else for one match of a pattern, or for all where the place is None, in a kernel's PTX."""
+
+    def edit(name: str, text: str) -> str:
+        assert name == kernel
+        start = text.index(f".entry {compilers.names_in(text)[name]}(")
+        end = text.index("\n}", start)
+        body = text[start:end]
+        found = list(re.finditer(pattern, body))
+        assert found, pattern
+        for match in reversed(found if place is None else [found[place]]):
+            body = body[: match.start()] + match.expand(replacement) + body[match.end() :]
+        return text[:start] + body + text[end:]
+
+    return edit
+
+
+def test_product():
+    found, expected = project()
+    torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "place", "message"),
+    [
+        (r"(st\.global\.u32 +\t?\[%rd\d+)\]", r"\1+1048576]", 0, "out of bounds"),
+        (r"(st\.global\.u32 +\t?\[%rd\d+)\]", r"\1+-64]", 0, "out of bounds"),
+        (r"(cp\.async[^;]*\], \[%rd\d+)\]", r"\1+1048576]", 0, "byte .* of left is out of bounds"),
+        (r"(cp\.async[^;]*\], \[%rd\d+)\]", r"\1+2]", 0, "misaligned: expected a multiple of 16"),
+        (r"(ldmatrix[^;]*\[%r\d+)\]", r"\1+8]", 0, "misaligned: expected a multiple of 16"),
+        (r"(ldmatrix[^;]*\[%r\d+)\]", r"\1+65536]", 0, "shared memory is out of bounds"),
+        (r"bar\.sync[^;]*;", "", 0, "race.*no barrier is in between"),
+        (r"cp\.async\.wait_group[^;]*;", "", 0, "a copy to it is not waited for"),
+        (r"cp\.async\.wait_group 0;", "cp.async.wait_group 1;", 0, "a copy to it is not waited for"),
+        (r"cp\.async\.cg[^;]*;", "", 3, "shared memory is read and was never written"),
+        (r"fma\.rn|mma\.sync\.aligned\.m16n8k16", "wgmma", 0, "not known to the interpreter"),
+    ],
+    ids=[
+        *("store_beyond", "store_before", "copy_beyond", "copy_misaligned", "rows_misaligned", "rows_beyond"),
+        *("no_barrier", "no_wait", "short_wait", "no_copy", "unknown_instruction"),
+    ],
+)
+def test_fault_is_found(pattern, replacement, place, message):
+    with pytest.raises(PtxError, match=f"(?s){message}"):
+        project(editing(PRODUCT, pattern, replacement, place))
+
+
+@pytest.mark.parametrize("swapped", [(5, 6), (6, 7), (9, 10), (1, 2), (1, 3)], ids=str)
+def test_swapped_fragment_is_found(swapped):
+    """Two registers of a tensor-core product change places: of the left factor, of the right one, of the sums."""
+    first, second = swapped
+    order = list(range(1, 11))
+    order[first - 1], order[second - 1] = second, first
+    registers = r"\{(%\w+), (%\w+), (%\w+), (%\w+)\}, \{(%\w+), (%\w+), (%\w+), (%\w+)\}, \{(%\w+), (%\w+)\}"
+    names = [rf"\{i}" if i < 10 else rf"\g<{i}>" for i in order]
+    changed = "{{{}, {}, {}, {}}}, {{{}, {}, {}, {}}}, {{{}, {}}}".format(*names)
+    found, expected = project(editing(PRODUCT, registers, changed, 0))
+    assert not torch.allclose(found.float(), expected, rtol=2**-8, atol=1e-2)

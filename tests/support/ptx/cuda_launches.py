@@ -1,0 +1,139 @@
+"""The package's own launches of CUDA C++ kernels, in a process with CAAN_CUDA_EMULATED, as launches of their PTX."""
+
+import ctypes
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+import torch
+
+from . import compilers
+from .machine import run
+from .memory import Buffer, GlobalMemory
+from .parser import parse
+from .program import Program
+
+
+class _Launch(ctypes.Structure):
+    """`Launch` of csrc/core/cuda/emulator.h."""
+
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        *((name, ctypes.c_int64) for name in ("blocks", "threads", "shared", "count")),
+        ("arguments", ctypes.POINTER(ctypes.c_void_p)),
+        ("sizes", ctypes.POINTER(ctypes.c_size_t)),
+    ]
+
+
+_HOOK = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Launch))
+
+
+@contextmanager
+def interpreted(dtype: str, edit: Callable[[str, str], str] | None = None) -> Iterator[list[str]]:
+    """Every CUDA C++ kernel that is launched inside runs as PTX; yields the names of those that ran, as they do.
+
+    Memory that an operator of the package gives to a launch is what its kernel may access. What still holds torch's filling of
+    new memory was never written: torch.utils.deterministic.fill_uninitialized_memory must be on.
+
+    Args:
+        dtype: numbers that kernels are compiled for, as they are named in C++.
+        edit: (key of the kernel, its PTX's text) -> the text that runs instead.
+
+    Raises:
+        PtxError: a kernel did what it must not.
+    """
+    launched: list[str] = []
+    state = _State(dtype, edit, launched)
+    library = ctypes.CDLL(os.environ["CAAN_CUDA_EMULATED"])
+    hook = ctypes.c_void_p.in_dll(library, "_ZN4caan4cuda9on_launchE")
+    callback = _HOOK(lambda launch: state.take(launch.contents))
+    called = torch._ops.OpOverloadPacket.__call__
+
+    def call(packet, *arguments, **named):
+        if not packet.__name__.startswith("cuda_"):
+            return called(packet, *arguments, **named)
+        state.buffers = _buffers(packet, arguments)
+        result = called(packet, *arguments, **named)
+        # Nothing can be raised through the C++ that called the hook.
+        if state.error is not None:
+            error, state.error = state.error, None
+            raise error
+        return result
+
+    hook.value = ctypes.cast(callback, ctypes.c_void_p).value
+    try:
+        with mock.patch.object(torch._ops.OpOverloadPacket, "__call__", call):
+            yield launched
+    finally:
+        hook.value = None
+
+
+class _State:
+    """What a launch finds: memory, and programs that were made."""
+
+    def __init__(self, dtype: str, edit, launched: list[str]):
+        self.dtype, self.edit, self.launched = dtype, edit, launched
+        self.buffers: list[Buffer] = []
+        self.error: Exception | None = None
+
+    def take(self, launch: _Launch) -> None:
+        if self.error is not None:
+            return
+        try:
+            self._run(launch)
+        except Exception as error:
+            self.error = error
+
+    def _run(self, launch: _Launch) -> None:
+        name = compilers.key(re.search(r"KERNEL = ([^;]*);", launch.name.decode())[1])
+        program = program_of(name, self.dtype, self.edit)
+        self.launched.append(name)
+        values = [ctypes.string_at(launch.arguments[i], launch.sizes[i]) for i in range(launch.count)]
+        names = [parameter for parameter, _ in program.kernel.parameters]
+        memory = GlobalMemory(self.buffers, program.unit("global"), launch.threads)
+        run(program, launch.blocks, launch.threads, launch.shared, dict(zip(names, values, strict=True)), memory)
+        memory.leave()
+
+
+_programs: dict[tuple[str, str], Program] = {}
+
+
+def program_of(name: str, dtype: str, edit: Callable[[str, str], str] | None = None) -> Program:
+    """A kernel, by its `compilers.key`, compiled for a dtype."""
+    text = compilers.compiled(compilers.source_of(name.split("<")[0]), dtype)
+    mangled = compilers.names_in(text)[name]
+    if edit is not None and (edited := edit(name, text)) != text:
+        return Program(parse(edited, mangled))
+    if (name, dtype) not in _programs:
+        _programs[name, dtype] = Program(parse(text, mangled))
+    return _programs[name, dtype]
+
+
+def _buffers(packet, arguments) -> list[Buffer]:
+    """The memory of an operator's tensors; what may be written as its schema says."""
+    schema = getattr(packet, packet.overloads()[0])._schema
+    found: dict[int, Buffer] = {}
+    for argument, value in zip(schema.arguments, arguments, strict=True):
+        if not isinstance(value, torch.Tensor) or not value.untyped_storage().nbytes():
+            continue
+        storage = value.untyped_storage()
+        writable = argument.alias_info is not None and argument.alias_info.is_write
+        memory = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        written = _written(memory, value) if writable or value.dtype == torch.float32 else None
+        before = found.get(storage.data_ptr())
+        if before is None or writable:
+            writable = writable or (before is not None and before.writable)
+            found[storage.data_ptr()] = Buffer(argument.name, storage.data_ptr(), memory, written, writable)
+    return list(found.values())
+
+
+def _written(memory: np.ndarray, tensor: torch.Tensor) -> np.ndarray | None:
+    """(bytes,) bool: what does not hold the filling of new memory."""
+    if not tensor.is_floating_point():
+        return None
+    size = tensor.element_size()
+    filling = torch.full((1,), torch.nan, dtype=tensor.dtype).view(torch.uint8).numpy().view(f"u{size}")
+    return (memory.view(f"u{size}") != filling).repeat(size)

@@ -1,4 +1,4 @@
-"""The PTX that nvcc makes of the CUDA kernels, executed: golden cases, and faults planted in it that have to be found."""
+"""The PTX that nvcc and Triton make of the kernels, executed: golden cases, and faults planted in it that have to be found."""
 
 import re
 
@@ -18,20 +18,25 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["square_small", "one_region", "full_36x13"])
-def test_golden(name):
-    """Scores and gradients of stored cases, to the bounds of test_accuracy.py; widths that tiles take, and others."""
+def assert_golden(name, backend):
+    """Scores and gradients of a stored case, to the bounds of test_accuracy.py."""
     path = next(path for path in cases.GOLDEN if path.stem == name)
     case, options, scores, grad_scores, gradients = cases.golden(path)
     case = case.to(torch.bfloat16)
-    with cuda_launches.interpreted(DTYPE) as launched:
-        found, found_gradients = cases.run(case, grad_scores, **options, backend="cuda")
-    assert launched
+    found, found_gradients = cases.run(case, grad_scores, **options, backend=backend)
     plain, plain_gradients = cases.run(case, grad_scores, **options, backend="reference")
     assert cases.score_error(found, scores) <= max(2**-6, 2 * cases.score_error(plain, scores))
     for tensor, gradient in gradients.items():
         of_plain = cases.gradient_error(plain_gradients[tensor], gradient)
         assert cases.gradient_error(found_gradients[tensor], gradient) <= max(1e-5, 3 * of_plain), tensor
+
+
+@pytest.mark.parametrize("name", ["square_small", "one_region", "full_36x13"])
+def test_golden(name):
+    """Widths that tensor cores take, and others; one piece of columns, and whole tiles of rows."""
+    with cuda_launches.interpreted(DTYPE) as launched:
+        assert_golden(name, "cuda")
+    assert launched
 
 
 def test_several_pieces():
@@ -90,7 +95,7 @@ def test_product():
         (r"cp\.async\.wait_group[^;]*;", "", 0, "a copy to it is not waited for"),
         (r"cp\.async\.wait_group 0;", "cp.async.wait_group 1;", 0, "a copy to it is not waited for"),
         (r"cp\.async\.cg[^;]*;", "", 3, "shared memory is read and was never written"),
-        (r"fma\.rn|mma\.sync\.aligned\.m16n8k16", "wgmma", 0, "not known to the interpreter"),
+        (r"mma\.sync\.aligned\.m16n8k16", "mma.sync.aligned.m8n8k4", 0, "not known to the interpreter"),
     ],
     ids=[
         *("store_beyond", "store_before", "copy_beyond", "copy_misaligned", "rows_misaligned", "rows_beyond"),
@@ -113,3 +118,23 @@ def test_swapped_fragment_is_found(swapped):
     changed = "{{{}, {}, {}, {}}}, {{{}, {}, {}, {}}}, {{{}, {}}}".format(*names)
     found, expected = project(editing(PRODUCT, registers, changed, 0))
     assert not torch.allclose(found.float(), expected, rtol=2**-8, atol=1e-2)
+
+
+@pytest.fixture
+def triton_backend(monkeypatch):
+    """Triton's part of the package, which takes CPU tensors for a GPU's."""
+    pytest.importorskip("triton")
+    from caan_kernels.core import triton
+
+    monkeypatch.setattr(triton, "missing", lambda: "")
+    monkeypatch.setattr(triton, "cannot_run", lambda device: "")
+
+
+def test_golden_of_triton(triton_backend):
+    from support.ptx import triton_launches
+
+    from caan_kernels.context_attention.triton import launch
+
+    with triton_launches.interpreted(launch) as launched:
+        assert_golden("square_small", "triton")
+    assert "scores_kernel" in launched

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-import numpy as np
 import torch
 
 from . import compilers
@@ -15,6 +14,7 @@ from .machine import run
 from .memory import Buffer, GlobalMemory
 from .parser import parse
 from .program import Program
+from .tensors import buffers_of
 
 
 class _Launch(ctypes.Structure):
@@ -35,8 +35,7 @@ _HOOK = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Launch))
 def interpreted(dtype: str, edit: Callable[[str, str], str] | None = None) -> Iterator[list[str]]:
     """Every CUDA C++ kernel that is launched inside runs as PTX; yields the names of those that ran, as they do.
 
-    Memory that an operator of the package gives to a launch is what its kernel may access. What still holds torch's filling of
-    new memory was never written: torch.utils.deterministic.fill_uninitialized_memory must be on.
+    The tensors that an operator of the package is called with are what its kernel may access (tensors.py).
 
     Args:
         dtype: numbers that kernels are compiled for, as they are named in C++.
@@ -115,25 +114,5 @@ def program_of(name: str, dtype: str, edit: Callable[[str, str], str] | None = N
 def _buffers(packet, arguments) -> list[Buffer]:
     """The memory of an operator's tensors; what may be written as its schema says."""
     schema = getattr(packet, packet.overloads()[0])._schema
-    found: dict[int, Buffer] = {}
-    for argument, value in zip(schema.arguments, arguments, strict=True):
-        if not isinstance(value, torch.Tensor) or not value.untyped_storage().nbytes():
-            continue
-        storage = value.untyped_storage()
-        writable = argument.alias_info is not None and argument.alias_info.is_write
-        memory = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-        written = _written(memory, value) if writable or value.dtype == torch.float32 else None
-        before = found.get(storage.data_ptr())
-        if before is None or writable:
-            writable = writable or (before is not None and before.writable)
-            found[storage.data_ptr()] = Buffer(argument.name, storage.data_ptr(), memory, written, writable)
-    return list(found.values())
-
-
-def _written(memory: np.ndarray, tensor: torch.Tensor) -> np.ndarray | None:
-    """(bytes,) bool: what does not hold the filling of new memory."""
-    if not tensor.is_floating_point():
-        return None
-    size = tensor.element_size()
-    filling = torch.full((1,), torch.nan, dtype=tensor.dtype).view(torch.uint8).numpy().view(f"u{size}")
-    return (memory.view(f"u{size}") != filling).repeat(size)
+    given = zip(schema.arguments, arguments, strict=True)
+    return buffers_of((x.name, value, x.alias_info is not None and x.alias_info.is_write) for x, value in given)

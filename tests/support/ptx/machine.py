@@ -63,7 +63,7 @@ class Machine:
         zeros = {dtype: np.zeros(n, dtype) for dtype in set(program.dtypes)}
         self.registers = [zeros[dtype] for dtype in program.dtypes]
         self.memory = memory
-        self.shared = SharedMemory(len(blocks), program.static_shared + shared, program.unit("shared"), block)
+        self.shared = SharedMemory(len(blocks), program.static_shared + shared, program.unit("shared"), block, memory.replicated)
         self._ids = numbers + blocks.start * block
         self.epochs, self.clocks = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self.keys = keys_of(self.epochs, self.clocks, self._ids)

@@ -79,11 +79,13 @@ class Memory:
         size: in bytes.
         unit: bytes of the smallest access, a power of two.
         block: threads of a block.
+        replicated: whether several threads may do the same at once, as Triton has them: write one number, and read a number from
+            global memory that one of them uses, and maybe changes.
     """
 
-    def __init__(self, name: str, size: int, unit: int, block: int):
+    def __init__(self, name: str, size: int, unit: int, block: int, replicated: bool = False):
         size = -(-size // 16) * 16
-        self.name, self.unit, self.block = name, unit, block
+        self.name, self.unit, self.block, self.replicated = name, unit, block, replicated
         self.data = np.full(size, 0xFF, np.uint8)
         self.state = np.zeros(size // unit, np.uint8)
         self.writer = np.full(size // unit, -1, np.int64)
@@ -106,11 +108,17 @@ class Memory:
         whole, view = np.ascontiguousarray(values).view(_WHOLE[size])[:, 0], self._views[size]
         view[at // size] = whole
         self.state[units] = WRITTEN
-        if (self.writer[units] != keys[:, None]).any():
-            differs = (view[at // size].view(np.uint8).reshape(-1, size) != values).any(1)
-            if differs.any():
-                place = differs.argmax()
-                self._fail(place, at[place], "is written at once by two threads, with other numbers")
+        last = self.writer[units]
+        if (last == keys[:, None]).all():
+            return
+        # Lanes of a warp may write the same number at once.
+        apart = self._relation(last, keys[:, None]) > (_IN_BLOCK if self.replicated else _IN_WARP)
+        if apart.any():
+            self._race(np.argwhere(apart)[0], units, last, "writes", "wrote")
+        differs = (view[at // size].view(np.uint8).reshape(-1, size) != values).any(1)
+        if differs.any():
+            place = differs.argmax()
+            self._fail(place, at[place], "is written at once by two threads, with other numbers")
 
     def expect(self, at: np.ndarray, size: int, keys: np.ndarray) -> None:
         """A copy has begun that will write here: until it is waited for, the memory holds nothing."""
@@ -204,15 +212,15 @@ class SharedMemory(Memory):
     Args:
         blocks: how many.
         size: what a block has, from address `FIRST` on.
-        unit, block: as above.
+        unit, block, replicated: as above.
     """
 
     # Where a block's own part begins; what lies before is the system's.
     FIRST = 1024
 
-    def __init__(self, blocks: int, size: int, unit: int, block: int):
+    def __init__(self, blocks: int, size: int, unit: int, block: int, replicated: bool = False):
         self.size = -(-size // 16) * 16
-        super().__init__("shared", max(1, blocks * self.size), unit, block)
+        super().__init__("shared", max(1, blocks * self.size), unit, block, replicated)
 
     def find(self, addresses: np.ndarray, size: int, blocks: np.ndarray) -> np.ndarray:
         """Offsets of accesses of `size` bytes by threads of `blocks`, their places among those here."""
@@ -229,16 +237,21 @@ class SharedMemory(Memory):
 
 
 class GlobalMemory(Memory):
-    """The buffers of a launch, copied; `leave` copies back what may have been written."""
+    """The buffers of a launch, copied; `leave` copies back what may have been written.
 
-    def __init__(self, buffers: Sequence[Buffer], unit: int, block: int):
+    Args:
+        buffers: what there is.
+        unit, block, replicated: as above.
+    """
+
+    def __init__(self, buffers: Sequence[Buffer], unit: int, block: int, replicated: bool = False):
         self.buffers = sorted(buffers, key=lambda x: x.address)
         # Each keeps its alignment, whatever that is.
         starts, end = [], 0
         for buffer in self.buffers:
             starts.append(end + (buffer.address - end) % 256)
             end = starts[-1] + len(buffer.memory)
-        super().__init__("global", max(1, end), unit, block)
+        super().__init__("global", max(1, end), unit, block, replicated)
         self._addresses = np.array([x.address for x in self.buffers], np.int64)
         self._sizes = np.array([len(x.memory) for x in self.buffers], np.int64)
         self._starts = np.array(starts, np.int64)
@@ -266,6 +279,12 @@ class GlobalMemory(Memory):
             place = (~self._writable[which]).argmax()
             raise Fault(place, f"{self.buffers[which[place]].name} is written, and is not among what the launch may write")
         return inside + self._starts[which]
+
+    def see_read(self, units: np.ndarray, keys: np.ndarray) -> None:
+        if self.replicated:
+            self._see_order(self.writer[units], units, keys, "reads", "wrote")
+        else:
+            super().see_read(units, keys)
 
     def leave(self) -> None:
         for buffer, start in zip(self.buffers, self._starts, strict=True):

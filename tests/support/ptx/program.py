@@ -246,7 +246,7 @@ def _number(text: str) -> int:
     if text[:2] in ("0f", "0F", "0d", "0D"):
         return int(text[2:], 16)
     try:
-        return int(text, 0)
+        return int(text.removesuffix("U"), 0)
     except ValueError:
         raise PtxError(f"{text!r} is neither a register nor a number") from None
 

@@ -1,0 +1,103 @@
+"""The package's own launches of Triton kernels on CPU tensors, as launches of the PTX that Triton makes for sm_80."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .machine import run
+from .memory import GlobalMemory
+from .parser import parse
+from .program import Program
+from .tensors import buffers_of
+
+# mma.sync is what Triton compiles products to for this; for sm_90 it takes wgmma.
+CAPABILITY = (8, 0)
+_TARGET = GPUTarget("cuda", 10 * CAPABILITY[0] + CAPABILITY[1], 32)
+_TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"}
+
+
+@contextmanager
+def interpreted(module, edit: Callable[[str, str], str] | None = None) -> Iterator[list[str]]:
+    """Every Triton kernel that a module launches inside runs as PTX; yields the names of those that ran, as they do.
+
+    Args:
+        module: where the kernels are launched by their names there, and `capability_of` tells what they are shaped for.
+        edit: (name of the kernel, its PTX) -> the PTX that runs instead.
+
+    Raises:
+        PtxError: a kernel did what it must not.
+    """
+    launched: list[str] = []
+    kernels = {name: x for name, x in vars(module).items() if isinstance(x, triton.runtime.jit.JITFunction)}
+    replaced = {name: _Kernel(kernel, edit, launched) for name, kernel in kernels.items()}
+    with mock.patch.multiple(module, capability_of=lambda device: CAPABILITY, **replaced):
+        yield launched
+
+
+class _Kernel:
+    """Stands where a kernel stands."""
+
+    def __init__(self, kernel, edit, launched: list[str]):
+        self.kernel, self.edit, self.launched = kernel, edit, launched
+
+    def __getitem__(self, grid: tuple[int, ...]):
+        return lambda *arguments, **named: self._launch(grid[0], arguments, named)
+
+    def _launch(self, blocks: int, arguments, named) -> None:
+        names = self.kernel.arg_names
+        values = dict(zip(names, arguments, strict=False)) | {name: x for name, x in named.items() if name in names}
+        options = {name: x for name, x in named.items() if name not in names}
+        signature, constants, attributes = {}, {}, {}
+        for place, parameter in enumerate(self.kernel.params):
+            signature[parameter.name], aligned = _specialised(parameter, values[parameter.name])
+            if signature[parameter.name] == "constexpr":
+                constants[parameter.name] = values[parameter.name]
+            elif aligned:
+                attributes[place,] = [["tt.divisibility", 16]]
+        program, threads, shared = _compiled(self.kernel, signature, constants, attributes, options, self.edit)
+        self.launched.append(self.kernel.__name__)
+        left = [(name, values[name]) for name in names if signature[name] != "constexpr"]
+        parameters = {}
+        for place, (name, size) in enumerate(program.kernel.parameters):
+            # After the kernel's own there are pointers to memory of Triton's, which these kernels do not ask for.
+            value = left[place][1] if place < len(left) else 0
+            number = value.data_ptr() if isinstance(value, torch.Tensor) else value
+            parameters[name] = int(number).to_bytes(size, "little", signed=number < 0)
+        memory = GlobalMemory(buffers_of((name, x, True) for name, x in left), program.unit("global"), threads, replicated=True)
+        run(program, blocks, threads, shared, parameters, memory)
+        memory.leave()
+
+
+def _specialised(parameter, value) -> tuple[str, bool]:
+    """A parameter's type, and whether Triton is told that it is a multiple of 16, as its launcher would do it."""
+    if parameter.is_constexpr:
+        return "constexpr", False
+    free = not parameter.do_not_specialize
+    told = free and not parameter.do_not_specialize_on_alignment
+    if isinstance(value, torch.Tensor):
+        return _TYPES[value.dtype], told and value.data_ptr() % 16 == 0
+    if free and value == 1:
+        return "constexpr", False
+    return "i32" if abs(value) < 1 << 31 else "i64", told and value % 16 == 0
+
+
+_programs: dict[str, tuple[Program, int, int]] = {}
+
+
+def _compiled(kernel, signature, constants, attributes, options, edit) -> tuple[Program, int, int]:
+    """The program, its threads and its bytes of shared memory."""
+    name = kernel.__name__
+    key = repr((name, signature, constants, attributes, options))
+    if key not in _programs:
+        made = triton.compile(ASTSource(kernel, signature, constants, attributes), target=_TARGET, options=options)
+        text = made.asm["ptx"]
+        program = Program(parse(edit(name, text) if edit else text, name))
+        if edit:
+            return program, 32 * made.metadata.num_warps, made.metadata.shared
+        _programs[key] = program, 32 * made.metadata.num_warps, made.metadata.shared
+    return _programs[key]

@@ -121,20 +121,42 @@ def test_swapped_fragment_is_found(swapped):
 
 
 @pytest.fixture
-def triton_backend(monkeypatch):
-    """Triton's part of the package, which takes CPU tensors for a GPU's."""
+def triton_launch(monkeypatch):
+    """Where the Triton kernels are launched, in a package that takes CPU tensors for a GPU's."""
     pytest.importorskip("triton")
+    from caan_kernels.context_attention.triton import launch
     from caan_kernels.core import triton
 
     monkeypatch.setattr(triton, "missing", lambda: "")
     monkeypatch.setattr(triton, "cannot_run", lambda device: "")
+    return launch
 
 
-def test_golden_of_triton(triton_backend):
+def test_golden_of_triton(triton_launch):
     from support.ptx import triton_launches
 
-    from caan_kernels.context_attention.triton import launch
-
-    with triton_launches.interpreted(launch) as launched:
+    with triton_launches.interpreted(triton_launch) as launched:
         assert_golden("square_small", "triton")
     assert "scores_kernel" in launched
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (r"bar\.sync[^;]*;", "race.*no barrier is in between"),
+        (r"cp\.async\.wait_group[^;]*;", "a copy to it is not waited for"),
+    ],
+    ids=["no_barrier", "no_wait"],
+)
+def test_fault_of_triton_is_found(pattern, message, triton_launch):
+    from support.ptx import triton_launches
+
+    def edit(name: str, text: str) -> str:
+        edited, count = re.subn(pattern, "", text, count=1)
+        assert count
+        return edited
+
+    # Triton copies rows of multiples of 16 without a register.
+    items, weight = torch.ones(1, 40, 144, dtype=torch.bfloat16), torch.ones(144, 80, dtype=torch.bfloat16)
+    with pytest.raises(PtxError, match=message), triton_launches.interpreted(triton_launch, edit):
+        ops.project(items, weight, None, "triton")

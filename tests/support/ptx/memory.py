@@ -83,6 +83,9 @@ class Memory:
             global memory that one of them uses, and maybe changes.
     """
 
+    # Whether no other block accesses what one does.
+    of_one_block = False
+
     def __init__(self, name: str, size: int, unit: int, block: int, replicated: bool = False):
         size = -(-size // 16) * 16
         self.name, self.unit, self.block, self.replicated = name, unit, block, replicated
@@ -139,20 +142,19 @@ class Memory:
         self._see_order(self.writer[units], units, keys, "reads", "wrote")
         before = self.reader[units]
         self.reader[units] = keys
+        spread = None
         # A reader before a barrier of the block's is forgotten, since what follows the barrier follows it.
-        kept = before >= 0
-        if kept.any():
+        if not self._forgotten(before, keys):
             relation = np.maximum(self._relation(before, keys), self.spread[units])
-            passed = self._ordered(before, keys) & (relation < _IN_GRID) & (relation != _ALONE)
-            relation = np.where(kept & ~passed, relation, _ALONE)
-        else:
-            relation = np.zeros(before.shape, np.uint8)
+            passed = (before < 0) | (self._ordered(before, keys, relation) & (relation < _IN_GRID))
+            spread = np.where(passed, _ALONE, relation)
         last = self.reader[units]
         if (last != keys).any():
-            relation = np.maximum(relation, self._relation(last, keys))
+            relation = self._relation(last, keys)
+            spread = relation if spread is None else np.maximum(spread, relation)
         self.spread[units] = _ALONE
-        if relation.any():
-            np.maximum.at(self.spread, units, relation.astype(np.uint8))
+        if spread is not None and spread.any():
+            np.maximum.at(self.spread, units, spread.astype(np.uint8))
 
     def see_write(self, units: np.ndarray, keys: np.ndarray) -> None:
         """Writes: after a write or a read of another thread they need a barrier."""
@@ -169,23 +171,32 @@ class Memory:
         self.writer[units] = keys
 
     def _see_order(self, before, units, keys, now: str, then: str) -> None:
-        if before.max(initial=-1) < 0:
+        if self._forgotten(before, keys):
             return
-        wrong = (before >= 0) & ~self._ordered(before, keys)
+        wrong = (before >= 0) & ~self._ordered(before, keys, self._relation(before, keys))
         if wrong.any():
             self._race(np.argwhere(wrong)[0], units, before, now, then)
 
-    def _ordered(self, before, keys) -> np.ndarray:
-        relation = self._relation(before, keys)
+    def _forgotten(self, before, keys) -> bool:
+        """Whether there were no accesses before, or only ones of the same block in earlier epochs."""
+        if self.of_one_block:
+            return bool((before < keys >> _EPOCH << _EPOCH).all())
+        return before.max(initial=-1) < 0
+
+    def _ordered(self, before, keys, relation) -> np.ndarray:
         of_block = (relation <= _IN_BLOCK) & (before >> _EPOCH < keys >> _EPOCH)
         of_warp = (relation <= _IN_WARP) & (before >> _CLOCK < keys >> _CLOCK)
         return (relation == _ALONE) | of_block | of_warp
 
     def _relation(self, before, keys) -> np.ndarray:
-        first, second = before & THREAD, keys & THREAD
-        apart = (first != second).astype(np.uint8)
-        apart += first // WARP != second // WARP
-        apart += first // self.block != second // self.block
+        differs = (before ^ keys) & THREAD
+        apart = (differs > 0).astype(np.uint8)
+        apart += differs >= WARP
+        # As many threads to a block as a power of two have numbers that differ by less.
+        if self.block & (self.block - 1) == 0:
+            apart += differs >= self.block
+        else:
+            apart += (before & THREAD) // self.block != (keys & THREAD) // self.block
         return apart
 
     def _units(self, at: np.ndarray, size: int) -> np.ndarray:
@@ -215,6 +226,7 @@ class SharedMemory(Memory):
         unit, block, replicated: as above.
     """
 
+    of_one_block = True
     # Where a block's own part begins; what lies before is the system's.
     FIRST = 1024
 

@@ -93,11 +93,11 @@ def _compiled(kernel, signature, constants, attributes, options, edit) -> tuple[
     """The program, its threads and its bytes of shared memory."""
     name = kernel.__name__
     key = repr((name, signature, constants, attributes, options))
-    if key not in _programs:
-        made = triton.compile(ASTSource(kernel, signature, constants, attributes), target=_TARGET, options=options)
-        text = made.asm["ptx"]
-        program = Program(parse(edit(name, text) if edit else text, name))
-        if edit:
-            return program, 32 * made.metadata.num_warps, made.metadata.shared
-        _programs[key] = program, 32 * made.metadata.num_warps, made.metadata.shared
-    return _programs[key]
+    if edit is None and key in _programs:
+        return _programs[key]
+    made = triton.compile(ASTSource(kernel, signature, constants, attributes), target=_TARGET, options=options)
+    text = made.asm["ptx"] if edit is None else edit(name, made.asm["ptx"])
+    found = Program(parse(text, name)), 32 * made.metadata.num_warps, made.metadata.shared
+    if edit is None:
+        _programs[key] = found
+    return found

@@ -87,7 +87,7 @@ def test_product():
     [
         (r"(st\.global\.u32 +\t?\[%rd\d+)\]", r"\1+1073741824]", 0, "out of bounds"),
         (r"(st\.global\.u32 +\t?\[%rd\d+)\]", r"\1+-1073741824]", 0, "out of bounds"),
-        (r"(cp\.async[^;]*\], \[%rd\d+)\]", r"\1+1073741824]", 0, "byte .* of left is out of bounds"),
+        (r"(cp\.async[^;]*\], \[%rd\d+)\]", r"\1+1073741824]", 0, "out of bounds"),
         (r"(cp\.async[^;]*\], \[%rd\d+)\]", r"\1+2]", 0, "misaligned: expected a multiple of 16"),
         (r"(ldmatrix[^;]*\[%r\d+)\]", r"\1+8]", 0, "misaligned: expected a multiple of 16"),
         (r"(ldmatrix[^;]*\[%r\d+)\]", r"\1+65536]", 0, "shared memory is out of bounds"),

@@ -13,6 +13,8 @@
 
 #include <stdexcept>
 #include <string>
+
+#include "core/cuda/error_on.h"
 #define CAAN_KERNEL __global__
 #define CAAN_SHARED extern __shared__ __align__(128) char shared_memory[]
 #define CAAN_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
@@ -44,21 +46,6 @@ void launch(int64_t blocks, int threads, size_t shared, Stream stream, Arguments
   if (shared > 48 * 1024) check(cudaFuncSetAttribute(KERNEL, cudaFuncAttributeMaxDynamicSharedMemorySize, MOST_SHARED));
   KERNEL<<<dim3(unsigned(blocks)), threads, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
   check(cudaGetLastError());
-}
-
-// The cudaError_t that a kernel would meet on a device; 0 is none. A library without code for the device, or a driver that is too
-// old for it, shows here as well as at a launch.
-template <typename... Parameters>
-int error_on(int device, void (*kernel)(Parameters...)) {
-  int before = 0;
-  if (cudaGetDevice(&before) != cudaSuccess) return int(cudaGetLastError());
-  cudaFuncAttributes attributes;
-  cudaError_t error = cudaSetDevice(device);
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
-  cudaSetDevice(before);
-  // What has been told is not to be told again by the next launch.
-  cudaGetLastError();
-  return int(error);
 }
 
 CAAN_DEVICE void block_barrier() { __syncthreads(); }

@@ -70,5 +70,13 @@ def build_races(folder: Path) -> Path:
     return program
 
 
+def build_program(folder: Path, source: str) -> Path:
+    """A program that calls the emulator itself."""
+    program = folder / Path(source).stem
+    sources = [str(ROOT / source), str(ROOT / "csrc/core/cuda/emulator.cpp")]
+    subprocess.run([*caan_build.find_cxx(), *FLAGS, *sources, "-o", str(program)], check=True, cwd=ROOT)
+    return program
+
+
 if __name__ == "__main__":
     print(build())

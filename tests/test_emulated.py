@@ -40,3 +40,11 @@ def test_no_race(tmp_path):
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
     run = subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     assert run.returncode == 0 and run.stdout.endswith("no race\n"), run.stdout[:8000]
+
+
+@pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="it needs no backend, and runs once")
+def test_special_functions(tmp_path):
+    """They err by as much as PTX allows, in either direction: what tests pass with them is not luck of one GPU's tables."""
+    program = emulated_library.build_program(tmp_path, "tests/emulator/special_functions.cpp")
+    run = subprocess.run([program], stdout=subprocess.PIPE, text=True)
+    assert run.returncode == 0, run.stdout

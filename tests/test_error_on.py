@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "build_backend"))
-import caan_build
+import caan_build  # noqa: E402
 
 
 def test_no_trace(tmp_path):

@@ -261,6 +261,17 @@ void unpack(float* numbers, uint32_t both) {
   numbers[1] = to_float(T{uint16_t(both >> 16)});
 }
 
+// Whether an error goes up; as good as chance, and always the same for the same number.
+bool upwards(float x) { return std::bit_cast<uint32_t>(x) * 2654435761u >> 31; }
+
+// A result with a relative error of `most`, truncated so as not to pass it; where it is infinite or 0, PTX says what it is.
+float off_by(double exact, double most, float x) {
+  if (!std::isfinite(x) || !std::isfinite(exact) || exact == 0) return float(exact);
+  const double wrong = exact * (upwards(x) ? 1 + most : 1 - most);
+  const float nearest = float(wrong);
+  return std::abs(nearest - exact) <= std::abs(exact) * most ? nearest : std::nextafter(nearest, float(exact));
+}
+
 // Which lane holds which number is PTX's: mma.m16n8k16 with 16-bit factors.
 template <typename T>
 void multiply_add_of(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
@@ -356,11 +367,17 @@ void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, 
   multiply_add_of<float16>(sums, left, right0, right1);
 }
 
-float rough_tanh(float x) {
-  int exponent;
-  const float fraction = std::frexp(std::tanh(x), &exponent);
-  return std::ldexp(std::nearbyint(std::ldexp(fraction, 11)), exponent - 11);
+float rough_tanh(float x) { return off_by(std::tanh(double(x)), 0x1p-11, x); }
+// As CUDA has it: a rounded product before ex2.
+float quick_exp(float x) { return off_by(std::exp2(double(x * 1.44269504f)), 0x1p-22, x); }
+float quick_inverse(float x) {
+  const double exact = 1 / double(x);
+  const float nearest = float(exact);
+  if (!std::isfinite(nearest) || nearest == 0) return nearest;
+  if (upwards(x)) return nearest > exact ? nearest : std::nextafter(nearest, INFINITY);
+  return nearest < exact ? nearest : std::nextafter(nearest, -INFINITY);
 }
+float quick_inverse_root(float x) { return off_by(1 / std::sqrt(double(x)), std::exp2(-22.9), x); }
 
 float to_float(bfloat16 x) { return std::bit_cast<float>(uint32_t(x.bits) << 16); }
 float to_float(float16 x) { return half_to_float(x.bits); }

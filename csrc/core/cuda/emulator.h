@@ -78,12 +78,12 @@ uint32_t transpose_matrix(uint32_t part);
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, bfloat16);
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float16);
 
-// tanh rounded to 11 bits, as much as the special-function unit promises.
+// The special-function unit, as wrong as PTX allows it to be (tanh, ex2, rcp and rsqrt .approx.f32): 2^-11, 2^-22, a unit in the last
+// place and 2^-22.9, up or down as x has it, and nothing where the result is no number, 0 or infinite.
 float rough_tanh(float x);
-
-inline float quick_exp(float x) { return std::exp(x); }
-inline float quick_inverse(float x) { return 1.0f / x; }
-inline float quick_inverse_root(float x) { return 1.0f / std::sqrt(x); }
+float quick_exp(float x);
+float quick_inverse(float x);
+float quick_inverse_root(float x);
 
 float to_float(bfloat16 x);
 float to_float(float16 x);

@@ -40,10 +40,6 @@ KERNELS = (
     "large_kernel",
     "score_kernel",
     "gradient_kernel",
-    "image_features_kernel",
-    "image_hidden_kernel",
-    "caption_features_kernel",
-    "caption_hidden_kernel",
 )
 ON_TENSOR_CORES = ("product_tile_kernel", "tile_kernel", "large_kernel")
 # What a block may have on every GPU since compute capability 8.0, in bytes and in numbers.

@@ -20,8 +20,7 @@ void launch_all(int regions) {
   Pairs pairs{};
   pairs.count = 1;
   score_pairs(sides, pairs, paper, nullptr, 1, false, nullptr, 1, nullptr);
-  differentiate_pairs(sides, pairs, paper, nullptr, nullptr, nullptr);
-  sum_gradients(sides, Sums{}, paper, nullptr);
+  differentiate(sides, Walk{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
   // Forward, and the gradients of the weight and of the items; widths that are no multiple of 8 go by no tile.
   for (int64_t d : {D, D + 1}) {
     multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, regions, H, d, regions, d, 1, H, 1, false}, nullptr);

@@ -13,7 +13,7 @@ from ..core.registration import define
 from .call import Options, Vectors
 from .gpu.launch import PlannedCall, Slots
 
-__all__ = ["fill", "maps", "product", "score_rest", "score_tiles", "slot_numbers", "sum_gradients"]
+__all__ = ["differentiate", "fill", "maps", "product", "score_rest", "score_tiles", "slot_numbers"]
 
 # Panels of both sides' rows lie in shared memory: what every GPU since compute capability 8.0 has of it.
 MOST_ROWS = 340
@@ -24,6 +24,10 @@ MOST_WORDS = 32
 # Words of a caption that is scored in half precision with a block for each pair.
 MOST_LARGE_WORDS = 128
 MOST_TILED_ROWS = 2**32 - 1
+
+# Pairs with a gradient that one launch takes, about 50 ms of them on an H100 at 36 regions, 16 words and 1,024 columns, by an
+# estimate (docs/cuda.md): a launch cannot be interrupted.
+MOST_WALKED = 2**14
 
 
 class Sides(NamedTuple):
@@ -39,15 +43,12 @@ class Sides(NamedTuple):
 
 
 class PairLaunch(NamedTuple):
-    """`Pairs` and the arguments of `score_pairs` and `differentiate_pairs` in csrc/context_attention/cuda/kernels.h."""
+    """`Pairs` and the arguments of `score_pairs` in csrc/context_attention/cuda/kernels.h."""
 
     sides: Sides
     scores: Written
     scratch: Written
     pairs: Tensor | None
-    keys: Tensor | None
-    order: Tensor | None
-    walked: Tensor | None
     first: int
     count: int
     score_row: int
@@ -89,16 +90,19 @@ class TileLaunch(NamedTuple):
     stream: int
 
 
-class SumLaunch(NamedTuple):
-    """`Sums` and the arguments of `sum_gradients`."""
+class GradientLaunch(NamedTuple):
+    """`Walk`, `Sums` and the arguments of `differentiate`."""
 
     sides: Sides
-    scratch: Tensor
+    score_gradients: Tensor
+    scratch: Written
+    turns: Written
     keys: Tensor
+    order: Tensor
+    walked: Tensor
     image_starts: Tensor
     by_caption: Tensor
     caption_starts: Tensor
-    walked: Tensor
     of_regions: Written
     of_region_products: Written
     of_words: Written
@@ -106,7 +110,7 @@ class SumLaunch(NamedTuple):
     of_region_score: Written
     of_word_score: Written
     first: int
-    slots: int
+    most: int
     options: Options
     stream: int
 
@@ -115,7 +119,7 @@ class SumLaunch(NamedTuple):
 define("cuda_score_pairs", PairLaunch, "()")
 define("cuda_score_large", LargeLaunch, "()")
 define("cuda_score_tiles", TileLaunch, "()")
-define("cuda_sum_gradients", SumLaunch, "()")
+define("cuda_differentiate", GradientLaunch, "()")
 
 _ops = torch.ops.caan_kernels
 
@@ -182,7 +186,7 @@ def score_rest(slots: Slots, scores: Tensor) -> None:
         _score_large(slots, scores)
     if not tiled or slots.rows[1] > MOST_LARGE_WORDS:
         slots.reserve(scores.numel())
-        _launch_pairs(slots, 0, scores.numel(), scores, None, rest=tiled)
+        _score_pairs(slots, 0, scores.numel(), scores, rest=tiled)
 
 
 def _score_large(slots: Slots, scores: Tensor) -> None:
@@ -205,25 +209,14 @@ def _score_large(slots: Slots, scores: Tensor) -> None:
     _ops.cuda_score_large(*flatten(launch))
 
 
-def fill(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
-    _launch_pairs(slots, first, count, scores, walk, rest=False)
+def fill(slots: Slots, first: int, count: int, scores: Tensor, walk: None) -> None:
+    _score_pairs(slots, first, count, scores, rest=False)
 
 
-def _launch_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None, rest: bool) -> None:
-    pairs = None if walk is not None else slots.call.pairs
-    launch = PairLaunch(
-        _sides(slots),
-        scores,
-        slots.scratch,
-        pairs,
-        *((None,) * 3 if walk is None else (walk.keys, walk.order, walk.count)),
-        first=first,
-        count=count,
-        score_row=scores.stride(0) if walk is None and pairs is None else 0,
-        rest=rest,
-        options=slots.call.options,
-        stream=stream_of(scores),
-    )
+def _score_pairs(slots: Slots, first: int, count: int, scores: Tensor, rest: bool) -> None:
+    pairs, stream = slots.call.pairs, stream_of(scores)
+    row = scores.stride(0) if pairs is None else 0
+    launch = PairLaunch(_sides(slots), scores, slots.scratch, pairs, first, count, row, rest, slots.call.options, stream)
     _ops.cuda_score_pairs(*flatten(launch))
 
 
@@ -234,11 +227,15 @@ def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
     return f[:, :m], g[:, :n], A, C, R
 
 
-def sum_gradients(slots: Slots, walk: Walk, first: int, sums: tuple[Tensor, ...]) -> None:
-    places = walk.keys, walk.image_starts, walk.by_caption, walk.caption_starts, walk.count
-    stream = stream_of(slots.scratch)
-    launch = SumLaunch(_sides(slots), slots.scratch, *places, *sums, first, slots.count, slots.call.options, stream)
-    _ops.cuda_sum_gradients(*flatten(launch))
+def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
+    slots.reserve(grad.numel())
+    firsts = range(0, grad.numel(), MOST_WALKED)
+    turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
+    places = walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts
+    for first, own in zip(firsts, turns, strict=True):
+        given = grad, slots.scratch, own, *places, *sums
+        launch = GradientLaunch(_sides(slots), *given, first, MOST_WALKED, slots.call.options, stream_of(grad))
+        _ops.cuda_differentiate(*flatten(launch))
 
 
 def _sides(slots: Slots) -> Sides:

@@ -98,3 +98,18 @@ def test_workspace(name, dtype, kernels, monkeypatch):
     # The sums behind half-precision gradients are float32.
     beside = held.peak - given_back * (3 if backward and dtype != torch.float32 else 1)
     assert beside / 2**20 <= (256 if backward else 64)
+
+
+@pytest.mark.parametrize(("images", "captions", "expected"), [(128, 128, 1), (600, 600, 22)])
+def test_launches_of_a_backward(images, captions, expected, monkeypatch):
+    """Launches follow what one may take at most, not the slots of scratch memory: only the device knows how many pairs there are."""
+    launched = []
+
+    class Counted(Unlaunched):
+        def __getattr__(self, name):
+            return lambda *arguments: launched.append(name)
+
+    monkeypatch.setattr(cuda, "_ops", Counted())
+    call = operands(images, captions, 1024, 8, torch.bfloat16, "cuda")
+    operators.pair_scores_backward(CallGradient(torch.eye(images, captions), call))
+    assert launched == ["cuda_differentiate"] * expected

@@ -46,20 +46,22 @@ class Kernels(Protocol):
         """Score the pairs that `score_tiles` leaves out, however many, in no more than `slots.count` slots."""
 
     def fill(self, slots: "Slots", first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
-        """Work on `count` pairs from `first`, those of a walk or of the call's list, each in a slot.
+        """Score `count` pairs of the call's list from `first`, each in a slot, where `maps` finds what it reads.
 
-        With a walk, `scores` are gradients, and slots get what `sum_gradients` reads. Else scores are written, and slots get what
-        `maps` reads.
+        With a walk, which only `in_rounds` gives, its pairs, whose `scores` are gradients; slots get what `sum_gradients` reads.
         """
 
     def maps(self, slots: "Slots", count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """f (count, M), g (count, N), A, C and R (count, M, N) of the pairs last worked on; anything beyond lengths."""
 
-    def sum_gradients(self, slots: "Slots", walk: Walk, first: int, sums: tuple[Tensor, ...]) -> None:
-        """Add to float32 `sums` what the walk's pairs in slots give, `first` lying in the first of them.
+    def differentiate(self, slots: "Slots", walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
+        """Add to float32 `sums` what the walk's pairs give, from the gradients of all scores; left out, it is `in_rounds`.
 
         Sums are of the features and the products of both sides, and (I, H) of both score vectors.
         """
+
+    def sum_gradients(self, slots: "Slots", walk: Walk, first: int, sums: tuple[Tensor, ...]) -> None:
+        """The part of it that pairs in slots give, `first` lying in the first of them; for `in_rounds`."""
 
 
 def project(call: Projection) -> Tensor:
@@ -321,11 +323,17 @@ def _differentiate(call: PlannedCall, grad: Tensor, sums: tuple[Tensor, ...]) ->
     """Add to the sums what every pair with a gradient gives."""
     slots = Slots(call, SCRATCH_BYTES, gradient=True)
     walk = plan_walk(grad != 0, call.pairs, slots.regions, slots.words)
+    getattr(call.kernels, "differentiate", in_rounds)(slots, walk, grad, sums)
+
+
+def in_rounds(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
+    """`Kernels.differentiate` by launches that fill all slots, and launches that add up what is in them."""
+    kernels = slots.call.kernels
     for first in range(0, grad.numel(), slots.count):
         # How many pairs have a gradient only the device knows: later launches may find none left.
         count = slots.reserve(grad.numel() - first)
-        call.kernels.fill(slots, first, count, grad, walk)
-        call.kernels.sum_gradients(slots, walk, first, sums)
+        kernels.fill(slots, first, count, grad, walk)
+        kernels.sum_gradients(slots, walk, first, sums)
 
 
 def _trace(call: PlannedCall, maps: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> None:

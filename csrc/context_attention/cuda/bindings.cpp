@@ -41,28 +41,24 @@ Sides<T> sides_of(const SideTensors& of) {
           int(of.region_score.size(0))};
 }
 
+void check_scratch(const Tensor& scratch, const SlotShape& shape) {
+  STD_TORCH_CHECK(scratch.size(0) >= 1 && scratch.size(1) == shape.size(), "scratch: expected slots of ", shape.size(),
+                  " numbers, got ", scratch.size(0), " of ", scratch.size(1));
+}
+
 void score_pairs_(Arguments& in) {
   const SideTensors tensors = next_sides(in);
   const Tensor scores = in.next<Tensor>(), scratch = in.next<Tensor>();
-  const OptionalTensor pairs = in.next<OptionalTensor>(), keys = in.next<OptionalTensor>(), order = in.next<OptionalTensor>(),
-                       walked = in.next<OptionalTensor>();
+  const OptionalTensor pairs = in.next<OptionalTensor>();
   const int64_t first = in.next<int64_t>(), count = in.next<int64_t>(), score_row = in.next<int64_t>();
   const bool rest = in.next<bool>();
   const Options options = Options::from(in);
   const Stream stream = next_stream(in);
   with_type(tensors.regions, [&](auto type) {
-    using T = decltype(type);
-    const auto sides = sides_of<T>(tensors);
-    const bool gradient = walked.has_value();
-    const SlotShape shape{sides.M, sides.N, sides.D, gradient};
-    STD_TORCH_CHECK(scratch.size(0) >= (gradient ? count : 1) && scratch.size(1) == shape.size(), "scratch: expected ",
-                    gradient ? count : 1, " slots of ", shape.size(), " numbers");
-    const Pairs chosen{indices(pairs), indices(keys), indices(order), indices(walked), first, count};
-    if (gradient)
-      differentiate_pairs(sides, chosen, options, data<float>(scores), mutable_data<float>(scratch), stream);
-    else
-      score_pairs(sides, chosen, options, mutable_data<float>(scores), score_row, rest, mutable_data<float>(scratch),
-                  scratch.size(0), stream);
+    const auto sides = sides_of<decltype(type)>(tensors);
+    check_scratch(scratch, SlotShape{sides.M, sides.N, sides.D, false});
+    score_pairs(sides, Pairs{indices(pairs), first, count}, options, mutable_data<float>(scores), score_row, rest,
+                mutable_data<float>(scratch), scratch.size(0), stream);
   });
 }
 
@@ -86,7 +82,7 @@ void score_large_(Arguments& in) {
   const Options options = Options::from(in);
   const Stream stream = next_stream(in);
   check_copied(tensors);
-  const Pairs all{indices(pairs), nullptr, nullptr, nullptr, 0, scores.numel()};
+  const Pairs all{indices(pairs), 0, scores.numel()};
   with_half(tensors.regions, [&](auto type) {
     score_large(sides_of<decltype(type)>(tensors), all, options, mutable_data<float>(scores), score_row,
                 mutable_data<float>(scratch), scratch.numel(), blocks, stream);
@@ -120,20 +116,25 @@ void score_tiles_(Arguments& in) {
   });
 }
 
-void sum_gradients_(Arguments& in) {
+void differentiate_(Arguments& in) {
   const SideTensors tensors = next_sides(in);
-  const Tensor scratch = in.next<Tensor>();
+  const Tensor score_gradients = in.next<Tensor>(), scratch = in.next<Tensor>(), turns = in.next<Tensor>();
   std::vector<Tensor> places, of;
-  while (places.size() < 5) places.push_back(in.next<Tensor>());
+  while (places.size() < 6) places.push_back(in.next<Tensor>());
   while (of.size() < 6) of.push_back(in.next<Tensor>());
-  const int64_t first_slot = in.next<int64_t>(), slots = in.next<int64_t>();
   const auto place = [&](int i) { return data<int64_t>(places[i]); };
   const auto sum = [&](int i) { return mutable_data<float>(of[i]); };
-  const Sums sums{place(0), place(1), place(2), place(3), place(4), first_slot, slots, data<float>(scratch),
-                  sum(0),   sum(1),   sum(2),   sum(3),   sum(4),   sum(5)};
+  const Walk walk{place(0), place(1), place(2), place(3), place(4), place(5)};
+  const Sums sums{sum(0), sum(1), sum(2), sum(3), sum(4), sum(5)};
+  const int64_t first = in.next<int64_t>(), most = in.next<int64_t>();
   const Options options = Options::from(in);
   const Stream stream = next_stream(in);
-  with_type(tensors.regions, [&](auto type) { sum_gradients(sides_of<decltype(type)>(tensors), sums, options, stream); });
+  with_type(tensors.regions, [&](auto type) {
+    const auto sides = sides_of<decltype(type)>(tensors);
+    check_scratch(scratch, SlotShape{sides.M, sides.N, sides.D, true});
+    differentiate(sides, walk, first, most, options, data<float>(score_gradients), mutable_data<float>(scratch), scratch.size(0),
+                  sums, mutable_data<int64_t>(turns), stream);
+  });
 }
 
 } // namespace
@@ -142,5 +143,5 @@ STABLE_TORCH_LIBRARY_IMPL(caan_kernels, CAAN_DEVICE_KEY, m) {
   m.impl("cuda_score_pairs", &boxed<score_pairs_>);
   m.impl("cuda_score_large", &boxed<score_large_>);
   m.impl("cuda_score_tiles", &boxed<score_tiles_>);
-  m.impl("cuda_sum_gradients", &boxed<sum_gradients_>);
+  m.impl("cuda_differentiate", &boxed<differentiate_>);
 }

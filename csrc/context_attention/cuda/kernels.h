@@ -25,10 +25,9 @@ struct Sides {
   CAAN_DEVICE const T* UQ(int64_t caption) const { return word_products + caption * N * (D + 2 * H); }
 };
 
-// Which pairs a launch takes, `count` of them from `first`. All: in rows of captions. Listed: `pairs` (P, 2). Walked: keys image *
-// captions + caption in summing order, `walked` of them, at positions `order` of the call.
+// Which pairs a launch takes, `count` of them from `first`. All: in rows of captions. Listed: `pairs` (P, 2).
 struct Pairs {
-  const int64_t *pairs, *keys, *order, *walked;
+  const int64_t* pairs;
   int64_t first, count;
 };
 
@@ -90,11 +89,6 @@ template <typename T>
 void score_large(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row,
                  float* scratch, int64_t floats, int64_t blocks, Stream stream);
 
-// The derivatives of walked pairs, each in a slot of its own, from those of their scores.
-template <typename T>
-void differentiate_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, const float* score_gradients,
-                         float* scratch, Stream stream);
-
 // Every image with the captions of one bucket, `word_order` from word_starts[bucket] to the next; or of a list `pairs`, sorted by
 // `keys` bucket * images + image, positions `order` of the call, those whose bucket is one of `bucket`, bucket + word_buckets, ...
 // below `buckets`. A bucket's captions have at most 16 * strips words. At most `blocks` blocks share the work, one of which a
@@ -107,15 +101,21 @@ struct Tiles {
 template <typename T>
 void score_tiles(const Sides<T>& sides, const Tiles& tiles, const Options& options, float* scores, Stream stream);
 
-// Gradients that slots hold, summed in the order of the walk: image_starts (I + 1) into keys, by_caption places in keys and
-// caption_starts (T + 1) into those. Outputs float32 of the sides' shapes, and (I, H) of both score vectors; all are added to.
+// Pairs with a gradient in the order in which it is summed: keys image * captions + caption, `walked` of them, at positions `order`
+// of the call; image_starts (I + 1) into keys, by_caption places in keys and caption_starts (T + 1) into those.
+struct Walk {
+  const int64_t *keys, *order, *walked, *image_starts, *by_caption, *caption_starts;
+};
+
+// float32 of the sides' shapes, and (I, H) of both score vectors; all are added to.
 struct Sums {
-  const int64_t *keys, *image_starts, *by_caption, *caption_starts, *walked;
-  int64_t first_slot, slots;
-  const float* scratch;
   float *regions, *region_products, *words, *word_products, *region_score, *word_score;
 };
+
+// Adds what `most` walked pairs from `first` give, as far as there are so many, from the gradients of their scores. As many of them
+// as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before.
 template <typename T>
-void sum_gradients(const Sides<T>& sides, const Sums& sums, const Options& options, Stream stream);
+void differentiate(const Sides<T>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
+                   const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, Stream stream);
 
 } // namespace caan::context_attention

@@ -1,235 +1,21 @@
-// One pair a block, in float32 whatever the features are: every dtype, length and derivative, where tiles of many pairs do not fit.
-//
-//   A = tanh(V (U affinityT)T)                                  a cell of (m, n) a thread, 32 of the width at a time
-//   C, R; C_unit, R_unit                                        a row or a column a warp
-//   f = softmax(tanh(C_unit (C_unitT V Q1) + C U Q2) w_v)       32 columns of the hidden width at a time: a lane has a column, a
-//   g = softmax(tanh(R_unitT (R_unit U Q3) + RT V Q4) w_u)      warp four rows at a time, and only the logits outlive the panel
-//   score = v.u, over |v| |u| for the cosine
-//
-// Matrices and vectors lie in the pair's slot of scratch memory, small enough for the cache; panels, at most (m + n) rows of
-// them twice, in shared memory; nothing of size (m, H) or (m, m) exists. The derivative walks the panels once more.
+// Scores of one pair a block in float32 arithmetic: every dtype and length, where no tensor cores are; and attention maps.
 #include "context_attention/cuda/block.h"
-#include "context_attention/cuda/panels.h"
-#include "core/cuda/device.h"
+#include "context_attention/cuda/pair.h"
 
 namespace caan::context_attention {
 
 namespace {
 
-// A line of cells, `count` of them `stride` apart, over its norm, which is returned; what is negative counts as 0. By one warp.
-// A reciprocal would not do: one positive cell alone must become 1 exactly, and then pass a gradient of 0 exactly.
-CAAN_DEVICE float divide_by_norm(const float* line, float* unit, int count, int64_t stride) {
-  const int lane = lane_of_thread();
-  float squares = 0;
-  for (int i = lane; i < count; i += WARP) {
-    const float x = fmaxf(line[i * stride], 0.0f);
-    squares = fmaf(x, x, squares);
-  }
-  const float norm = norm_of(sum_over_warp(squares));
-  for (int i = lane; i < count; i += WARP) unit[i * stride] = fmaxf(line[i * stride], 0.0f) / norm;
-  return norm;
-}
-
-// From the gradient of what `divide_by_norm` makes to that of what it takes, in place.
-CAAN_DEVICE void norm_gradient(const float* unit, float* gradient, int count, int64_t stride, float norm) {
-  const int lane = lane_of_thread();
-  float along = 0;
-  for (int i = lane; i < count; i += WARP) along = fmaf(unit[i * stride], gradient[i * stride], along);
-  along = sum_over_warp(along);
-  if (norm <= EPSILON) along = 0;
-  for (int i = lane; i < count; i += WARP) gradient[i * stride] = (gradient[i * stride] - unit[i * stride] * along) / norm;
-}
-
-// Through a softmax, by one warp: from d(weights) to d(logits), in place.
-CAAN_DEVICE void softmax_gradient(const float* weights, float* gradient, int count) {
-  const int lane = lane_of_thread();
-  float along = 0;
-  for (int i = lane; i < count; i += WARP) along = fmaf(weights[i], gradient[i], along);
-  along = sum_over_warp(along);
-  for (int i = lane; i < count; i += WARP) gradient[i] = weights[i] * (gradient[i] - along);
-}
-
-// Rows of (rows, width) times a vector, a row a warp.
-template <typename T>
-CAAN_DEVICE void times_vector(const T* matrix, int rows, int width, const float* vector, float* products) {
-  for (int r = warp_of_thread(); r < rows; r += WARPS) {
-    float sum = 0;
-    for (int d = lane_of_thread(); d < width; d += WARP) sum = fmaf(to_float(matrix[int64_t(r) * width + d]), vector[d], sum);
-    sum = sum_over_warp(sum);
-    if (lane_of_thread() == 0) products[r] = sum;
-  }
-}
-
-// dS, from the gradients of C, R, C_unit and R_unit, which are overwritten.
-template <typename T>
-CAAN_DEVICE void alignment_gradient(const Pair<T>& p) {
-  const Slot& slot = p.slot;
-  const int m = p.m, n = p.n, row = p.row, warp = warp_of_thread();
-  const auto at = [&](int cell) { return cell / n * row + cell % n; };
-  // What is not positive has no gradient, and a gradient there, infinite perhaps, must not meet a 0.
-  for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
-    const int i = at(cell);
-    if (!(slot.A[i] > 0)) slot.dC[i] = slot.dR[i] = slot.dC_unit[i] = slot.dR_unit[i] = 0;
-  }
-  block_barrier();
-  for (int r = warp; r < m; r += WARPS) norm_gradient(slot.C_unit + r * row, slot.dC_unit + r * row, n, 1, slot.C_norm[r]);
-  for (int j = warp; j < n; j += WARPS) norm_gradient(slot.R_unit + j, slot.dR_unit + j, m, row, slot.R_norm[j]);
-  block_barrier();
-  for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
-    const int i = at(cell);
-    slot.dC[i] += slot.dC_unit[i];
-    slot.dR[i] += slot.dR_unit[i];
-  }
-  block_barrier();
-  for (int r = warp; r < m; r += WARPS) norm_gradient(slot.R + r * row, slot.dR + r * row, n, 1, slot.row_norm[r]);
-  for (int j = warp; j < n; j += WARPS) norm_gradient(slot.C + j, slot.dC + j, m, row, slot.column_norm[j]);
-  block_barrier();
-  for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
-    const int i = at(cell);
-    const float A = slot.A[i];
-    slot.dS[i] = A > 0 ? (slot.dC[i] + slot.dR[i]) * (1.0f - A * A) : 0.0f;
-  }
-}
-
-template <typename T>
-CAAN_DEVICE void differentiate(const Sides<T>& s, const Pair<T>& p, const Panels& panels, const Options& o, float across,
-                               float along_v, float along_u) {
-  const Slot& slot = p.slot;
-  const int m = p.m, n = p.n, row = p.row, warp = warp_of_thread(), lane = lane_of_thread();
-  for (int d = int(threadIdx.x); d < s.D; d += THREADS) {
-    const float v = slot.dv[d], u = slot.du[d];
-    slot.dv[d] = across * u - along_v * v;
-    slot.du[d] = across * v - along_u * u;
-  }
-  block_barrier();
-  times_vector(p.V, m, s.D, slot.dv, slot.df);
-  times_vector(p.U, n, s.D, slot.du, slot.dg);
-  for (int cell = int(threadIdx.x); cell < m * row; cell += THREADS)
-    slot.dS[cell] = slot.dC[cell] = slot.dR[cell] = slot.dC_unit[cell] = slot.dR_unit[cell] = 0;
-  block_barrier();
-  if (warp == 0) softmax_gradient(slot.f, slot.df, m);
-  if (warp == 1) softmax_gradient(slot.g, slot.dg, n);
-
-  float *P0 = panels.P0, *P1 = panels.P1, *Q0 = panels.Q0, *Q1 = panels.Q1;
-  for (int h = 0; (o.inter || o.intra) && h < s.H; h += PANEL) {
-    region_gradients(s, p, o, h, panels, ignore);
-    if (o.inter) add_products(slot.dC, row, m, n, P1, Q0);
-    if (o.intra) add_products(slot.dC_unit, row, m, n, P1, Q1);
-    block_barrier();
-    if (o.intra) {
-      transposed_times_panel(slot.C_unit, row, n, m, P1, [&](int j, float sum) { Q1[j * PANEL_ROW + lane] = sum; });
-      block_barrier();
-      add_products(slot.dC_unit, row, m, n, P0, Q1);
-      block_barrier();
-    }
-    word_gradients(s, p, o, h, panels, ignore);
-    if (o.inter) add_products(slot.dR, row, m, n, P0, Q1);
-    if (o.intra) add_products(slot.dR_unit, row, m, n, P1, Q1);
-    block_barrier();
-    if (o.intra) {
-      times_panel(slot.R_unit, row, m, n, Q1, [&](int r, float sum) { P1[r * PANEL_ROW + lane] = sum; });
-      block_barrier();
-      add_products(slot.dR_unit, row, m, n, P1, Q0);
-      block_barrier();
-    }
-  }
-  alignment_gradient(p);
-}
-
-// `score_gradient` is asked late, so as to take no register until then.
-template <typename T, bool GRADIENT, typename ScoreGradient>
-CAAN_DEVICE float work_on(const Sides<T>& s, int64_t image, int64_t caption, const Options& o, float* scratch, char* shared,
-                          ScoreGradient score_gradient) {
-  const SlotShape shape{s.M, s.N, s.D, GRADIENT};
-  const Pair<T> p(s, image, caption, scratch + blockIdx.x * shape.size(), shape);
-  const Slot& slot = p.slot;
-  const Panels panels(shared, s.M, s.N);
-  const int m = p.m, n = p.n, row = p.row, warp = warp_of_thread(), lane = lane_of_thread();
-
-  // Columns up to a multiple of 4 are read, and must count as nothing.
-  for (int cell = int(threadIdx.x); cell < m * row; cell += THREADS)
-    slot.A[cell] = slot.C[cell] = slot.R[cell] = slot.C_unit[cell] = slot.R_unit[cell] = 0;
-  for (int d = 0; d < s.D; d += PANEL) {
-    load_panel(panels.P0, p.V, s.D, m, d, s.D);
-    load_panel(panels.Q0, p.UQ, s.D + 2 * s.H, n, d, s.D);
-    block_barrier();
-    add_products(slot.A, row, m, n, panels.P0, panels.Q0);
-    block_barrier();
-  }
-  for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
-    float& A = slot.A[cell / n * row + cell % n];
-    A = exact_tanh(A);
-  }
-  block_barrier();
-  for (int r = warp; r < m; r += WARPS) {
-    const float norm = divide_by_norm(slot.A + r * row, slot.R + r * row, n, 1);
-    if (lane == 0) slot.row_norm[r] = norm, slot.f[r] = 0;
-  }
-  for (int j = warp; j < n; j += WARPS) {
-    const float norm = divide_by_norm(slot.A + j, slot.C + j, m, row);
-    if (lane == 0) slot.column_norm[j] = norm, slot.g[j] = 0;
-  }
-  block_barrier();
-  for (int r = warp; r < m; r += WARPS) {
-    const float norm = divide_by_norm(slot.C + r * row, slot.C_unit + r * row, n, 1);
-    if (lane == 0) slot.C_norm[r] = norm;
-  }
-  for (int j = warp; j < n; j += WARPS) {
-    const float norm = divide_by_norm(slot.R + j, slot.R_unit + j, m, row);
-    if (lane == 0) slot.R_norm[j] = norm;
-  }
-  block_barrier();
-
-  for (int h = 0; (o.inter || o.intra) && h < s.H; h += PANEL) {
-    const float w_v = h + lane < s.H ? to_float(s.region_score[h + lane]) : 0.0f;
-    const float w_u = h + lane < s.H ? to_float(s.word_score[h + lane]) : 0.0f;
-    region_contexts(s, p, o, h, panels, [&](int r, float y) {
-      const float logit = sum_over_warp(exact_tanh(y) * w_v);
-      if (lane == 0) slot.f[r] += logit;
-    });
-    word_contexts(s, p, o, h, panels, [&](int j, float x) {
-      const float logit = sum_over_warp(exact_tanh(x) * w_u);
-      if (lane == 0) slot.g[j] += logit;
-    });
-  }
-  if (warp == 0) softmax_of(slot.f, m);
-  if (warp == 1) softmax_of(slot.g, n);
-  block_barrier();
-
-  const Pooled pooled = pool<WARPS>(p.V, p.U, slot.f, slot.g, m, n, s.D, panels.P0, [&](int d, float v, float u) {
-    if (GRADIENT) slot.dv[d] = v, slot.du[d] = u;
-  });
-  const float v_norm = norm_of(pooled.v_squares), u_norm = norm_of(pooled.u_squares);
-  float across = o.cosine ? 1.0f / (v_norm * u_norm) : 1.0f;
-  if constexpr (GRADIENT) {
-    across *= score_gradient();
-    const float towards = across * pooled.product;
-    const float along_v = o.cosine && v_norm > EPSILON ? towards / pooled.v_squares : 0.0f;
-    const float along_u = o.cosine && u_norm > EPSILON ? towards / pooled.u_squares : 0.0f;
-    differentiate(s, p, panels, o, across, along_v, along_u);
-  }
-  return pooled.product * across;
-}
-
 template <typename T>
 CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
     score_kernel(Sides<T> s, Pairs pairs, Options o, float* scores, int64_t score_row, bool rest, float* scratch) {
   CAAN_SHARED;
+  float* const slot = scratch + blockIdx.x * SlotShape{s.M, s.N, s.D, false}.size();
   const auto wanted = [&](int m, int n) { return !rest || !(fits_tile(m, n) || large_strips(m, n)); };
   for_each_pair(s, pairs, reinterpret_cast<bool*>(shared_memory), wanted, [&](int64_t place, const Found& pair) {
-    const float found = work_on<T, false>(s, pair.image, pair.caption, o, scratch, shared_memory + THREADS, [] { return 0.0f; });
+    const float found = work_on<T, false>(s, pair.image, pair.caption, o, slot, shared_memory + THREADS, [] { return 0.0f; });
     if (threadIdx.x == 0) scores[score_place(pairs, place, pair, score_row)] = found;
   });
-}
-
-template <typename T>
-CAAN_KERNEL void CAAN_BOUNDS(THREADS, 3)
-    gradient_kernel(Sides<T> s, Pairs pairs, Options o, const float* score_gradients, float* scratch) {
-  CAAN_SHARED;
-  const int64_t place = pairs.first + blockIdx.x;
-  if (place >= *pairs.walked) return;
-  work_on<T, true>(s, pairs.keys[place] / s.captions, pairs.keys[place] % s.captions, o, scratch, shared_memory,
-                   [&] { return score_gradients[pairs.order[pairs.first + blockIdx.x]]; });
 }
 
 } // namespace
@@ -241,18 +27,8 @@ void score_pairs(const Sides<T>& s, const Pairs& pairs, const Options& o, float*
   launch<score_kernel<T>>(blocks, THREADS, THREADS + panel_bytes(s.M, s.N), stream, s, pairs, o, scores, score_row, rest, scratch);
 }
 
-template <typename T>
-void differentiate_pairs(const Sides<T>& s, const Pairs& pairs, const Options& o, const float* score_gradients, float* scratch,
-                         Stream stream) {
-  launch<gradient_kernel<T>>(pairs.count, THREADS, panel_bytes(s.M, s.N), stream, s, pairs, o, score_gradients, scratch);
-}
-
 template void score_pairs(const Sides<float>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, Stream);
 template void score_pairs(const Sides<bfloat16>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, Stream);
 template void score_pairs(const Sides<float16>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, Stream);
-
-template void differentiate_pairs(const Sides<float>&, const Pairs&, const Options&, const float*, float*, Stream);
-template void differentiate_pairs(const Sides<bfloat16>&, const Pairs&, const Options&, const float*, float*, Stream);
-template void differentiate_pairs(const Sides<float16>&, const Pairs&, const Options&, const float*, float*, Stream);
 
 } // namespace caan::context_attention

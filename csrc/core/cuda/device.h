@@ -51,6 +51,22 @@ void launch(int64_t blocks, int threads, size_t shared, Stream stream, Arguments
 CAAN_DEVICE void block_barrier() { __syncthreads(); }
 CAAN_DEVICE void warp_barrier() { __syncwarp(); }
 
+// Turns that the blocks of a grid take from a counter, and how many have ended. Of each block one thread calls these; a block
+// barrier before `end_turn`, and one after `wait_for_turns`, makes what the other threads wrote and read part of it.
+CAAN_DEVICE int64_t take_turn(int64_t* taken) { return int64_t(atomicAdd(reinterpret_cast<unsigned long long*>(taken), 1ull)); }
+CAAN_DEVICE void end_turn(int64_t* ended) {
+  __threadfence();
+  asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(ended) : "memory");
+}
+CAAN_DEVICE void wait_for_turns(const int64_t* ended, int64_t count) {
+  for (;;) {
+    int64_t found;
+    asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(found) : "l"(ended) : "memory");
+    if (found >= count) return;
+    __nanosleep(200);
+  }
+}
+
 CAAN_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 
 CAAN_DEVICE uint32_t shared_address(const void* pointer) { return uint32_t(__cvta_generic_to_shared(pointer)); }

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -146,50 +147,73 @@ struct Machine {
 
 #ifdef CAAN_EMULATED_THREADS
 
-Machine machine;
+thread_local Machine* current = nullptr;
+Machine& machine() { return *current; }
 
 void run_block(unsigned threads, bool) {
-  machine.clear(threads);
+  machine().clear(threads);
   const Index block = blockIdx, size = blockDim, grid = gridDim;
   std::vector<std::thread> running;
   for (unsigned t = 0; t < threads; ++t)
-    running.emplace_back([=] {
+    running.emplace_back([=, of_block = current] {
+      current = of_block;
       threadIdx.x = t, blockIdx = block, blockDim = size, gridDim = grid;
-      (*machine.body)();
-      machine.leave();
+      (*machine().body)();
+      machine().leave();
+    });
+  for (std::thread& thread : running) thread.join();
+}
+
+// Two blocks at once, so that what they write to one place is seen, too, and they wait for each other as on a GPU.
+void run_blocks(int64_t blocks, unsigned threads, const std::function<void(Machine&)>& prepare) {
+  static std::array<Machine, 2> machines;
+  std::atomic<int64_t> next{0};
+  std::vector<std::thread> running;
+  for (Machine& mine : machines)
+    running.emplace_back([&] {
+      current = &mine;
+      prepare(mine);
+      blockDim.x = threads, gridDim.x = unsigned(blocks);
+      for (int64_t block = next++; block < blocks; block = next++) {
+        blockIdx.x = unsigned(block);
+        run_block(threads, false);
+      }
     });
   for (std::thread& thread : running) thread.join();
 }
 
 #else
 
-thread_local Machine machine;
+Machine& machine() {
+  thread_local Machine only;
+  return only;
+}
 
 void yield() {
-  if (_setjmp(machine.fiber().state) == 0) _longjmp(machine.scheduler, 1);
+  if (_setjmp(machine().fiber().state) == 0) _longjmp(machine().scheduler, 1);
 }
 
 void Barrier::wait() {
   const uint64_t generation = generation_;
-  machine.fiber().awaited = this;
-  machine.fiber().generation = generation;
+  machine().fiber().awaited = this;
+  machine().fiber().generation = generation;
   ++arrived_;
   release_if_complete();
   while (generation_ == generation) yield();
-  machine.fiber().awaited = nullptr;
+  machine().fiber().awaited = nullptr;
 }
 
 void run_fiber() {
-  (*machine.body)();
-  machine.fiber().done = true;
-  machine.leave();
-  _longjmp(machine.scheduler, 1);
+  (*machine().body)();
+  machine().fiber().done = true;
+  machine().leave();
+  _longjmp(machine().scheduler, 1);
 }
 
 void resume(unsigned thread) {
   threadIdx.x = thread;
-  Fiber& fiber = machine.fiber();
-  if (_setjmp(machine.scheduler)) return;
+  Fiber& fiber = machine().fiber();
+  if (_setjmp(machine().scheduler)) return;
   if (fiber.started) _longjmp(fiber.state, 1);
   fiber.started = true;
   setcontext(&fiber.start);
@@ -209,24 +233,35 @@ void prepare(Fiber& fiber) {
 }
 
 void run_block(unsigned threads, bool backwards) {
-  machine.clear(threads);
-  machine.fibers.resize(std::max(machine.fibers.size(), size_t(threads)));
-  for (unsigned t = 0; t < threads; ++t) prepare(machine.fibers[t]);
+  machine().clear(threads);
+  machine().fibers.resize(std::max(machine().fibers.size(), size_t(threads)));
+  for (unsigned t = 0; t < threads; ++t) prepare(machine().fibers[t]);
   for (bool any = true, moved; any;) {
     any = moved = false;
     for (unsigned i = 0; i < threads; ++i) {
       const unsigned thread = backwards ? threads - 1 - i : i;
-      const Fiber& fiber = machine.fibers[thread];
+      const Fiber& fiber = machine().fibers[thread];
       if (fiber.done) continue;
       any = true;
       if (waits(fiber)) continue;
       moved = true;
       resume(thread);
     }
+    // A block that takes all turns of a grid runs its threads both ways, too.
+    backwards = !backwards;
     if (any && !moved) {
       std::fprintf(stderr, "a block's threads wait for each other at different barriers\n");
       std::abort();
     }
+  }
+}
+
+void run_blocks(int64_t blocks, unsigned threads, const std::function<void(Machine&)>& prepare) {
+  prepare(machine());
+  blockDim.x = threads, gridDim.x = unsigned(blocks);
+  for (int64_t block = 0; block < blocks; ++block) {
+    blockIdx.x = unsigned(block);
+    run_block(threads, block % 2);
   }
 }
 
@@ -295,27 +330,36 @@ void multiply_add_of(float (&sums)[4], const uint32_t (&left)[4], uint32_t right
 } // namespace
 
 void emulate(int64_t blocks, int threads, size_t shared, const std::function<void()>& body) {
-  while (machine.warps.size() * WARP < size_t(threads)) machine.warps.push_back(std::make_unique<Warp>());
-  machine.shared.assign((shared + 3) / 4 + 32, 0);
-  machine.body = &body;
-  blockDim.x = unsigned(threads);
-  gridDim.x = unsigned(blocks);
-  for (int64_t block = 0; block < blocks; ++block) {
-    blockIdx.x = unsigned(block);
-    run_block(unsigned(threads), block % 2);
-  }
+  run_blocks(blocks, unsigned(threads), [&](Machine& mine) {
+    while (mine.warps.size() * WARP < size_t(threads)) mine.warps.push_back(std::make_unique<Warp>());
+    mine.shared.assign((shared + 3) / 4 + 32, 0);
+    mine.body = &body;
+  });
 }
 
 char* emulated_shared_memory() {
-  const auto address = reinterpret_cast<uintptr_t>(machine.shared.data());
+  const auto address = reinterpret_cast<uintptr_t>(machine().shared.data());
   return reinterpret_cast<char*>((address + 127) / 128 * 128);
 }
 
-void block_barrier() { machine.block.wait(); }
-void warp_barrier() { machine.warp().barrier.wait(); }
+void block_barrier() { machine().block.wait(); }
+void warp_barrier() { machine().warp().barrier.wait(); }
+
+int64_t take_turn(int64_t* taken) { return std::atomic_ref(*taken).fetch_add(1, std::memory_order_relaxed); }
+void end_turn(int64_t* ended) { std::atomic_ref(*ended).fetch_add(1, std::memory_order_release); }
+void wait_for_turns(const int64_t* ended, int64_t count) {
+  const std::atomic_ref all(const_cast<int64_t&>(*ended));
+#ifdef CAAN_EMULATED_THREADS
+  while (all.load(std::memory_order_acquire) < count) std::this_thread::yield();
+#else
+  if (all.load() >= count) return;
+  std::fprintf(stderr, "a block waits for turns that none has taken before\n");
+  std::abort();
+#endif
+}
 
 const void* exchange(const void* mine, size_t size) {
-  auto& mail = machine.warp().mail[machine.mine().exchanges++ % 2];
+  auto& mail = machine().warp().mail[machine().mine().exchanges++ % 2];
   std::memcpy(mail.data() + size * (threadIdx.x % WARP), mine, size);
   warp_barrier();
   return mail.data();
@@ -328,13 +372,13 @@ float shuffle_xor(float x, int mask) {
 void copy_16_bytes(void* shared, const void* global, bool exists) {
   Copy copy{shared, {}};
   if (exists) std::memcpy(copy.bytes.data(), global, 16);
-  machine.mine().copies.back().push_back(copy);
+  machine().mine().copies.back().push_back(copy);
 }
 
-void close_copies() { machine.mine().copies.emplace_back(); }
+void close_copies() { machine().mine().copies.emplace_back(); }
 
 void wait_until_open(int groups) {
-  auto& copies = machine.mine().copies;
+  auto& copies = machine().mine().copies;
   while (int(copies.size()) - 1 > groups) {
     for (const Copy& copy : copies.front()) std::memcpy(copy.to, copy.bytes.data(), 16);
     copies.erase(copies.begin());

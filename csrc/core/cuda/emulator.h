@@ -1,10 +1,10 @@
 // CUDA's threads on the CPU, one after another, so that tests run the kernels where there is no GPU. Not fast.
 //
-// A thread runs until it meets a barrier, a shuffle or a tensor-core product, and waits there for the others. Blocks take turns
-// in running their threads forwards and backwards, shared memory starts as NaN, and an asynchronous copy arrives only when it is
-// waited for: what a missing barrier or wait would break on a GPU shows here as a wrong result, too.
-// With CAAN_EMULATED_THREADS every CUDA thread is one of the system's, so that ThreadSanitizer sees what no barrier orders
-// (tests/sanitize/cuda_races.cpp).
+// A thread runs until it meets a barrier, a shuffle or a tensor-core product, and waits there for the others. Every other block,
+// and of a block every other time, runs its threads backwards, shared memory starts as NaN, and an asynchronous copy arrives only
+// when it is waited for: what a missing barrier or wait would break on a GPU shows here as a wrong result, too. Blocks come one
+// after another; one that waits for a later one ends the process. With CAAN_EMULATED_THREADS every CUDA thread is one of the
+// system's, and two blocks run at once, so that ThreadSanitizer sees what no barrier orders (tests/sanitize/cuda_races.cpp).
 #pragma once
 
 #include <bit>
@@ -59,6 +59,10 @@ void warp_barrier();
 // What every lane of the warp gave, in the order of lanes, each item `size` bytes; valid until the warp's next exchange.
 const void* exchange(const void* mine, size_t size);
 
+int64_t take_turn(int64_t* taken);
+void end_turn(int64_t* ended);
+void wait_for_turns(const int64_t* ended, int64_t count);
+
 float shuffle_xor(float x, int mask);
 void copy_16_bytes(void* shared, const void* global, bool exists);
 void close_copies();
@@ -78,8 +82,8 @@ uint32_t transpose_matrix(uint32_t part);
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, bfloat16);
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float16);
 
-// The special-function unit, as wrong as PTX allows it to be (tanh, ex2, rcp and rsqrt .approx.f32): 2^-11, 2^-22, a unit in the last
-// place and 2^-22.9, up or down as x has it, and nothing where the result is no number, 0 or infinite.
+// The special-function unit, as wrong as PTX allows it to be (tanh, ex2, rcp and rsqrt .approx.f32): 2^-11, 2^-22, a unit in the
+// last place and 2^-22.9, up or down as x has it, and nothing where the result is no number, 0 or infinite.
 float rough_tanh(float x);
 float quick_exp(float x);
 float quick_inverse(float x);

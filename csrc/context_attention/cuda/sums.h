@@ -1,54 +1,55 @@
-// Gradients that pairs share, from what pair.cu left in their slots: a block has one image, or one caption, and 32 columns, and
-// takes its pairs in the order of the walk. No two blocks write to one place, so nothing is atomic and sums have one order.
+// Gradients that pairs share, from what `work_on` left in their slots: a block has one image, or one caption, and 32 columns, and
+// takes its pairs in the order of the walk. No two blocks write to one place, so no sum is atomic, and each has one order.
 //
 //   dV        = sum of dS (U affinityT) + f dv           dU           = sum of g du
 //   dV Q1     = sum of C_unit C_unitT dY                 dU affinityT = sum of dST V
 //   dV Q4     = sum of R dX                              dU Q2        = sum of CT dY
 //   dw_v, dw_u = sum of tanh(Y)T df, tanh(X)T dg         dU Q3        = sum of R_unitT R_unit dX
 //
-// with Y, X the contexts of pair.cu, made again, and dY, dX their gradients. float32 throughout.
+// with Y, X the contexts of pair.h, made again, and dY, dX their gradients. float32 throughout.
+#pragma once
+
 #include "context_attention/cuda/kernels.h"
 #include "context_attention/cuda/panels.h"
 #include "core/cuda/device.h"
 
 namespace caan::context_attention {
 
-namespace {
+// The pairs of a walk that lie in slots: places from `first`, each in the slot of its place.
+struct InSlots {
+  const Walk& walk;
+  const float* scratch;
+  int64_t first, last;
+
+  CAAN_DEVICE bool holds(int64_t place) const { return place >= first && place < last; }
+};
 
 // The pair at a place of the walk; a slot is read here, never written.
 template <typename T>
-CAAN_DEVICE Pair<T> walked_pair(const Sides<T>& s, const Sums& sums, const SlotShape& shape, int64_t place) {
-  float* const slot = const_cast<float*>(sums.scratch) + (place - sums.first_slot) * shape.size();
-  return Pair<T>(s, sums.keys[place] / s.captions, sums.keys[place] % s.captions, slot, shape);
+CAAN_DEVICE Pair<T> walked_pair(const Sides<T>& s, const InSlots& in, const SlotShape& shape, int64_t place) {
+  float* const slot = const_cast<float*>(in.scratch) + (place - in.first) * shape.size();
+  return Pair<T>(s, in.walk.keys[place] / s.captions, in.walk.keys[place] % s.captions, slot, shape);
 }
 
-// Places of the walk, of those in slots, that belong to an item.
+// Places in slots that belong to an image.
 struct Range {
   int64_t begin, end;
 };
-CAAN_DEVICE Range image_places(const Sums& sums, int64_t image) {
-  const int64_t last = sums.first_slot + sums.slots;
-  int64_t begin = sums.image_starts[image], end = sums.image_starts[image + 1];
-  begin = begin > sums.first_slot ? begin : sums.first_slot;
-  end = end < last ? end : last;
-  end = end < *sums.walked ? end : *sums.walked;
-  return {begin, end};
-}
-CAAN_DEVICE bool in_slots(const Sums& sums, int64_t place) {
-  return place >= sums.first_slot && place < sums.first_slot + sums.slots;
+CAAN_DEVICE Range image_places(const InSlots& in, int64_t image) {
+  const int64_t begin = in.walk.image_starts[image], end = in.walk.image_starts[image + 1];
+  return {begin > in.first ? begin : in.first, end < in.last ? end : in.last};
 }
 
 template <typename T>
-CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4) image_features_kernel(Sides<T> s, Sums sums) {
-  CAAN_SHARED;
-  auto* UK = reinterpret_cast<float*>(shared_memory);
+CAAN_DEVICE void sum_image_features(const Sides<T>& s, const InSlots& in, const Sums& sums, int64_t task, char* shared) {
+  auto* UK = reinterpret_cast<float*>(shared);
   const SlotShape shape{s.M, s.N, s.D, true};
-  const int panels = (s.D + PANEL - 1) / PANEL, d0 = int(blockIdx.x % panels) * PANEL, d = d0 + lane_of_thread();
-  const int64_t image = blockIdx.x / panels;
-  const Range range = image_places(sums, image);
+  const int panels = (s.D + PANEL - 1) / PANEL, d0 = int(task % panels) * PANEL, d = d0 + lane_of_thread();
+  const int64_t image = task / panels;
+  const Range range = image_places(in, image);
   float* out = sums.regions + image * s.M * s.D;
   for (int64_t place = range.begin; place < range.end; ++place) {
-    const Pair<T> p = walked_pair(s, sums, shape, place);
+    const Pair<T> p = walked_pair(s, in, shape, place);
     load_panel(UK, p.UQ, s.D + 2 * s.H, p.n, d0, s.D);
     block_barrier();
     const float dv = d < s.D ? p.slot.dv[d] : 0.0f;
@@ -60,17 +61,16 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4) image_features_kernel(Sides<T> s, Sums 
 }
 
 template <typename T>
-CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4) caption_features_kernel(Sides<T> s, Sums sums) {
-  CAAN_SHARED;
-  auto* V = reinterpret_cast<float*>(shared_memory);
+CAAN_DEVICE void sum_caption_features(const Sides<T>& s, const InSlots& in, const Sums& sums, int64_t task, char* shared) {
+  auto* V = reinterpret_cast<float*>(shared);
   const SlotShape shape{s.M, s.N, s.D, true};
-  const int panels = (s.D + PANEL - 1) / PANEL, d0 = int(blockIdx.x % panels) * PANEL, d = d0 + lane_of_thread();
-  const int64_t caption = blockIdx.x / panels;
+  const int panels = (s.D + PANEL - 1) / PANEL, d0 = int(task % panels) * PANEL, d = d0 + lane_of_thread();
+  const int64_t caption = task / panels;
   float *of_U = sums.words + caption * s.N * s.D, *of_UK = sums.word_products + caption * s.N * (s.D + 2 * s.H);
-  for (int64_t step = sums.caption_starts[caption]; step < sums.caption_starts[caption + 1]; ++step) {
-    const int64_t place = sums.by_caption[step];
-    if (!in_slots(sums, place)) continue;
-    const Pair<T> p = walked_pair(s, sums, shape, place);
+  for (int64_t step = in.walk.caption_starts[caption]; step < in.walk.caption_starts[caption + 1]; ++step) {
+    const int64_t place = in.walk.by_caption[step];
+    if (!in.holds(place)) continue;
+    const Pair<T> p = walked_pair(s, in, shape, place);
     load_panel(V, p.V, s.D, p.m, d0, s.D);
     block_barrier();
     const float du = d < s.D ? p.slot.du[d] : 0.0f;
@@ -94,19 +94,19 @@ CAAN_DEVICE void add_over_warps(float x, float* by_warp, float* sum, bool real) 
 }
 
 template <typename T>
-CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4) image_hidden_kernel(Sides<T> s, Sums sums, Options o) {
-  CAAN_SHARED;
+CAAN_DEVICE void sum_image_hidden(const Sides<T>& s, const InSlots& in, const Sums& sums, const Options& o, int64_t task,
+                                  char* shared) {
   const SlotShape shape{s.M, s.N, s.D, true};
   const int panels = (s.H + PANEL - 1) / PANEL, lane = lane_of_thread();
-  const int h0 = int(blockIdx.x % panels) * PANEL, h = h0 + lane;
-  const int64_t image = blockIdx.x / panels;
-  const Panels x(shared_memory, s.M, s.N);
+  const int h0 = int(task % panels) * PANEL, h = h0 + lane;
+  const int64_t image = task / panels;
+  const Panels x(shared, s.M, s.N);
   float* by_warp = x.Q1 + s.N * PANEL_ROW;
-  const Range range = image_places(sums, image);
+  const Range range = image_places(in, image);
   float* out = sums.region_products + image * s.M * (2 * s.H);
   const bool real = h < s.H;
   for (int64_t place = range.begin; place < range.end; ++place) {
-    const Pair<T> p = walked_pair(s, sums, shape, place);
+    const Pair<T> p = walked_pair(s, in, shape, place);
     float dw = 0;
     region_gradients(s, p, o, h0, x, [&](int r, float t) { dw = fmaf(p.slot.df[r], t, dw); });
     add_over_warps(dw, by_warp, sums.region_score + image * s.H + h, real);
@@ -130,19 +130,19 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4) image_hidden_kernel(Sides<T> s, Sums su
 }
 
 template <typename T>
-CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4) caption_hidden_kernel(Sides<T> s, Sums sums, Options o) {
-  CAAN_SHARED;
+CAAN_DEVICE void sum_caption_hidden(const Sides<T>& s, const InSlots& in, const Sums& sums, const Options& o, int64_t task,
+                                    char* shared) {
   const SlotShape shape{s.M, s.N, s.D, true};
   const int panels = (s.H + PANEL - 1) / PANEL, lane = lane_of_thread();
-  const int h0 = int(blockIdx.x % panels) * PANEL, h = h0 + lane;
-  const int64_t caption = blockIdx.x / panels, UQ_row = s.D + 2 * s.H;
-  const Panels x(shared_memory, s.M, s.N);
+  const int h0 = int(task % panels) * PANEL, h = h0 + lane;
+  const int64_t caption = task / panels, UQ_row = s.D + 2 * s.H;
+  const Panels x(shared, s.M, s.N);
   float* out = sums.word_products + caption * s.N * UQ_row + s.D;
   const bool real = h < s.H;
-  for (int64_t step = sums.caption_starts[caption]; step < sums.caption_starts[caption + 1]; ++step) {
-    const int64_t place = sums.by_caption[step];
-    if (!in_slots(sums, place)) continue;
-    const Pair<T> p = walked_pair(s, sums, shape, place);
+  for (int64_t step = in.walk.caption_starts[caption]; step < in.walk.caption_starts[caption + 1]; ++step) {
+    const int64_t place = in.walk.by_caption[step];
+    if (!in.holds(place)) continue;
+    const Pair<T> p = walked_pair(s, in, shape, place);
     if (o.inter) {
       region_gradients(s, p, o, h0, x, ignore);
       transposed_times_panel(p.slot.C, p.row, p.n, p.m, x.P1, [&](int j, float sum) {
@@ -161,23 +161,5 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4) caption_hidden_kernel(Sides<T> s, Sums 
     }
   }
 }
-
-} // namespace
-
-template <typename T>
-void sum_gradients(const Sides<T>& s, const Sums& sums, const Options& o, Stream stream) {
-  const int64_t of_width = (s.D + PANEL - 1) / PANEL, of_hidden = (s.H + PANEL - 1) / PANEL;
-  const size_t row = PANEL_ROW * sizeof(float);
-  launch<image_features_kernel<T>>(s.images * of_width, THREADS, s.N * row, stream, s, sums);
-  launch<caption_features_kernel<T>>(s.captions * of_width, THREADS, s.M * row, stream, s, sums);
-  if (!o.inter && !o.intra) return;
-  const size_t panels = panel_bytes(s.M, s.N);
-  launch<image_hidden_kernel<T>>(s.images * of_hidden, THREADS, panels + THREADS * sizeof(float), stream, s, sums, o);
-  launch<caption_hidden_kernel<T>>(s.captions * of_hidden, THREADS, panels, stream, s, sums, o);
-}
-
-template void sum_gradients(const Sides<float>&, const Sums&, const Options&, Stream);
-template void sum_gradients(const Sides<bfloat16>&, const Sums&, const Options&, Stream);
-template void sum_gradients(const Sides<float16>&, const Sums&, const Options&, Stream);
 
 } // namespace caan::context_attention

@@ -21,12 +21,9 @@ void launch_all(int regions) {
   pairs.count = 1;
   score_pairs(sides, pairs, paper, nullptr, 1, false, nullptr, 1, nullptr);
   differentiate(sides, Walk{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
-  // Forward, and the gradients of the weight and of the items; widths that are no multiple of 8 go by no tile.
-  for (int64_t d : {D, D + 1}) {
-    multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, regions, H, d, regions, d, 1, H, 1, false}, nullptr);
-    multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, d, H, regions, regions, 1, d, H, 1, true}, nullptr);
-    multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, regions, d, H, regions, H, 1, 1, H, false}, nullptr);
-  }
+  // Widths that are no multiple of 8 go by no tile.
+  for (int64_t d : {D, D + 1})
+    multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, regions, H, d, regions, d, 1, H, 1}, nullptr);
   if constexpr (sizeof(T) == 2)
     for (const Options& options : {paper, ablated}) {
       for (int strips : {1, 2})

@@ -7,6 +7,9 @@ import hypothesis
 import pytest
 import torch
 
+# torch.use_deterministic_algorithms wants it of matrix products on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
 

@@ -35,7 +35,6 @@ class _Product(NamedTuple):
     product: Written
     lengths: Tensor
     item_rows: int
-    along_depth: bool
     stream: int
 
 
@@ -46,18 +45,16 @@ define("cuda_multiply", _Product, "()")
 _ops = torch.ops.caan_kernels
 
 
-def product(
-    left: Tensor, right: Tensor, lengths: Tensor, item_rows: int, *, along_depth: bool = False, forward: bool = False
-) -> Tensor:
+def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Tensor:
     """(rows, depth) times (depth, columns), of any strides, in their dtype.
 
-    Row r of `left`, or column r with `along_depth`, is row r % item_rows of item r // item_rows: at and beyond the item's
-    length it may hold anything and counts as 0.
+    Row r of `left` is row r % item_rows of item r // item_rows: at and beyond the item's length it may hold anything and counts
+    as 0.
     """
     result = left.new_empty(left.shape[0], right.shape[1])
     if result.numel() == 0 or left.shape[1] == 0:
         return result.zero_()
-    call = _Product(aligned(left), aligned(right), result, lengths, item_rows, along_depth, stream_of(left))
+    call = _Product(aligned(left), aligned(right), result, lengths, item_rows, stream_of(left))
     _ops.cuda_multiply(*call)
     return result
 

@@ -42,7 +42,7 @@ def assert_scores(case, **options):
 @pytest.mark.parametrize(
     "sizes", [(3, 50, 72, 136), (1, 1, 8, 8), (5, 7, 64, 264), (2, 70, 200, 16), (3, 5, 6, 24), (3, 5, 24, 9)], ids=str
 )
-def test_projections(dtype, sizes):
+def test_projections(dtype, sizes, monkeypatch):
     """One tile and several, whole or not; depths of a piece, of less and of more; widths not copied 16 bytes at a time."""
     count, rows, width, columns = sizes
     generator = torch.Generator().manual_seed(0)
@@ -56,12 +56,19 @@ def test_projections(dtype, sizes):
     real, real_grad = items.double().masked_fill(beyond[..., None], 0), grad.double().masked_fill(beyond[..., None], 0)
     projection = items, weight, lengths, "cuda"
     found = ops.project(*projection)
-    of_items, of_weight = ops.project_backward(grad, *projection, True, True)
+    # Autograd may run where autocast is on, which has no say in it.
+    with torch.autocast(DEVICE, torch.bfloat16):
+        of_items, of_weight = ops.project_backward(grad, *projection, True, True)
     expected = real @ weight.double(), real_grad @ weight.double().mT, real.flatten(0, 1).mT @ real_grad.flatten(0, 1)
     for x, exact in zip((found, of_items, of_weight), expected, strict=True):
         assert x.dtype == dtype
         torch.testing.assert_close(x.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=2e-6 * float(exact.abs().max() + 1))
     assert not found[beyond].any() and not of_items[beyond].any()
+    # In blocks, too, whose parts of the weight's gradient are rounded one by one.
+    monkeypatch.setattr(launch, "BLOCK_BYTES", 1)
+    found, whole = ops.project_backward(grad, *projection, True, True), (of_items, of_weight)
+    for x, y in zip(found, whole, strict=True):
+        torch.testing.assert_close(x, y, rtol=4 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps * float(y.abs().max()))
 
 
 @pytest.mark.parametrize("options", cases.OPTIONS.values(), ids=cases.OPTIONS)

@@ -102,7 +102,7 @@ def test_workspace(name, dtype, kernels, monkeypatch):
 
 @pytest.mark.parametrize(("images", "captions", "expected"), [(128, 128, 1), (600, 600, 22)])
 def test_launches_of_a_backward(images, captions, expected, monkeypatch):
-    """Launches follow what one may take at most, not the slots of scratch memory: only the device knows how many pairs there are."""
+    """They follow what one may take at most, not the slots of scratch memory: how many pairs there are, only the device knows."""
     launched = []
 
     class Counted(Unlaunched):

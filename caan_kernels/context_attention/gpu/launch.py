@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ...core.autocast import without_autocast
 from ...core.gpu.plan import Items, Walk, exist, plan_items, plan_lengths, plan_walk
 from ..call import Call, CallGradient, Options, Projection, ProjectionGradient, Side, Vectors, beside
 from .checks import check_call, check_projection
@@ -27,13 +28,11 @@ KERNELS: dict[str, "Kernels"] = {}
 class Kernels(Protocol):
     """What a backend launches. Tensors are contiguous unless said otherwise, and nothing waits for the device."""
 
-    def product(
-        self, left: Tensor, right: Tensor, lengths: Tensor, item_rows: int, *, along_depth: bool = False, forward: bool = False
-    ) -> Tensor:
-        """(rows, depth) times (depth, columns), of any strides, in their dtype.
+    def product(self, left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Tensor:
+        """(rows, depth) times (depth, columns), of any strides, in their dtype; what scores are made of.
 
-        Row r of `left`, or column r with `along_depth`, is row r % item_rows of item r // item_rows: at and beyond the item's
-        length it may hold anything and counts as 0. `forward` marks what scores are made of, not gradients.
+        Row r of `left` is row r % item_rows of item r // item_rows: at and beyond the item's length it may hold anything and counts
+        as 0.
         """
 
     def score_tiles(self, call: "PlannedCall", scores: Tensor) -> bool:
@@ -69,21 +68,43 @@ def project(call: Projection) -> Tensor:
     check_projection(call)
     items, weight = call.items, call.weight
     lengths = plan_lengths(items, call.lengths)
-    product = KERNELS[call.backend].product(items.flatten(0, 1), weight, lengths, items.shape[1], forward=True)
+    product = KERNELS[call.backend].product(items.flatten(0, 1), weight, lengths, items.shape[1])
     return product.view(*items.shape[:2], weight.shape[1])
 
 
 def project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
-    """Gradients of `project`; an empty tensor for one that nobody needs."""
+    """Gradients of `project`; an empty tensor for one that nobody needs.
+
+    torch's products: deterministic on one stream, and gradients need no batch invariance.
+    """
     check_projection(call.projection)
-    items, weight, lengths, backend = call.projection
-    product, rows, lengths = KERNELS[backend].product, items.shape[1], plan_lengths(items, lengths)
-    flat, of_items, of_weight = call.grad.flatten(0, 1), items.new_empty(0), weight.new_empty(0)
-    if call.need_items:
-        of_items = product(flat, weight.mT, lengths, rows).view(items.shape)
-    if call.need_weight:
-        of_weight = product(items.flatten(0, 1).mT, flat, lengths, rows, along_depth=True)
-    return of_items, of_weight
+    # Autograd may run where autocast is on.
+    with without_autocast(call.grad.device):
+        return _project_backward(call)
+
+
+def _project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
+    items, weight, lengths, _ = call.projection
+    of_items = torch.empty_like(items) if call.need_items else items.new_empty(0)
+    of_weight = torch.zeros_like(weight, dtype=torch.float32) if call.need_weight else weight.new_empty(0)
+    item_bytes = max(1, items.shape[1] * (items.shape[2] + weight.shape[1]) * items.element_size())
+    step = max(1, BLOCK_BYTES // item_bytes)
+    for some in (slice(first, first + step) for first in range(0, len(items), step)):
+        own = None if lengths is None else lengths[some]
+        grad = _real_rows(call.grad[some], own)
+        if call.need_items:
+            of_items[some] = (grad @ weight.mT).view_as(items[some])
+        if call.need_weight:
+            of_weight += _real_rows(items[some], own).mT @ grad
+    return of_items, of_weight.to(weight.dtype)
+
+
+def _real_rows(items: Tensor, lengths: Tensor | None) -> Tensor:
+    """Rows of (B, L, D) below each other, those beyond lengths 0: they may hold NaN, which 0 times does not make 0."""
+    if lengths is not None:
+        exists = torch.arange(items.shape[1], device=items.device) < plan_lengths(items, lengths)[:, None]
+        items = torch.where(exists[:, :, None], items, 0)
+    return items.flatten(0, 1)
 
 
 def pair_scores(call: Call) -> Tensor:
@@ -214,7 +235,7 @@ class PlannedSide:
         # Every plan has the lengths.
         plan = next(iter(self._plans.values()), None) or self.plan()
         rows, item_rows = self.features.flatten(0, 1), self.features.shape[1]
-        product = kernels.product(rows, self.weight, plan.lengths, item_rows, forward=True)
+        product = kernels.product(rows, self.weight, plan.lengths, item_rows)
         return replace(self, products=product.view(*self.features.shape[:2], self.weight.shape[1]), weight=None)
 
     def _of(self, some) -> "PlannedSide":

@@ -47,11 +47,9 @@ def gradient_precision(dtype: torch.dtype) -> str:
     return precision_of(dtype) if dtype == torch.float32 else "tf32"
 
 
-def product(
-    left: Tensor, right: Tensor, lengths: Tensor, item_rows: int, *, along_depth: bool = False, forward: bool = False
-) -> Tensor:
+def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Tensor:
     # A small alignment is a difference of large terms, and where it stands alone its relative error goes to the gradients.
-    exact = forward and left.dtype == torch.float32 and precision_of(left.dtype) == "ieee"
+    exact = left.dtype == torch.float32 and precision_of(left.dtype) == "ieee"
     (rows, depth), columns = left.shape, right.shape[1]
     product = left.new_empty(rows, columns)
     if product.numel() == 0 or depth == 0:
@@ -69,7 +67,6 @@ def product(
         item_rows,
         *left.stride(),
         *right.stride(),
-        ALONG_DEPTH=along_depth,
         EXACT=exact,
         PRECISION=precision_of(left.dtype),
         **config.arguments(),

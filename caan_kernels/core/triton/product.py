@@ -1,4 +1,4 @@
-"""The products of one item, V Q1, V Q4, U Kᵀ, U Q2 and U Q3, and their derivatives: one matrix product, padding left out.
+"""The products of one item, V Q1, V Q4, U Kᵀ, U Q2 and U Q3: one matrix product, padding left out.
 
 A library's product would be as fast but chooses its kernel by the number of rows, and with it the order of its sums: an
 image would get other bits in another batch.
@@ -22,7 +22,6 @@ def product_kernel(
     left_depth_stride,
     right_depth_stride,
     right_column_stride,
-    ALONG_DEPTH: tl.constexpr,
     EXACT: tl.constexpr,
     ROW_BLOCK: tl.constexpr,
     COLUMN_BLOCK: tl.constexpr,
@@ -31,23 +30,20 @@ def product_kernel(
 ):
     """product (rows, columns) = left (rows, depth) right (depth, columns), rows of padding taken as 0.
 
-    Rows of items, item_rows to an item, run along the rows of `left`, or along the depth with ALONG_DEPTH. What is
-    summed is summed in rising order in steps that do not depend on the place in a tile; with EXACT, in float64.
+    Rows of items, item_rows to an item, run along the rows of `left`. What is summed is summed in rising order in steps
+    that do not depend on the place in a tile; with EXACT, in float64.
     """
     # Columns of one block of rows follow each other: the rows, the larger side, are read once.
     column_blocks = tl.cdiv(columns, COLUMN_BLOCK)
     row = (tl.program_id(0) // column_blocks).to(tl.int64) * ROW_BLOCK + tl.arange(0, ROW_BLOCK)
     column = (tl.program_id(0) % column_blocks) * COLUMN_BLOCK + tl.arange(0, COLUMN_BLOCK)
     row_exists = row < rows
+    row_exists &= row % item_rows < tl.load(lengths + row // item_rows, mask=row_exists, other=0)
     column_exists = column < columns
-    if not ALONG_DEPTH:
-        row_exists = row_exists & (row % item_rows < tl.load(lengths + row // item_rows, mask=row_exists, other=0))
     sums = tl.zeros((ROW_BLOCK, COLUMN_BLOCK), tl.float64 if EXACT else tl.float32)
     for first in tl.range(0, depth, DEPTH_BLOCK):
         step = (first + tl.arange(0, DEPTH_BLOCK)).to(tl.int64)
         step_exists = step < depth
-        if ALONG_DEPTH:
-            step_exists = step_exists & (step % item_rows < tl.load(lengths + step // item_rows, mask=step_exists, other=0))
         x = tl.load(
             left + row[:, None] * left_row_stride + step[None, :] * left_depth_stride,
             mask=row_exists[:, None] & step_exists[None, :],

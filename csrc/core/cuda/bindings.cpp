@@ -11,14 +11,12 @@ using namespace caan::cuda;
 void multiply_(Arguments& in) {
   const Tensor left = in.next<Tensor>(), right = in.next<Tensor>(), product = in.next<Tensor>(), lengths = in.next<Tensor>();
   const int64_t item_rows = in.next<int64_t>();
-  const bool along_depth = in.next<bool>();
   const Stream stream = next_stream(in);
   with_type(left, [&](auto type) {
     using T = decltype(type);
-    multiply(
-        Product<T>{data<T>(left), data<T>(right), mutable_data<T>(product), data<int64_t>(lengths), left.size(0), right.size(1),
-                   left.size(1), item_rows, left.stride(0), left.stride(1), right.stride(0), right.stride(1), along_depth},
-        stream);
+    multiply(Product<T>{data<T>(left), data<T>(right), mutable_data<T>(product), data<int64_t>(lengths), left.size(0),
+                        right.size(1), left.size(1), item_rows, left.stride(0), left.stride(1), right.stride(0), right.stride(1)},
+             stream);
   });
 }
 

@@ -1,8 +1,8 @@
-// product = left right, for projections and their gradients.
+// product = left right, for projections.
 //
 // Half precision: 128 x 128 a block by tensor cores, 64 x 32 a warp in registers. 64 of the depth at a time come into shared memory
-// by asynchronous copies, a piece ahead, as they lie: along the depth or across it, which ldmatrix turns over on the way to
-// registers.
+// by asynchronous copies, a piece ahead, as they lie: `left` along the depth, `right` across it, which ldmatrix turns over on the
+// way to registers.
 //
 // float32, and what cannot be copied 16 bytes at a time: 64 x 64 a block, 4 x 4 a thread. Products are fused multiply-adds in
 // chains of 64, and a chain's sum joins the others as one number: a small alignment is a difference of large terms, and where it
@@ -38,14 +38,14 @@ CAAN_KERNEL void CAAN_BOUNDS(BLOCK, 2) product_kernel(Product<T> p) {
       const bool deep = p.left_column == 1;
       const int r = deep ? i / DEPTH : i % TILE, k = deep ? i % DEPTH : i / TILE;
       const int64_t row = row0 + r, depth = k0 + k;
-      const bool real = row < p.rows && depth < p.depth && exists(p, p.along_depth ? depth : row);
+      const bool real = row < p.rows && depth < p.depth && exists(p, row);
       left[k * TILE_ROW + r] = real ? to_float(p.left[row * p.left_row + depth * p.left_column]) : 0.0f;
     }
     for (int i = t; i < TILE * DEPTH; i += BLOCK) {
       const bool deep = p.right_row == 1;
       const int c = deep ? i / DEPTH : i % TILE, k = deep ? i % DEPTH : i / TILE;
       const int64_t column = column0 + c, depth = k0 + k;
-      const bool real = column < p.columns && depth < p.depth && (!p.along_depth || exists(p, depth));
+      const bool real = column < p.columns && depth < p.depth;
       right[k * TILE_ROW + c] = real ? to_float(p.right[depth * p.right_row + column * p.right_column]) : 0.0f;
     }
     block_barrier();
@@ -75,34 +75,33 @@ CAAN_KERNEL void CAAN_BOUNDS(BLOCK, 2) product_kernel(Product<T> p) {
 constexpr int SIDE_ROWS = 128, SIDE_BYTES = SIDE_ROWS * PIECE_BYTES, HALF_THREADS = 256, COPIES = SIDE_BYTES / 16 / HALF_THREADS;
 
 // 64 of the depth for 128 rows of `left`, or columns of `right`. DEEP: the depth lies one by one in memory, and in shared memory a
-// row has it; else 64 rows of the depth have the first 64 of the others, 64 more their second half.
+// row has it; else 64 rows of the depth have the first 64 of the others, 64 more their second half. `left` is deep and has rows of
+// padding, `right` neither.
 template <bool DEEP, typename T>
 CAAN_DEVICE void fetch_side(char* to, const Product<T>& p, const T* from, int64_t stride, int64_t first, int64_t count,
-                            int64_t depth, bool masked) {
+                            int64_t depth) {
 #pragma unroll
   for (int i = 0; i < COPIES; ++i) {
     const int at = int(threadIdx.x) + i * HALF_THREADS;
     const int64_t other = first + (DEEP ? at / 8 : at % 16 * 8), k = depth + (DEEP ? at % 8 * 8 : at / 16);
-    bool real = other < count && k < p.depth;
-    if (masked && real) real = exists(p, p.along_depth ? k : other);
+    const bool real = other < count && k < p.depth && (!DEEP || exists(p, other));
     const int offset = DEEP ? unit_offset(at / 8, at % 8) : at % 16 / 8 * (SIDE_BYTES / 2) + unit_offset(at / 16, at % 8);
     copy_16_bytes(to + offset, real ? from + (DEEP ? other * stride + k : k * stride + other) : from, real);
   }
 }
 
-template <typename T, bool LEFT_DEEP, bool RIGHT_DEEP>
+template <typename T>
 CAAN_KERNEL void CAAN_BOUNDS(HALF_THREADS, 1) product_tile_kernel(Product<T> p) {
   CAAN_SHARED;
   const int64_t column_tiles = (p.columns + SIDE_ROWS - 1) / SIDE_ROWS;
   const int64_t row0 = blockIdx.x / column_tiles * SIDE_ROWS, column0 = blockIdx.x % column_tiles * SIDE_ROWS;
   const int lane = int(threadIdx.x) % WARP, warp = int(threadIdx.x) / WARP, warp_row = warp / 4 * 64, warp_column = warp % 4 * 32;
-  const int first8 = lane % 8 + lane / 8 % 2 * 8, second8 = lane % 8 + lane / 16 * 8;
+  const int first8 = lane % 8 + lane / 8 % 2 * 8;
   const auto begin = [&](int64_t depth) {
     char* stage = shared_memory + depth / PIECE % 2 * 2 * SIDE_BYTES;
     if (depth < p.depth) {
-      fetch_side<LEFT_DEEP>(stage, p, p.left, LEFT_DEEP ? p.left_row : p.left_column, row0, p.rows, depth, true);
-      fetch_side<RIGHT_DEEP>(stage + SIDE_BYTES, p, p.right, RIGHT_DEEP ? p.right_column : p.right_row, column0, p.columns, depth,
-                             p.along_depth);
+      fetch_side<true>(stage, p, p.left, p.left_row, row0, p.rows, depth);
+      fetch_side<false>(stage + SIDE_BYTES, p, p.right, p.right_row, column0, p.columns, depth);
     }
     close_copies();
   };
@@ -117,20 +116,12 @@ CAAN_KERNEL void CAAN_BOUNDS(HALF_THREADS, 1) product_tile_kernel(Product<T> p) 
     for (int k = 0; k < PIECE / 16; ++k) {
       uint32_t of_rows[4][4], of_columns[2][4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int row = warp_row + 16 * i, unit = row / 8 + lane / 8 % 2;
-        if constexpr (LEFT_DEEP)
-          load_matrices<false>(of_rows[i], left + unit_offset(row + first8, 2 * k + lane / 16));
-        else
-          load_matrices<true>(of_rows[i], left + unit / 8 * (SIDE_BYTES / 2) + unit_offset(16 * k + second8, unit % 8));
-      }
+      for (int i = 0; i < 4; ++i)
+        load_matrices<false>(of_rows[i], left + unit_offset(warp_row + 16 * i + first8, 2 * k + lane / 16));
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const int column = warp_column + 16 * j, unit = column / 8 + lane / 16;
-        if constexpr (RIGHT_DEEP)
-          load_matrices<false>(of_columns[j], right + unit_offset(column + second8, 2 * k + lane / 8 % 2));
-        else
-          load_matrices<true>(of_columns[j], right + unit / 8 * (SIDE_BYTES / 2) + unit_offset(16 * k + first8, unit % 8));
+        const int unit = (warp_column + 16 * j) / 8 + lane / 16;
+        load_matrices<true>(of_columns[j], right + unit / 8 * (SIDE_BYTES / 2) + unit_offset(16 * k + first8, unit % 8));
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i)
@@ -160,21 +151,10 @@ bool copyable(const T* from, int64_t stride, int64_t count) {
 
 template <typename T>
 bool multiply_tiles(const Product<T>& p, Stream stream) {
-  const bool left_deep = p.left_column == 1, right_deep = p.right_row == 1;
-  // What is copied at once exists as a whole, or not at all: it lies across the rows that lengths count.
-  if (left_deep == p.along_depth || (right_deep && p.along_depth)) return false;
-  if (!left_deep && p.left_row != 1) return false;
-  if (!right_deep && p.right_column != 1) return false;
-  if (!copyable(p.left, left_deep ? p.left_row : p.left_column, left_deep ? p.depth : p.rows) || p.columns % 8) return false;
-  if (!copyable(p.right, right_deep ? p.right_column : p.right_row, right_deep ? p.depth : p.columns)) return false;
+  if (p.left_column != 1 || p.right_column != 1 || p.columns % 8) return false;
+  if (!copyable(p.left, p.left_row, p.depth) || !copyable(p.right, p.right_row, p.columns)) return false;
   const int64_t tiles = (p.rows + SIDE_ROWS - 1) / SIDE_ROWS * ((p.columns + SIDE_ROWS - 1) / SIDE_ROWS);
-  constexpr size_t shared = 4 * SIDE_BYTES;
-  if (!left_deep)
-    launch<product_tile_kernel<T, false, false>>(tiles, HALF_THREADS, shared, stream, p);
-  else if (right_deep)
-    launch<product_tile_kernel<T, true, true>>(tiles, HALF_THREADS, shared, stream, p);
-  else
-    launch<product_tile_kernel<T, true, false>>(tiles, HALF_THREADS, shared, stream, p);
+  launch<product_tile_kernel<T>>(tiles, HALF_THREADS, 4 * SIDE_BYTES, stream, p);
   return true;
 }
 

@@ -2,6 +2,7 @@
 
 from .context_attention.interface import attention_maps, context_attention, project_regions, project_words
 from .context_attention.types import AttentionMaps, ContextAttentionWeights, ProjectedRegions, ProjectedWords
+from .context_attention.warmup import warmup
 from .core import library as _library
 from .core.backends import available_backends
 from .core.cpu import build_info
@@ -21,4 +22,5 @@ __all__ = [
     "max_similarity",
     "project_regions",
     "project_words",
+    "warmup",
 ]

@@ -10,7 +10,7 @@ from other_processes import assert_passes
 
 FILES = [
     *(f"context_attention/test_{name}.py" for name in ("cuda", "accuracy", "invariance", "compile", "errors", "interface")),
-    *(f"context_attention/test_{name}.py" for name in ("limits", "operators", "transforms")),
+    *(f"context_attention/test_{name}.py" for name in ("limits", "operators", "transforms", "warmup")),
     "test_backends.py",
     # Without nvcc nothing in it runs.
     pytest.param(

@@ -6,7 +6,7 @@ from other_processes import assert_passes
 
 FILES = [
     *(f"context_attention/test_{name}.py" for name in ("accuracy", "triton", "interface", "invariance", "compile", "errors")),
-    *(f"context_attention/test_{name}.py" for name in ("limits", "operators", "transforms")),
+    *(f"context_attention/test_{name}.py" for name in ("limits", "operators", "transforms", "warmup")),
     "test_backends.py",
 ]
 

@@ -48,6 +48,9 @@ implement(NAME, "triton", _triton)
 implement(NAME, "cuda", _cuda)
 _register("cuda", cuda_kernels, cuda.DEVICE)
 if not triton.NOT_THERE:
+    from ..core.triton.capture import refuse_in_capture
     from .triton import launch as triton_kernels
 
+    # The interpreter's functions are never compiled.
+    refuse_in_capture(x for x in vars(triton_kernels).values() if hasattr(x, "_do_compile"))
     _register("triton", triton_kernels, triton.DEVICE)

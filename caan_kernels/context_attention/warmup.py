@@ -1,0 +1,59 @@
+"""What the first calls of a training would wait for, done ahead."""
+
+import torch
+from torch import Tensor
+
+from ..core.autocast import without_autocast
+from ..core.gpu.plan import sizes_up_to
+from .interface import context_attention
+from .types import ContextAttentionWeights
+
+
+def warmup(
+    device: torch.device | str,
+    dtype: torch.dtype,
+    width: int,
+    hidden: int,
+    *,
+    regions: int = 36,
+    words: int = 64,
+    similarity: str = "dot",
+    inter: bool = True,
+    intra: str | None = "semantics",
+    backend: str = "auto",
+) -> None:
+    """Compile and load the kernels that calls of `context_attention` take, forward and backward.
+
+    Triton compiles a kernel when it is first launched, minutes for all of them, and CUDA loads one then; during the capture of
+    a CUDA graph neither may happen. Kernels depend on what is given here; numbers of images, captions and pairs, and lengths, do
+    not count. Tiny calls are made, one for each size that Triton rounds words up to, of all pairs and of a list. Nothing waits
+    for the device, and no random number is drawn.
+
+    Args:
+        device: where the features will be.
+        dtype: of the features; under torch.autocast, its dtype.
+        width: D, of the features.
+        hidden: H.
+        regions: rows of the region tensors, padding included.
+        words: the most words of a caption, padding included; tensors of fewer are covered.
+        similarity, inter, intra, backend: as for `context_attention`, but for "features", which has no kernels.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `context_attention`, of such tensors.
+    """
+
+    def ones(*shape: int) -> Tensor:
+        return torch.ones(shape, dtype=dtype, device=device)
+
+    options = {"similarity": similarity, "inter": inter, "intra": intra, "backend": backend}
+    with without_autocast(torch.device(device)), torch.inference_mode(False), torch.enable_grad():
+        matrices = (ones(width, columns) for columns in (width, *[hidden] * 4))
+        weights = ContextAttentionWeights(*matrices, ones(hidden), ones(hidden))
+        pairs = torch.tensor([[0, 0], [1, 1]], device=device)
+        for rows in (min(size, words) for size in sizes_up_to(words, halfway=False)):
+            V, U = ones(2, regions, width), ones(2, rows, width)
+            needed = [x.requires_grad_() for x in (V, U, *weights[:7])]
+            lengths = [torch.tensor([x, min(1, x)], device=device) for x in (regions, rows)]
+            for some in (None, pairs):
+                scores = context_attention(V, U, weights, *lengths, some, **options)
+                torch.autograd.grad(scores.sum(), needed, allow_unused=True)

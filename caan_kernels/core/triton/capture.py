@@ -1,0 +1,29 @@
+"""Kernels that say so where a CUDA graph's capture would compile them."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+def refuse_in_capture(kernels: Iterable[Any]) -> None:
+    """Make a compilation during the capture of a CUDA graph an error, for Triton's functions that are launched.
+
+    It would load machine code, which CUDA refuses there, after minutes and in words that name no cause.
+    """
+    for kernel in kernels:
+        kernel._do_compile = _refusing(kernel._do_compile, kernel.__name__)
+
+
+def _refusing(compile_one, name: str):
+    @functools.wraps(compile_one)
+    def compile_or_refuse(*arguments, **given):
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                f"{name}: expected to be compiled before a CUDA graph is captured, and is not for this call: make the same call, "
+                "or that of caan_kernels.warmup, before the capture"
+            )
+        return compile_one(*arguments, **given)
+
+    return compile_or_refuse

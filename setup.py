@@ -47,8 +47,8 @@ TORCH_FLAGS = [f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"]
 # By name only: Python has loaded torch's libraries before ours, whichever version they are.
 TORCH_LIBRARIES = "-ltorch -ltorch_cpu -lc10".split()
 
-# Where no GPU is seen: machine code for Ampere's and Hopper's data centres, and PTX that every later GPU's driver compiles.
-DEFAULT_CUDA_ARCHS = "80+PTX,90a"
+# Where no GPU is seen: machine code for Ampere, Hopper and Blackwell, and PTX that the driver of any other compiles, for minutes.
+DEFAULT_CUDA_ARCHS = "80+PTX,90a,100,120"
 ALL_CUDA_ARCHS = "80,86,90a,100,120+PTX"
 
 HOST_SOURCES = ["csrc/host.cpp", "csrc/context_attention/cpu/plan.cpp"]
@@ -86,9 +86,10 @@ def architectures_of_gpus() -> str:
     return ",".join("90a" if x == (9, 0) else "{}{}".format(*x) for x in capabilities if x >= (8, 0))
 
 
-def cuda_architectures() -> list[str]:
-    listed = os.environ.get("CAAN_CUDA_ARCHS") or architectures_of_gpus() or DEFAULT_CUDA_ARCHS
-    listed = ALL_CUDA_ARCHS if listed == "all" else listed
+def cuda_architectures(nvcc: str) -> list[str]:
+    """Those that CAAN_CUDA_ARCHS names; else those of the GPUs here; else the default ones that nvcc knows."""
+    named = os.environ.get("CAAN_CUDA_ARCHS") or architectures_of_gpus()
+    listed = ALL_CUDA_ARCHS if named == "all" else named or DEFAULT_CUDA_ARCHS
     architectures = [architecture.strip() for architecture in listed.split(",")]
     for architecture in architectures:
         if not re.fullmatch(r"\d{2,3}[af]?(\+PTX)?", architecture):
@@ -97,7 +98,10 @@ def cuda_architectures() -> list[str]:
             raise SystemExit(
                 f"error: CAAN_CUDA_ARCHS={listed}: the kernels need compute capability 8.0 or later, not {architecture!r}"
             )
-    return architectures
+    if named:
+        return architectures
+    known = caan_build.nvcc_architectures(nvcc)
+    return [architecture for architecture in architectures if int(re.match(r"\d+", architecture)[0]) in known]
 
 
 def gencode_flags(architectures: list[str]) -> list[str]:
@@ -203,7 +207,7 @@ class NinjaBuild(build_ext):
         cxx, torch = caan_build.find_cxx(), caan_build.find_torch()
         cuda = cuda_sources()
         nvcc = caan_build.find_nvcc() if cuda else None
-        architectures = cuda_architectures() if nvcc else []
+        architectures = cuda_architectures(nvcc) if nvcc else []
 
         # Not setuptools' own folder, which is a new one for every editable install.
         folder = Path("build", f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}")

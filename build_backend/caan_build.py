@@ -143,6 +143,12 @@ def find_nvcc() -> str | None:
     return nvcc
 
 
+def nvcc_architectures(nvcc: str) -> set[int]:
+    """The architectures that nvcc makes machine code for, 90 for sm_90 and sm_90a."""
+    shown = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    return {int(number) for number in re.findall(r"sm_(\d+)", shown)}
+
+
 def cuda_runtime_flags(nvcc: str) -> list[str]:
     """What links the static CUDA runtime, where nvcc says that it lies."""
     command = [nvcc, "--dryrun", "-shared", "x.o", "-o", "x.so"]

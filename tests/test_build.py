@@ -1,12 +1,15 @@
 """What the build asks of the tools it finds."""
 
+import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import setuptools
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "build_backend"))
-import caan_build
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "build_backend"))
+import caan_build  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,36 @@ def test_the_cuda_runtime_lies_where_nvcc_says():
         pytest.skip("there is no nvcc")
     folders = [flag.removeprefix("-L") for flag in caan_build.cuda_runtime_flags(nvcc) if flag.startswith("-L")]
     assert any(Path(folder, "libcudart_static.a").is_file() for folder in folders)
+
+
+@pytest.fixture
+def built_for(monkeypatch):
+    """The architectures that setup.py asks of an nvcc that knows these, on a machine with these GPUs."""
+    monkeypatch.setattr(setuptools, "setup", lambda **given: None)
+    chosen = runpy.run_path(str(ROOT / "setup.py"))["cuda_architectures"]
+
+    def architectures(known, seen="", named=""):
+        monkeypatch.setenv("CAAN_CUDA_ARCHS", named)
+        monkeypatch.setattr(caan_build, "nvcc_architectures", lambda nvcc: known)
+        monkeypatch.setitem(chosen.__globals__, "architectures_of_gpus", lambda: seen)
+        return chosen("nvcc")
+
+    return architectures
+
+
+def test_blackwell_is_built_for_where_nvcc_knows_it(built_for):
+    """Else its driver compiles PTX for minutes when a kernel is first used."""
+    newest, older = {80, 90, 100, 103, 120}, {80, 89, 90}
+    assert built_for(newest) == ["80+PTX", "90a", "100", "120"]
+    assert built_for(older) == ["80+PTX", "90a"]
+    # What is there, or asked for, is not replaced by less.
+    assert built_for(older, seen="90a,120") == ["90a", "120"]
+    assert built_for(older, seen="90a", named="100") == ["100"]
+    assert built_for(older, named="all") == ["80", "86", "90a", "100", "120+PTX"]
+
+
+def test_what_nvcc_knows():
+    nvcc = caan_build.find_nvcc()
+    if nvcc is None:
+        pytest.skip("there is no nvcc")
+    assert {80, 90} <= caan_build.nvcc_architectures(nvcc)

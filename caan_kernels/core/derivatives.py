@@ -15,8 +15,9 @@ from .records import flatten, unflatten
 from .registration import layout_of, once
 
 _ops = torch.ops.caan_kernels
-# By an operator's name: with its derivative as torch.func wants it, and the same with an error for forward mode.
+# By an operator's name: with its derivative as torch.func wants it; for autograd alone; with an error for forward mode.
 _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
+_PLAIN_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 _FUNCTIONS_WITHOUT_TANGENT: dict[str, type[torch.autograd.Function]] = {}
 
 
@@ -38,7 +39,7 @@ def derive(name: str, public: str, backward: Callable[..., tuple]) -> None:
         return tuple(x if isinstance(x, Tensor) else None for x in flatten(result))
 
     once(f"derivative of {name}", partial(_register, name, back))
-    _FUNCTIONS[name] = _function(name, back)
+    _FUNCTIONS[name], _PLAIN_FUNCTIONS[name] = _function(name, back), _plain_function(name, back)
     refuse = {"jvp": staticmethod(_raising(_no_forward_mode(public)))}
     _FUNCTIONS_WITHOUT_TANGENT[name] = type(name, (_FUNCTIONS[name],), refuse)
 
@@ -50,10 +51,13 @@ def refuse_derivative(name: str, public: str, message: str) -> None:
 
 def differentiable(name: str) -> Callable[..., Any]:
     """The operator of that name, as whatever is at work around the call can take its derivative."""
-    if not transformed():
-        return getattr(_ops, name)
-    # torch.compile traces no function that has a forward-mode derivative, be it an error.
-    return (_FUNCTIONS if torch.compiler.is_compiling() else _FUNCTIONS_WITHOUT_TANGENT)[name].apply
+    if torch.compiler.is_compiling():
+        # torch.compile traces no function that has a forward-mode derivative, be it an error.
+        return _FUNCTIONS[name].apply if transformed() else getattr(_ops, name)
+    if transformed():
+        return _FUNCTIONS_WITHOUT_TANGENT[name].apply
+    # What `register_autograd` makes of an operator looks at its schema once for each argument: 0.2 ms a call.
+    return _PLAIN_FUNCTIONS[name].apply if torch.is_grad_enabled() else getattr(_ops, name)
 
 
 def transformed() -> bool:
@@ -117,6 +121,17 @@ def _function(name: str, backward: Callable[..., Any]) -> type[torch.autograd.Fu
     forward.__signature__ = inspect.Signature(inspect.Parameter(x, inspect.Parameter.POSITIONAL_ONLY) for x in names)
     parts = {"forward": forward, "setup_context": _keep, "backward": backward}
     return type(name, (torch.autograd.Function,), {"generate_vmap_rule": True, **{k: staticmethod(f) for k, f in parts.items()}})
+
+
+def _plain_function(name: str, backward: Callable[..., Any]) -> type[torch.autograd.Function]:
+    """The same, which keeps what `backward` reads by itself: torch binds arguments by their names for `setup_context`."""
+    operator = getattr(_ops, name)
+
+    def forward(ctx, *arguments):
+        _keep(ctx, arguments, None)
+        return operator(*arguments)
+
+    return type(name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
 
 
 def _each_in_turn(name: str) -> Callable[..., Any]:

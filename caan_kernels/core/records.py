@@ -5,9 +5,11 @@ dispatcher takes its values flat, in the order of the fields; `schema` writes wh
 """
 
 import functools
+import itertools
+import operator
 import string
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from torch import Tensor
@@ -46,13 +48,13 @@ def schema(kind: type[tuple]) -> str:
 
 def flatten(record: tuple) -> list[Any]:
     """The values of a record, as the dispatcher takes them."""
-    values: list[Any] = []
-    for value in record:
-        if isinstance(value, tuple):
-            values += flatten(value)
-        else:
-            values.append(value)
-    return values
+    return list(_values(type(record))(record))
+
+
+@functools.cache
+def _values(kind: type[tuple]) -> Callable[[tuple], tuple[Any, ...]]:
+    paths = [".".join(path) for path, _ in _leaves(kind)]
+    return operator.attrgetter(*paths) if len(paths) > 1 else tuple
 
 
 class Layout(NamedTuple):
@@ -70,6 +72,8 @@ def layout(kind: type[tuple]) -> Layout:
 
 def unflatten(found: Layout, values: Iterator[Any]) -> Any:
     """The record whose values come next."""
+    if not any(found.parts):
+        return found.kind._make(itertools.islice(values, len(found.parts)))
     return found.kind(*[next(values) if part is None else unflatten(part, values) for part in found.parts])
 
 

@@ -65,7 +65,7 @@ def test_projections(dtype, sizes, monkeypatch):
         torch.testing.assert_close(x.double(), exact, rtol=2 * torch.finfo(dtype).eps, atol=2e-6 * float(exact.abs().max() + 1))
     assert not found[beyond].any() and not of_items[beyond].any()
     # In blocks, too, whose parts of the weight's gradient are rounded one by one.
-    monkeypatch.setattr(launch, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(launch, "ROW_BYTES", 1)
     found, whole = ops.project_backward(grad, *projection, True, True), (of_items, of_weight)
     for x, y in zip(found, whole, strict=True):
         torch.testing.assert_close(x, y, rtol=4 * torch.finfo(dtype).eps, atol=2 * torch.finfo(dtype).eps * float(y.abs().max()))

@@ -15,6 +15,8 @@ from .checks import check_call, check_projection
 # Bytes that a call may take beside its result where features come unprojected, for the matrices of a side beside each other,
 # blocks of products, and the copies of a list's items; with plans and scratch that stays within 64 MiB.
 BLOCK_BYTES = 50 * 2**20
+# Bytes of rows that the gradient of a projection copies at once, so as to leave out what lies beyond lengths.
+ROW_BYTES = 64 * 2**20
 # Bytes of scratch for the pairs that one launch works on one by one, for derivatives and for scores.
 SCRATCH_BYTES = 128 * 2**20
 SCORE_SCRATCH_BYTES = 8 * 2**20
@@ -86,25 +88,25 @@ def project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
 def _project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
     items, weight, lengths, _ = call.projection
     of_items = torch.empty_like(items) if call.need_items else items.new_empty(0)
-    of_weight = torch.zeros_like(weight, dtype=torch.float32) if call.need_weight else weight.new_empty(0)
+    of_weight = weight.new_zeros(weight.shape if call.need_weight and not len(items) else (0,))
     item_bytes = max(1, items.shape[1] * (items.shape[2] + weight.shape[1]) * items.element_size())
-    step = max(1, BLOCK_BYTES // item_bytes)
-    for some in (slice(first, first + step) for first in range(0, len(items), step)):
-        own = None if lengths is None else lengths[some]
-        grad = _real_rows(call.grad[some], own)
-        if call.need_items:
-            of_items[some] = (grad @ weight.mT).view_as(items[some])
-        if call.need_weight:
-            of_weight += _real_rows(items[some], own).mT @ grad
-    return of_items, of_weight.to(weight.dtype)
-
-
-def _real_rows(items: Tensor, lengths: Tensor | None) -> Tensor:
-    """Rows of (B, L, D) below each other, those beyond lengths 0: they may hold NaN, which 0 times does not make 0."""
+    step = max(1, ROW_BYTES // item_bytes)
+    exists = None
     if lengths is not None:
-        exists = torch.arange(items.shape[1], device=items.device) < plan_lengths(items, lengths)[:, None]
-        items = torch.where(exists[:, :, None], items, 0)
-    return items.flatten(0, 1)
+        exists = (torch.arange(items.shape[1], device=items.device) < plan_lengths(items, lengths)[:, None])[:, :, None]
+
+    def real_rows(x: Tensor, some: slice) -> Tensor:
+        """Below each other, those beyond lengths 0: they may hold NaN, which no product with 0 makes 0."""
+        return (x[some] if exists is None else torch.where(exists[some], x[some], 0)).flatten(0, 1)
+
+    for some in (slice(first, first + step) for first in range(0, len(items), step)):
+        grad = real_rows(call.grad, some)
+        if call.need_items:
+            torch.mm(grad, weight.mT, out=of_items[some].flatten(0, 1))
+        if call.need_weight:
+            own = real_rows(items, some).mT @ grad
+            of_weight = own if some.start == 0 else of_weight.float() + own
+    return of_items, of_weight.to(weight.dtype)
 
 
 def pair_scores(call: Call) -> Tensor:
@@ -159,7 +161,7 @@ def pair_scores_backward(call: CallGradient) -> tuple[Tensor, ...]:
     V, U = planned.V, planned.U
     # Sums over pairs are float32 and go on from one launch to the next.
     sums = [torch.zeros_like(x, dtype=torch.float32) for x in (V.features, V.products, U.features, U.products)]
-    vector_sums = [torch.zeros(len(V), len(x), dtype=torch.float32, device=x.device) for x in planned.vectors]
+    vector_sums = V.features.new_zeros(2, len(V), len(planned.vectors[0]), dtype=torch.float32)
     if grad.numel() and V.features.numel() and U.features.numel():
         _differentiate(planned, grad.contiguous(), (*sums, *vector_sums))
     gradients = *sums, *(x.sum(0) for x in vector_sums)
@@ -217,8 +219,13 @@ class PlannedSide:
         copied = sum(x.shape[2] for x in (self.features, self.products) if x is not None)
         return self.features.shape[1] * copied * self.features.element_size() + self.item_bytes
 
+    @property
+    def real_lengths(self) -> Tensor:
+        """`plan_lengths`, which every plan has."""
+        return (next(iter(self._plans.values()), None) or self.plan()).lengths
+
     def part(self, start: int, count: int) -> "PlannedSide":
-        return self._of(lambda x: x[start : start + count])
+        return self if count >= len(self) else self._of(lambda x: x[start : start + count])
 
     def chosen(self, items: Tensor) -> "PlannedSide":
         # An index out of range has no item; `_unscored` has marked its score, and an item without rows leaves it alone.
@@ -232,10 +239,8 @@ class PlannedSide:
     def projected(self, kernels: Kernels) -> "PlannedSide":
         if self.weight is None:
             return self
-        # Every plan has the lengths.
-        plan = next(iter(self._plans.values()), None) or self.plan()
         rows, item_rows = self.features.flatten(0, 1), self.features.shape[1]
-        product = kernels.product(rows, self.weight, plan.lengths, item_rows)
+        product = kernels.product(rows, self.weight, self.real_lengths, item_rows)
         return replace(self, products=product.view(*self.features.shape[:2], self.weight.shape[1]), weight=None)
 
     def _of(self, some) -> "PlannedSide":
@@ -281,7 +286,7 @@ def _with_products(call: Call) -> PlannedCall:
 def _unscored(call: PlannedCall) -> Tensor:
     """Scores before any is made: 0, which is that of a pair with an empty side, or NaN for what does not exist."""
     V, U, pairs = call.V, call.U, call.pairs
-    wrong = [None if x.lengths is None else (x.lengths < 0) | (x.lengths > x.features.shape[1]) for x in (V, U)]
+    wrong = [None if x.lengths is None else x.lengths != x.real_lengths for x in (V, U)]
     scores = V.features.new_zeros((len(V), len(U)) if pairs is None else (len(pairs),), dtype=torch.float32)
     if pairs is not None:
         inside = exist(pairs, len(V), len(U))

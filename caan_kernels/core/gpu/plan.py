@@ -5,6 +5,8 @@ A kernel is compiled for a block of regions and words, and a pair takes the bloc
 is in the call. That makes its score batch invariant.
 """
 
+import functools
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -34,12 +36,14 @@ def parts_of(size: int) -> tuple[int, int]:
     return (size, 0) if power == size else (power // 2, size - power // 2)
 
 
-class Items(NamedTuple):
-    """One side of a call.
+@dataclass(frozen=True)
+class Items:
+    """One side of a call, sorted where somebody asks: each step is a launch, and few calls need all of them.
 
     Attributes:
         lengths: (B,) int64, each from 0 to the rows of the tensor.
         sizes: blocks that may hold an item, in rising order.
+        alike: whether all items are as long as the tensor, and so in the only bucket.
         buckets: (B,) int64, the place in `sizes` of each item's block; len(sizes) for an item without rows.
         order: (B,) int64, the items sorted by bucket.
         starts: (len(sizes) + 1,) int64, where in `order` each bucket begins.
@@ -47,9 +51,26 @@ class Items(NamedTuple):
 
     lengths: Tensor
     sizes: list[int]
-    buckets: Tensor
-    order: Tensor
-    starts: Tensor
+    alike: bool
+
+    @functools.cached_property
+    def buckets(self) -> Tensor:
+        buckets = torch.where(self.lengths > 0, 0, len(self.sizes))
+        for size in self.sizes[:-1]:
+            buckets += self.lengths > size
+        return buckets
+
+    @functools.cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        return torch.sort(self.buckets, stable=True)
+
+    @functools.cached_property
+    def order(self) -> Tensor:
+        return torch.arange(len(self.lengths), device=self.lengths.device) if self.alike else self._sorted[1]
+
+    @functools.cached_property
+    def starts(self) -> Tensor:
+        return torch.searchsorted(self._sorted[0], torch.arange(len(self.sizes) + 1, device=self.lengths.device))
 
 
 def plan_lengths(features: Tensor, lengths: Tensor | None) -> Tensor:
@@ -57,25 +78,14 @@ def plan_lengths(features: Tensor, lengths: Tensor | None) -> Tensor:
     count, rows = features.shape[:2]
     if lengths is None:
         return torch.full((count,), rows, device=features.device)
-    return torch.where((lengths >= 0) & (lengths <= rows), lengths, 0)
+    # A remainder leaves alone what is in range, and nothing else.
+    return torch.where(lengths.remainder(rows + 1) == lengths, lengths, 0)
 
 
 def plan_items(features: Tensor, lengths: Tensor | None, halfway: bool = False) -> Items:
     """Sort the items of (B, L, D) features by size, one of `sizes_up_to`; without lengths all are of one."""
-    count, rows = features.shape[:2]
-    device = features.device
-    real = plan_lengths(features, lengths)
-    if lengths is None:
-        every = torch.arange(count, device=device)
-        starts = torch.arange(2, device=device) * (count if rows else 0)
-        return Items(real, sizes_up_to(rows, halfway)[-1:], torch.full_like(every, 0 if rows else 1), every, starts)
-    sizes = sizes_up_to(rows, halfway)
-    buckets = torch.where(real > 0, 0, len(sizes))
-    for size in sizes[:-1]:
-        buckets = buckets + ((real > size) & (real > 0)).long()
-    ordered, order = torch.sort(buckets, stable=True)
-    starts = torch.searchsorted(ordered, torch.arange(len(sizes) + 1, device=device))
-    return Items(real, sizes, buckets, order, starts)
+    sizes = sizes_up_to(features.shape[1], halfway)
+    return Items(plan_lengths(features, lengths), sizes[-1:] if lengths is None else sizes, lengths is None)
 
 
 class Listed(NamedTuple):
@@ -136,17 +146,19 @@ class Walk(NamedTuple):
 def plan_walk(wanted: Tensor, pairs: Tensor | None, regions: Items, words: Items) -> Walk:
     """Find the pairs that `wanted` marks ((I, T), or (P,) with pairs) and that have regions and words."""
     images, captions = len(regions.lengths), len(words.lengths)
-    device = wanted.device
+    none = images * captions
+    places = torch.arange(max(none if pairs is None else 0, images + 1, captions + 1), device=wanted.device)
     if pairs is None:
-        real = wanted & (regions.lengths > 0)[:, None] & (words.lengths > 0)[None, :]
-        keys = torch.arange(images * captions, device=device)
-        real = real.flatten()
+        real = (wanted & (regions.lengths > 0)[:, None] & (words.lengths > 0)).flatten()
+        keys = places[:none]
     else:
-        image, caption = torch.where(exist(pairs, images, captions)[:, None], pairs, 0).unbind(1)
-        real = wanted & exist(pairs, images, captions) & (regions.lengths[image] > 0) & (words.lengths[caption] > 0)
+        inside = exist(pairs, images, captions)
+        image, caption = torch.where(inside[:, None], pairs, 0).unbind(1)
+        real = wanted & inside & (regions.lengths[image] > 0) & (words.lengths[caption] > 0)
         keys = image * captions + caption
-    keys, order = torch.sort(torch.where(real, keys, images * captions), stable=True)
-    image_starts = torch.searchsorted(keys, torch.arange(images + 1, device=device) * captions)
-    sorted_captions, by_caption = torch.sort(torch.where(keys < images * captions, keys % captions, captions), stable=True)
-    caption_starts = torch.searchsorted(sorted_captions, torch.arange(captions + 1, device=device))
-    return Walk(keys, order, real.sum()[None], image_starts, by_caption, caption_starts)
+    keys, order = torch.sort(torch.where(real, keys, none), stable=True)
+    image_starts = torch.searchsorted(keys, places[: images + 1] * captions)
+    sorted_captions, by_caption = torch.sort(torch.where(keys < none, keys % captions, captions), stable=True)
+    caption_starts = torch.searchsorted(sorted_captions, places[: captions + 1])
+    # Those of the last image end where all do.
+    return Walk(keys, order, image_starts[images:], image_starts, by_caption, caption_starts)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
+import torch
 from torch import Tensor
 
 # A tensor that the operator writes into.
@@ -48,7 +49,13 @@ def schema(kind: type[tuple]) -> str:
 
 def flatten(record: tuple) -> list[Any]:
     """The values of a record, as the dispatcher takes them."""
-    return list(_values(type(record))(record))
+    if not torch.compiler.is_compiling():
+        return list(_values(type(record))(record))
+    # What torch.compile traces cannot look at type hints.
+    values: list[Any] = []
+    for value in record:
+        values += flatten(value) if isinstance(value, tuple) else [value]
+    return values
 
 
 @functools.cache

@@ -34,7 +34,7 @@ def assert_scores(case, **options):
     """Scores as accurate as the reference's in the same dtype: on average, since a jump of one pair decides the largest error."""
     expected, plain = cases.oracle(case, **options)[0], case.call(**options, backend="reference").cpu()
     found = case.call(**options, backend="cuda").cpu()
-    assert (found - expected).norm() <= 1.5 * (plain - expected).norm() + 1e-6
+    assert (found - expected).norm() <= 2 * (plain - expected).norm() + 1e-6
     return found
 
 

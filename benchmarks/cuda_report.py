@@ -50,8 +50,8 @@ def nvcc_version(nvcc: str) -> str:
     return re.search(r"release ([\d.]+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)[1]
 
 
-def compile_for(architecture: str, folder: Path) -> list[Path]:
-    """Machine code of every kernel file for one architecture."""
+def compile_for(architecture: str, folder: Path, sources: Sequence[str] = ()) -> list[Path]:
+    """Machine code of kernel files, all or those of these names, for one architecture."""
     nvcc = caan_build.find_nvcc()
 
     def compiled(source: Path) -> Path:
@@ -62,7 +62,8 @@ def compile_for(architecture: str, folder: Path) -> list[Path]:
         return cubin
 
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(compiled, sorted(ROOT.glob("csrc/*/cuda/*.cu"))))
+        files = sorted(ROOT.glob("csrc/*/cuda/*.cu"))
+        return list(pool.map(compiled, [file for file in files if not sources or file.stem in sources]))
 
 
 def cubins_of(library: Path, folder: Path) -> list[Path]:

@@ -56,6 +56,8 @@ struct Items {
   // Rows of the call's regions or words.
   uint32_t regions[S::REGION_ROWS], words[S::WORD_ROWS], packed[S::WORD_ROWS];
   float g[S::WARPS][S::WORDS];
+  // Of the score vector of a piece in either stage: column c of 64 at place 8 (c % 8) + c / 8.
+  alignas(16) uint16_t weights[2][PIECE];
 };
 
 // Blocks' worth of work, as `find_items` numbers it.
@@ -136,7 +138,7 @@ template <typename S, typename T>
 struct Tile {
   const Sides<T>& s;
   const Options& o;
-  const Items<S>& items;
+  Items<S>& items;
   char* const stages;
   const int lane = int(threadIdx.x) % WARP, row = lane / 4, column = 2 * (lane % 4);
 
@@ -222,15 +224,14 @@ CAAN_DEVICE void hand_over(const Tile<S, T>& tile, Cells<S>& cells) {
   };
   block_barrier();
   each([&](int word, int region, float& x, float& y) {
-    float* const to = sums + (tile.caption() * S::WORDS + word) * S::SUMS_ROW + region;
-    to[0] = x, to[1] = y;
+    *reinterpret_cast<float2*>(sums + (tile.caption() * S::WORDS + word) * S::SUMS_ROW + region) = {x, y};
   });
   block_barrier();
   const float* const own = sums + tile.items.begin[tile.caption()] * S::SUMS_ROW;
   each([&](int word, int region, float& x, float& y) {
-    const bool real = word < tile.n();
-    x = real ? own[word * S::SUMS_ROW + region] : 0.0f;
-    y = real ? own[word * S::SUMS_ROW + region + 1] : 0.0f;
+    float2 found = {0, 0};
+    if (word < tile.n()) found = *reinterpret_cast<const float2*>(own + word * S::SUMS_ROW + region);
+    x = found.x, y = found.y;
   });
 }
 
@@ -239,6 +240,11 @@ template <typename S, typename T>
 CAAN_DEVICE void begin_piece(const Tile<S, T>& tile, int piece) {
   const Sides<T>& s = tile.s;
   const int hidden = tile.pieces_of_hidden(), pass = piece < hidden ? 0 : piece < 2 * hidden ? 1 : 2;
+  if (pass < 2 && threadIdx.x < PIECE) {
+    const int c = int(threadIdx.x), h = (piece - pass * hidden) * PIECE + c;
+    const T weight = h < s.H ? (pass ? s.region_score : s.word_score)[h] : T{};
+    tile.items.weights[piece % 2][8 * (c % 8) + c / 8] = weight.bits;
+  }
   if (piece < 2 * hidden + (S::POOLED || tile.o.cosine ? tile.pieces_of_width() : 0)) {
     const int column = (piece - pass * hidden) * PIECE, width = pass == 2 ? s.D : s.H;
     char* const to = tile.stage(piece);
@@ -264,13 +270,10 @@ CAAN_DEVICE Rows next_piece(const Tile<S, T>& tile, int piece) {
   return {stage + tile.image() * S::REGIONS * PIECE_BYTES, stage + (S::REGION_ROWS + tile.caption() * S::WORDS) * PIECE_BYTES};
 }
 
-// Numbers h and h + 8 of a score vector, 0 beyond the hidden width.
-struct Two {
-  float at_row, on;
-};
-template <typename T>
-CAAN_DEVICE Two score_weights(const T* vector, int h, int hidden) {
-  return {h < hidden ? to_float(vector[h]) : 0.0f, h + 8 < hidden ? to_float(vector[h + 8]) : 0.0f};
+// What a lane's rows weigh, of columns 16 k and following: the first half those of its row, the second those 8 rows on.
+template <typename S, typename T>
+CAAN_DEVICE uint32_t weights_of_rows(const Tile<S, T>& tile, int piece, int k) {
+  return *reinterpret_cast<const uint32_t*>(tile.items.weights[piece % 2] + 8 * tile.row + 2 * k);
 }
 
 template <typename S, typename T>
@@ -281,7 +284,8 @@ CAAN_DEVICE void add_word_logits(const Tile<S, T>& tile, const Factors<S::STRIPS
     const Rows rows = next_piece(tile, piece);
 #pragma unroll 1
     for (int k = 0; k < PIECE / 16; ++k) {
-      const Two weights = score_weights(tile.s.word_score, piece * PIECE + 16 * k + tile.row, tile.s.H);
+      const uint32_t weights = weights_of_rows(tile, piece, k);
+      const float at_row = first_of<T>(weights), on = second_of<T>(weights);
       float X[2 * S::STRIPS][4] = {};
       uint32_t left[4];
       if (tile.o.inter)
@@ -302,7 +306,7 @@ CAAN_DEVICE void add_word_logits(const Tile<S, T>& tile, const Factors<S::STRIPS
       for (int j = 0; j < 2 * S::STRIPS; ++j)
 #pragma unroll
         for (int e = 0; e < 2; ++e)
-          logits[j][e] = fmaf(rough_tanh(X[j][2 + e]), weights.on, fmaf(rough_tanh(X[j][e]), weights.at_row, logits[j][e]));
+          logits[j][e] = fmaf(rough_tanh(X[j][2 + e]), on, fmaf(rough_tanh(X[j][e]), at_row, logits[j][e]));
     }
   }
 }
@@ -326,7 +330,8 @@ CAAN_DEVICE void add_region_logits(const Tile<S, T>& tile, const Factors<S::STRI
     const Rows rows = next_piece(tile, tile.pieces_of_hidden() + piece);
 #pragma unroll 1
     for (int k = 0; k < PIECE / 16; ++k) {
-      const Two weights = score_weights(tile.s.region_score, piece * PIECE + 16 * k + tile.row, tile.s.H);
+      const uint32_t weights = weights_of_rows(tile, tile.pieces_of_hidden() + piece, k);
+      const float at_row = first_of<T>(weights), on = second_of<T>(weights);
       uint32_t Z[S::STRIPS][4] = {}, UQ2[S::STRIPS][4] = {};
       if (tile.o.intra) {
         float z[S::STRIPS][2][4] = {};
@@ -357,8 +362,7 @@ CAAN_DEVICE void add_region_logits(const Tile<S, T>& tile, const Factors<S::STRI
           if (tile.o.inter) multiply_add(Y, UQ2[w], turned[w][t][0], turned[w][t][1], T{});
         }
 #pragma unroll
-        for (int e = 0; e < 2; ++e)
-          logits[t][e] = fmaf(rough_tanh(Y[2 + e]), weights.on, fmaf(rough_tanh(Y[e]), weights.at_row, logits[t][e]));
+        for (int e = 0; e < 2; ++e) logits[t][e] = fmaf(rough_tanh(Y[2 + e]), on, fmaf(rough_tanh(Y[e]), at_row, logits[t][e]));
       }
     }
   }

@@ -22,8 +22,14 @@ struct Index {
 };
 inline thread_local Index threadIdx{}, blockIdx{}, blockDim{}, gridDim{};
 
+struct float2 {
+  float x, y;
+};
 struct float4 {
   float x, y, z, w;
+};
+struct uint4 {
+  uint32_t x, y, z, w;
 };
 
 // Runs a kernel's body for every thread of every block.

@@ -1,0 +1,262 @@
+"""What a pair would cost on an H100, from the machine code of the CUDA kernels; an estimate, nothing of it measured.
+
+    python benchmarks/gpu_estimate.py     compiles for sm_90a and writes results/gpu_estimate.json; about two minutes on two cores
+
+Instructions are counted as often as they run: those of a loop with tensor-core products as many times as the widths and the rows
+ask. Each takes its pipe for as long as RATES says. Two numbers bound a pair: with full overlap the largest sum over all phases of
+one pipe; without, the sum over phases of each one's largest pipe. Phases are what barriers part: products, weights, contexts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cuda_report
+from machine_code import disassembled, instructions
+from workloads import CAPTION_LENGTHS
+
+RESULTS = Path(__file__).parent / "results" / "gpu_estimate.json"
+SOURCES = ("tiles", "large")
+MULTIPROCESSORS, GIGAHERTZ = 132, 1.755
+
+# Clocks of a multiprocessor for a warp's instruction, by pipe. Rates of benchmarks/gpu_rates.cu on an H200
+# (results/cuda_nvidia_h200.json, "rates"), whose multiprocessor is an H100's; those marked * are NVIDIA's throughput tables.
+RATES: list[tuple[str, str, float]] = [
+    (r"HMMA\.16816", "tensor", 16 * 8 * 16 / 1355.5),
+    (r"HMMA\.1688", "tensor", 16 * 8 * 8 / 677.78),
+    (r"MUFU", "special", 32 / 15.998),
+    (r"LDSM", "shared", 512 / 125.92),
+    (r"LDGSTS", "shared", 512 / 123.22),
+    (r"LDS\.128", "shared", 512 / 126.19),
+    (r"(LDS|STS)\.64", "shared", 256 / 126.19),
+    (r"LDS|STS", "shared", 128 / 63.977),
+    (r"SHFL|MOVM", "shared", 32 / 32.021),
+    (r"LDG\.E\.128|STG\.E\.128", "shared", 512 / 126.19),
+    (r"LDG|STG|LD|ST", "shared", 128 / 63.977),
+    (r"F2FP|LOP3|SHF|PRMT|SEL|FSEL|ISETP|FSETP|FMNMX|IMNMX|IADD3|LEA|IABS|VIADD|PLOP3|R2P|P2R", "integer", 32 / 63.434),  # *
+    (r"FFMA|FMUL|FADD|IMAD|HFMA2|MOV", "multiply", 32 / 124.83),  # *
+]
+ISSUE = 1 / 4
+# Bytes a clock and multiprocessor: 8.1 TB/s from the L2 cache.
+L2_BYTES = 8.1e12 / MULTIPROCESSORS / (GIGAHERTZ * 1e9)
+
+
+Code = list[tuple[int, str]]  # addresses and instructions
+Kernels = dict[tuple[str, str], Code]
+Pipes = Counter  # clocks of a multiprocessor by the pipe's name
+
+
+class Loop(NamedTuple):
+    """Addresses of a loop's first and last instruction."""
+
+    first: int
+    last: int
+
+    def holds(self, address: int) -> bool:
+        return self.first <= address <= self.last
+
+    def inside(self, other: Loop) -> bool:
+        return self != other and other.first <= self.first and self.last <= other.last
+
+
+def loops_of(code: Code) -> list[Loop]:
+    """What lies between a branch backwards and its target."""
+    found = set()
+    for address, text in code:
+        branch = re.search(r"\bBRA(?:\.\w+)* (?:!?\w+, )*(?:`\()?0x([0-9a-f]+)", text)
+        if branch and int(branch[1], 16) < address:
+            found.add(Loop(int(branch[1], 16), address))
+    return sorted(found)
+
+
+def products_of(code: Code, loops: list[Loop]) -> list[Loop]:
+    """Innermost loops with tensor-core products, by address."""
+    hot = [loop for loop in loops if any("HMMA" in text for address, text in code if loop.holds(address))]
+    return [loop for loop in hot if not any(other.inside(loop) for other in hot)]
+
+
+def loop_around(loop: Loop, loops: list[Loop]) -> Loop:
+    """The smallest that holds it."""
+    return min((x for x in loops if loop.inside(x)), key=lambda x: x.last - x.first)
+
+
+def pipe_of(text: str) -> tuple[str, float] | None:
+    # What never runs: the assembler puts it before asynchronous copies.
+    if text.startswith("@!PT"):
+        return None
+    operation = re.sub(r"^@\S+\s+", "", text)
+    return next(((pipe, clocks) for pattern, pipe, clocks in RATES if re.match(rf"(?:{pattern})\b", operation)), None)
+
+
+def count(code: Iterable[tuple[int, str]], times: Callable[[int], float]) -> Pipes:
+    """Clocks of one warp, each instruction as often as `times` says of its address."""
+    clocks: Pipes = Counter()
+    for address, text in code:
+        runs = times(address)
+        clocks["issue"] += runs * ISSUE
+        if found := pipe_of(text):
+            clocks[found[0]] += runs * found[1]
+    return clocks
+
+
+def scaled(clocks: Pipes, by: float) -> Pipes:
+    return Counter({pipe: value * by for pipe, value in clocks.items()})
+
+
+class Estimate(NamedTuple):
+    """Nanoseconds of a pair.
+
+    Attributes:
+        overlapped: all phases side by side: the largest pipe.
+        apart: phases one after another: the largest pipe of each.
+        phases: clocks of a multiprocessor, by phase and pipe.
+    """
+
+    overlapped: float
+    apart: float
+    phases: dict[str, dict[str, float]]
+
+
+def estimate_of(phases: dict[str, Pipes]) -> Estimate:
+    total: Pipes = sum(phases.values(), Counter())
+    to_ns = 1 / MULTIPROCESSORS / GIGAHERTZ
+    apart = sum(max(clocks.values()) for clocks in phases.values())
+    rounded = {phase: {pipe: round(value, 1) for pipe, value in clocks.items()} for phase, clocks in phases.items()}
+    return Estimate(max(total.values()) * to_ns, apart * to_ns, rounded)
+
+
+def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
+    """Of a pair in `tile_kernel` for all pairs, captions of its block alike."""
+    strips = -(-words // 16)
+    beside = {1: 8 if regions <= 40 else 6, 2: 4}[strips]
+    images = 2
+    loops = loops_of(code)
+    products, of_words, of_regions, pooled = products_of(code, loops)
+    of_width, of_hidden = -(-width // 64), -(-hidden // 64)
+    pieces = {"products": (products, of_width), "words": (of_words, of_hidden), "regions": (of_regions, of_hidden)}
+    if strips == 2:
+        pieces["pooled"] = (pooled, of_width)
+    # A loop over pieces, and in it one over 16 columns.
+    around = {name: loop_around(loop, loops) for name, (loop, _) in pieces.items()}
+    unused = [] if strips == 2 else [loop_around(pooled, loops)]
+    # Words are packed: warps whose strip has none do not multiply.
+    used = -(-beside * words // (16 * strips)) / beside
+    phases = {}
+    for name, (loop, trips) in pieces.items():
+        outer = around[name]
+        share = used if name == "products" else 1.0
+        clocks = count(
+            ((a, t) for a, t in code if outer.holds(a)), lambda a, x=loop, n=trips, s=share: n * (4 * s if x.holds(a) else 1)
+        )
+        phases[name] = clocks
+    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in [*around.values(), *unused])]
+    phases["weights"] = count(rest, lambda a: 1)
+    # One warp has one pair.
+    bytes_of = {
+        "products": 2 * width * (regions / beside + (1 if strips == 2 else 2) * words / images),
+        "words": 2 * hidden * (regions / beside + words / images),
+        "regions": 2 * hidden * (regions / beside + words / images),
+        "pooled": 2 * width * (regions / beside + words / images),
+    }
+    for name, clocks in phases.items():
+        clocks["L2"] = bytes_of.get(name, 0) / L2_BYTES
+    return estimate_of(phases)
+
+
+def large(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
+    """Of a pair in `large_kernel`, a block to itself."""
+    strips = next(x for x in (1, 2, 4, 8) if words <= 16 * x)
+    region_strips, sweeps, depth = -(-regions // 16), -(-hidden // 128), 16 if strips == 8 else 32
+    loops = loops_of(code)
+    products, affinity, sums, of_regions = products_of(code, loops)
+    steps = -(-regions // depth) + -(-words // depth)
+    trips = {products: 4 * -(-width // 64) * -(-regions // 64), affinity: region_strips / (8 / strips)}
+    trips |= {sums: sweeps * (region_strips + -(-words // 16)), of_regions: 8 * sweeps * -(-region_strips // 8)}
+    phases: dict[str, Pipes] = {"products": Counter(), "weights": Counter(), "sums": Counter(), "regions": Counter()}
+    names = {products: "products", affinity: "weights", sums: "sums", of_regions: "regions"}
+    outer_trips = {"products": -(-width // 64) * -(-regions // 64), "sums": sweeps * steps}
+    outer_trips["regions"] = sweeps * -(-region_strips // 8)
+    for loop, name in names.items():
+        body = [(a, t) for a, t in code if loop.holds(a)]
+        phases[name] += count(body, lambda a, x=loop: trips[x])
+    seen: set[int] = {a for loop in names for a, _ in code if loop.holds(a)}
+    for loop, name in names.items():
+        if name in outer_trips:
+            outer = loop_around(loop, loops)
+            body = [(a, t) for a, t in code if outer.holds(a) and a not in seen]
+            seen |= {a for a, _ in body}
+            phases[name] += count(body, lambda a, n=name: outer_trips[n])
+    # Scales and factors, each strip of regions by one of eight warps.
+    weights = [x for x in loops if products.last < x.first and x.last < affinity.first]
+    for loop in weights:
+        body = [(a, t) for a, t in code if loop.holds(a) and a not in seen]
+        seen |= {a for a, _ in body}
+        phases["weights"] += count(body, lambda a: -(-region_strips // 8))
+    phases["weights"] += count(((a, t) for a, t in code if a not in seen), lambda a: 1)
+    # Eight warps have one pair.
+    phases = {name: scaled(clocks, 8) for name, clocks in phases.items()}
+    phases["products"]["L2"] = 2 * width * (regions + 2 * words * -(-regions // 64)) / L2_BYTES
+    phases["sums"]["L2"] = (4 * hidden * (regions + words) + 4 * regions * words * sweeps) / L2_BYTES
+    phases["regions"]["L2"] = 4 * regions * words * sweeps / L2_BYTES
+    return estimate_of(phases)
+
+
+def codes(cubins: Iterable[Path]) -> Kernels:
+    """Machine code of the bfloat16 kernels, by kernel and shape."""
+    found = {}
+    for cubin in cubins:
+        code, _ = disassembled(cubin)
+        parts = cuda_report.by_function(code, r"Function : (\S+)")
+        for name, part in zip(cuda_report.demangled(list(parts)), parts.values(), strict=True):
+            kernel, shape, dtype = cuda_report.described(name)
+            if dtype == "bfloat16":
+                found[kernel, shape] = list(instructions(part))
+    return found
+
+
+def pair(kernels: Kernels, regions: int, words: int, width: int, hidden: int) -> Estimate:
+    """Of the kernel that scores such a pair."""
+    sizes = regions, words, width, hidden
+    if regions <= 64 and words <= 32:
+        shape = f"{5 if regions <= 40 else 8}, {1 if words <= 16 else 2}, false, true"
+        return tile(kernels["tile_kernel", shape], *sizes)
+    strips = next(x for x in (1, 2, 4, 8) if words <= 16 * x)
+    return large(kernels["large_kernel", str(strips)], *sizes)
+
+
+def workload(kernels: Kernels, histogram: dict[int, int], hidden: int) -> dict[str, float]:
+    """The mean over a data set's captions, 36 regions and a width of 1,024."""
+    every = {n: pair(kernels, 36, n, 1024, hidden) for n in histogram if n}
+    captions = sum(histogram.values())
+    mean = {x: sum(getattr(every[n], x) * many for n, many in histogram.items() if n) / captions for x in ("overlapped", "apart")}
+    multiply_adds = sum(many * (2 * 36 * n * 1024 + (4 * 36 * n + n * n) * hidden) for n, many in histogram.items() if n) / captions
+    return {**mean, "multiply_adds": multiply_adds}
+
+
+SHAPES = [(36, 13), (49, 20), (196, 32), (576, 64), (1030, 32)]
+
+
+def report(kernels: Kernels) -> dict[str, Any]:
+    shapes = {f"{m} x {n}, H = {h}": pair(kernels, m, n, 1024, h)._asdict() for m, n in SHAPES for h in (1024, 64)}
+    sets = {f"{name}, H = {h}": workload(kernels, CAPTION_LENGTHS[name], h) for name in ("coco", "f30k") for h in (1024, 64)}
+    return {"unit": "nanoseconds a pair, bfloat16, H100", "sets": sets, "shapes": shapes}
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        found = report(codes(cuda_report.compile_for("90a", Path(folder), SOURCES)))
+    for name, row in {**found["sets"], **found["shapes"]}.items():
+        print(f"{name:24} {row['overlapped']:8.1f} ns with overlap, {row['apart']:8.1f} without")
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,8 +10,10 @@ import caan_kernels as ck
 from caan_kernels.core.records import Items
 from caan_kernels.max_similarity.call import Call, Options
 
-KERNELS = ("cpu",)
+KERNELS = tuple(cases.KERNELS)
 BACKENDS = ("reference", *KERNELS)
+# Kernels take a thousand times as long.
+SLOW = cases.INTERPRETED or cases.EMULATED
 
 OPTIONS = {
     "words": {},
@@ -29,6 +31,18 @@ SHAPES = {
     "pages": (3, 100, 5, 21, 128),
     "many": (23, 13, 90, 17, 40),
 }
+if SLOW:
+    # The classes of shapes that the field has, narrow.
+    SHAPES |= {
+        "wide": (3, 9, 4, 3, 72),
+        "pages": (3, 100, 5, 21, 16),
+        "many": (5, 13, 9, 17, 40),
+        "coco": (3, 36, 3, 13, 16),
+        "grid": (2, 49, 2, 20, 136),
+        "patches": (1, 196, 2, 32, 16),
+        "many_patches": (1, 576, 1, 64, 8),
+        "large_pages": (2, 1030, 1, 32, 16),
+    }
 
 # The largest product of a row leads the next by so much more than any precision errs by: else another row may be taken.
 LEAD = 1e-4

@@ -41,7 +41,7 @@ WRONG_OPTIONS = [
     ({"over": None}, TypeError, "over: expected 'words' or 'regions', got None"),
     ({"reduce": "max"}, ValueError, "reduce: expected 'sum' or 'mean', got 'max'"),
     ({"reduce": True}, TypeError, "reduce: expected 'sum' or 'mean', got True"),
-    ({"backend": "gpu"}, ValueError, "backend: expected 'auto', 'reference', 'cpu', got 'gpu'"),
+    ({"backend": "gpu"}, ValueError, "backend: expected 'auto', 'reference', 'cpu', 'triton', 'cuda', got 'gpu'"),
 ]
 
 

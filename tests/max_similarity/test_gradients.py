@@ -6,7 +6,7 @@ import cases
 import pytest
 import torch
 
-from .problems import BACKENDS, KERNELS, OPTIONS, Problem, problem, run
+from .problems import BACKENDS, KERNELS, OPTIONS, SHAPES, Problem, problem, run
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 kernels = pytest.mark.parametrize("backend", KERNELS)
@@ -85,7 +85,7 @@ def test_pairs_without_a_gradient_are_skipped(backend):
 def test_one_gradient_alone(backend, options, name):
     """Wanting one gradient gives the same as wanting both."""
     case = problem("many", torch.bfloat16)
-    grad = torch.randn(23, 90, generator=torch.Generator().manual_seed(0))
+    grad = torch.randn(len(case.regions), len(case.words), generator=torch.Generator().manual_seed(0))
     expected = run(case, grad, **options, backend=backend)[1]
     leaf = getattr(case, name).clone().requires_grad_()
     replace(case, **{name: leaf}).call(**options, backend=backend).backward(grad)
@@ -97,19 +97,21 @@ def test_one_gradient_alone(backend, options, name):
 def test_listed_or_all(backend, dtype):
     """All pairs as a list, in which queries share columns as they do without one, and a list of few of them."""
     case = problem("many", dtype)
-    every = torch.cartesian_prod(torch.arange(23), torch.arange(90))
+    images, captions = SHAPES["many"][0], SHAPES["many"][2]
+    every = torch.cartesian_prod(torch.arange(images), torch.arange(captions))
     grad = torch.randn(len(every), generator=torch.Generator().manual_seed(0))
-    expected = run(case, grad.view(23, 90), backend=backend)
+    expected = run(case, grad.view(images, captions), backend=backend)
     found = run(replace(case, pairs=every), grad, backend=backend)
     cases.assert_same((expected[0].flatten(), expected[1]), found)
     few = torch.zeros(len(every), dtype=torch.bool)
     few[::17] = True
-    expected = run(case, (grad * few).view(23, 90), backend=backend)
+    expected = run(case, (grad * few).view(images, captions), backend=backend)
     found = run(replace(case, pairs=every[few]), grad[few], backend=backend)
     cases.assert_same((expected[0].flatten()[few], expected[1]), found)
 
 
 @kernels
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("over", ["words", "regions"])
 def test_half_precision_sums_that_are_made_block_by_block(backend, over):
     """More float32 sums than backward may hold: the bits are those of the images taken by themselves."""
@@ -148,6 +150,7 @@ def test_second_derivative(backend):
 
 @kernels
 @all_options
+@pytest.mark.float64
 def test_gradcheck(backend, options):
     case = problem("odd", padding=0.0)
     leaves = case.regions.requires_grad_(), case.words.requires_grad_()

@@ -124,12 +124,13 @@ def test_autocast(backend, autocast_dtype):
     case = problem("odd", torch.float32)
     grad = torch.randn(4, 5)
     plain = run(case.to(autocast_dtype), grad, backend=backend)
-    wide = case.to(torch.float64).call(backend=backend)
+    wide = case.to(torch.float64) if torch.float64 in cases.KERNEL_DTYPES[backend] else None
+    expected = None if wide is None else wide.call(backend=backend)
     leaves = {"regions": case.regions.clone().requires_grad_(), "words": case.words.clone().requires_grad_()}
     with torch.autocast("cpu", autocast_dtype):
         scores = replace(case, **leaves).call(backend=backend)
         mixed = replace(case, words=case.words.half()).call(backend=backend)
-        assert torch.equal(case.to(torch.float64).call(backend=backend), wide)
+        assert wide is None or torch.equal(wide.call(backend=backend), expected)
     assert torch.equal(scores, plain[0])
     assert scores.dtype == mixed.dtype == torch.float32
     # Outside of autocast, as PyTorch asks for: it would round the reference's products within the derivative.
@@ -138,17 +139,20 @@ def test_autocast(backend, autocast_dtype):
         assert torch.equal(x, plain[1][name].float()), name
 
 
-def test_auto_takes_the_kernels_on_the_cpu_and_the_reference_elsewhere():
-    for dtype in cases.DTYPES:
-        assert core_backends.select("max_similarity", "auto", torch.device("cpu"), dtype) == "cpu"
-    for device in ("cuda", "meta"):
-        assert core_backends.select("max_similarity", "auto", torch.device(device), torch.float32) == "reference"
+@dtypes
+@pytest.mark.parametrize("device", ["cpu", "cuda", "meta"])
+def test_auto_takes_the_last_backend_that_has_the_device_and_the_dtype(device, dtype):
+    able = [name for name, where in cases.KERNELS.items() if where == device and dtype in cases.KERNEL_DTYPES[name]]
+    assert core_backends.select("max_similarity", "auto", torch.device(device), dtype) == ["reference", *able][-1]
+
+
+def test_shapes_alone():
     assert ck.max_similarity(torch.empty(2, 3, 4, device="meta"), torch.empty(5, 3, 4, device="meta")).shape == (2, 5)
 
 
-@pytest.mark.parametrize("name", ["triton", "cuda", "fpga", None])
-def test_backends_without_the_operator(name):
-    with pytest.raises(ValueError, match=rf"^backend: expected 'auto', 'reference', 'cpu', got {name!r}$"):
+@pytest.mark.parametrize("name", ["fpga", None])
+def test_backends_that_are_none(name):
+    with pytest.raises(ValueError, match=rf"^backend: expected 'auto', 'reference', 'cpu', 'triton', 'cuda', got {name!r}$"):
         problem("odd").call(backend=name)
 
 
@@ -165,10 +169,14 @@ def test_forward_mode_is_refused(backend):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @backends
 def test_no_product_of_halves_is_rounded(backend, dtype):
-    """Scores are those of the widened features, bit for bit: a product that is rounded could lose its place as the largest."""
+    """Scores are those of the widened features: a product that is rounded could lose its place as the largest."""
     case = problem((5, 90, 7, 21, 300), dtype)
-    wide = case.to(torch.float32)
-    assert torch.equal(case.call(backend=backend), wide.call(backend=backend))
+    found, wide = case.call(backend=backend), case.to(torch.float32).call(backend=backend)
+    if backend in ("reference", "cpu"):
+        assert torch.equal(found, wide)
+    else:
+        # Tensor cores add up in another order.
+        torch.testing.assert_close(found, wide, rtol=2e-6, atol=2e-6)
     one = torch.full((1, 1, 1), 300.0, dtype=torch.float16)
     assert ck.max_similarity(one, one, backend=backend).item() == 90000
     regions, words = torch.tensor([[[1, 0], [1, 2**-7]]]).bfloat16(), torch.tensor([[[255, 1]]]).bfloat16()

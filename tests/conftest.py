@@ -1,9 +1,12 @@
 """What every test starts from."""
 
+import inspect
 import os
 import sys
 
+import cases
 import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -74,3 +77,36 @@ def poisoned_memory():
     assert torch.empty(7).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def language_prepared_once():
+    """The interpreter goes through all of Triton's language at each call of a function within a kernel, a third of a test's time,
+    although the kernel's own start has done so."""
+    if not cases.INTERPRETED:
+        yield
+        return
+    from triton import language
+    from triton.runtime import interpreter
+
+    prepare = interpreter._patch_lang
+
+    def prepared(function):
+        used = [x for x in function.__globals__.values() if inspect.ismodule(x) and x in (language, language.core)]
+        if used and not any(language.core.is_builtin(x.load) for x in used):
+            return interpreter._LangPatchScope()
+        return prepare(function)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", prepared)
+        yield
+
+
+@pytest.fixture
+def sums_in_one_order(monkeypatch):
+    """A product of the interpreter is rounded once, and so has the same bits wherever it stands in a tile: as on a GPU, where
+    sums have one order, and not as suits the library for each shape."""
+    if cases.INTERPRETED:
+        library = np.matmul
+        exact = np.float64
+        monkeypatch.setattr(np, "matmul", lambda a, b, dtype=None: library(a.astype(exact), b.astype(exact)).astype(dtype))

@@ -20,6 +20,10 @@ def _register(backend: str, kernels: launch.Kernels, device: str) -> None:
 
 implement(NAME, "reference")
 implement(NAME, "cpu")
-implement(NAME, "triton", lambda **wanted: "it has no kernels for this operator yet")
+implement(NAME, "triton")
 implement(NAME, "cuda")
 _register("cuda", cuda_kernels, cuda.DEVICE)
+if not triton.NOT_THERE:
+    from .triton import launch as triton_kernels
+
+    _register("triton", triton_kernels, triton.DEVICE)

@@ -11,10 +11,13 @@ from .problems import SLOW
 collect_ignore = ["test_workspace.py"] if cases.INTERPRETED or cases.EMULATED else []
 
 
-def takes_too_long(parameters):
-    """Means of sums, whose tests are those of sums, are taken of one shape where kernels are slow."""
-    mean = parameters.get("options", {}).get("reduce") == "mean"
-    return SLOW and mean and parameters.get("shape") != "odd"
+def takes_too_long(dtype, parameters):
+    """Where kernels are slow, means are taken of one shape; the interpreter, slowest of all, takes the large ones in one way each."""
+    options, shape = parameters.get("options", {}), parameters.get("shape", "")
+    if SLOW and options.get("reduce") == "mean" and shape != "odd":
+        return True
+    large = shape not in ("", "ones", "odd")
+    return cases.INTERPRETED and large and (options.get("over") == "regions" or dtype == torch.float32)
 
 
 def pytest_collection_modifyitems(config, items):
@@ -28,7 +31,7 @@ def pytest_collection_modifyitems(config, items):
             continue
         dtypes = cases.KERNEL_DTYPES[backend]
         dtype = parameters.get("dtype", torch.float64 if item.get_closest_marker("float64") else dtypes[0])
-        wrong = dtype not in dtypes or takes_too_long(parameters)
+        wrong = dtype not in dtypes or takes_too_long(dtype, parameters)
         wrong = wrong or (item.get_closest_marker("cpu_only") and backend not in ("reference", "cpu"))
         (left_out if wrong else kept).append(item)
     if left_out:

@@ -11,7 +11,7 @@ import caan_kernels as ck
 
 from .problems import KERNELS, OPTIONS, SLOW, problem, run
 
-pytestmark = pytest.mark.parametrize("backend", KERNELS)
+pytestmark = [pytest.mark.parametrize("backend", KERNELS), pytest.mark.usefixtures("sums_in_one_order")]
 dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 all_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 # Images, regions, captions, words, width: captions share strips of columns, and products have two chains.

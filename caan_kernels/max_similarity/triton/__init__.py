@@ -1,0 +1,1 @@
+"""The operator in Triton (docs/max-similarity.md)."""

@@ -43,6 +43,15 @@ if SLOW:
         "many_patches": (1, 576, 1, 64, 8),
         "large_pages": (2, 1030, 1, 32, 16),
     }
+if cases.INTERPRETED:
+    SHAPES |= {
+        "captions_longer": (2, 4, 2, 37, 33),
+        "pages": (3, 70, 4, 9, 16),
+        "many": (3, 7, 5, 9, 24),
+        "coco": (2, 36, 2, 13, 16),
+        "grid": (1, 49, 1, 20, 72),
+        "large_pages": (1, 1030, 1, 32, 16),
+    }
 
 # The largest product of a row leads the next by so much more than any precision errs by: else another row may be taken.
 LEAD = 1e-4

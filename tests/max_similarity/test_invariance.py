@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.parametrize("backend", KERNELS), pytest.mark.usefixtur
 dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
 all_options = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 # Images, regions, captions, words, width: captions share strips of columns, and products have two chains.
-SHAPE = (11, 36, 95, 23, 150) if not SLOW else (4, 36, 9, 23, 72)
+SHAPE = (11, 36, 95, 23, 150) if not SLOW else (3, 36, 5, 9, 24) if cases.INTERPRETED else (4, 36, 9, 23, 72)
 
 
 @dtypes
@@ -23,7 +23,7 @@ SHAPE = (11, 36, 95, 23, 150) if not SLOW else (4, 36, 9, 23, 72)
 def test_alone_or_in_a_batch(backend, dtype, options):
     case = problem(SHAPE, dtype)
     scores = case.call(**options, backend=backend)
-    for i, t in ((0, 0), (3, 7), (SHAPE[0] - 1, SHAPE[2] - 1), (SHAPE[0] // 2, 5), (1, 1)):
+    for i, t in ((0, 0), (SHAPE[0] // 2, 4), (SHAPE[0] - 1, SHAPE[2] - 1), (1, 1)):
         m, n = case.region_lengths[i], case.word_lengths[t]
         alone = ck.max_similarity(case.regions[i : i + 1, :m], case.words[t : t + 1, :n], **options, backend=backend)
         assert alone.item() == scores[i, t].item(), "alone, without padding"
@@ -122,6 +122,7 @@ def test_results_are_written(backend, poisoned_memory):
     cases.assert_inert(case, run(case, backend=backend)[1])
 
 
+@pytest.mark.skipif(cases.INTERPRETED, reason="Triton's interpreter runs one kernel at a time")
 def test_calls_at_once(backend):
     problems = [problem(SHAPE, torch.float32, seed=seed) for seed in range(4)]
     expected = [run(case, backend=backend) for case in problems]

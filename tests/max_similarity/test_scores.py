@@ -121,6 +121,8 @@ def test_layouts_and_index_dtypes(backend):
 @pytest.mark.parametrize("autocast_dtype", cases.HALF_DTYPES, ids=str)
 def test_autocast(backend, autocast_dtype):
     """16 and 32 bit features are cast to autocast's dtype, float64 is left alone."""
+    if autocast_dtype not in cases.KERNEL_DTYPES[backend]:
+        pytest.skip("the backend has no kernels for this dtype")
     case = problem("odd", torch.float32)
     grad = torch.randn(4, 5)
     plain = run(case.to(autocast_dtype), grad, backend=backend)
@@ -179,7 +181,8 @@ def test_no_product_of_halves_is_rounded(backend, dtype):
         torch.testing.assert_close(found, wide, rtol=2e-6, atol=2e-6)
     one = torch.full((1, 1, 1), 300.0, dtype=torch.float16)
     assert ck.max_similarity(one, one, backend=backend).item() == 90000
-    regions, words = torch.tensor([[[1, 0], [1, 2**-7]]]).bfloat16(), torch.tensor([[[255, 1]]]).bfloat16()
+    last = torch.finfo(dtype).eps
+    regions, words = (torch.tensor(x, dtype=dtype) for x in ([[[1, 0], [1, last]]], [[[2 - last, last]]]))
     regions.requires_grad_()
     ck.max_similarity(regions, words, backend=backend).sum().backward()
-    assert not regions.grad[0, 0].any() and regions.grad[0, 1].tolist() == [255, 1]
+    assert not regions.grad[0, 0].any() and torch.equal(regions.grad[0, 1], words[0, 0])

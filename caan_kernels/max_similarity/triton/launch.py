@@ -10,7 +10,9 @@ __all__ = ["add_largest", "find_largest", "find_places", "sum_document_gradients
 
 SEARCH = {"QUERY_ROWS": 32, "DOCUMENT_ROWS": 64}
 ADD = {"PAIRS": 128, "CHAIN": 32}
-SUMS = {"ROWS": 16, "COLUMNS": 64}
+QUERY_SUMS = {"ROWS": 16, "COLUMNS": 64}
+# Each block of a document's rows goes through all rows of its queries.
+DOCUMENT_SUMS = {"ROWS": 64, "COLUMNS": 64}
 # Threads that hold the same sum would fuse different products into it, and which of them is written is chance.
 COMPILED = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": False}
 
@@ -88,18 +90,19 @@ def add_largest(search: Search, largest: Tensor, scores: Tensor, mean: bool) -> 
 
 def sum_query_gradients(search: Search, terms: Terms) -> None:
     queries, documents = search[:2]
-    _sum(query_gradients_kernel, queries, (queries.lengths, documents.features), search, terms)
+    _sum(query_gradients_kernel, QUERY_SUMS, queries, (queries.lengths, documents.features), search, terms)
 
 
 def sum_document_gradients(search: Search, terms: Terms) -> None:
     queries, documents = search[:2]
-    _sum(document_gradients_kernel, documents, (queries.features, queries.lengths, documents.lengths), search, terms)
+    read = queries.features, queries.lengths, documents.lengths
+    _sum(document_gradients_kernel, DOCUMENT_SUMS, documents, read, search, terms)
 
 
-def _sum(kernel, side: Rows, read: tuple[Tensor, ...], search: Search, terms: Terms) -> None:
+def _sum(kernel, blocks: dict[str, int], side: Rows, read: tuple[Tensor, ...], search: Search, terms: Terms) -> None:
     """Run a kernel that adds to a side's sums."""
     count, rows, width = side.features.shape
-    programs = count * -(-rows // SUMS["ROWS"]) * -(-width // SUMS["COLUMNS"])
+    programs = count * -(-rows // blocks["ROWS"]) * -(-width // blocks["COLUMNS"])
     kernel[(programs,)](
         *read,
         search.pairs,
@@ -115,6 +118,6 @@ def _sum(kernel, side: Rows, read: tuple[Tensor, ...], search: Search, terms: Te
         ORDERED=terms.order is not None,
         DOCUMENT_COLUMN=int(search.over_regions),
         WIDTH=width,
-        **SUMS,
+        **blocks,
         **COMPILED,
     )

@@ -38,7 +38,8 @@ CAAN_KERNEL void CAAN_BOUNDS(ADD_THREADS, 4) add_kernel(Search<T> s, const float
 // Blocks of an all-pairs search whose tiles have so many rows of queries.
 template <typename T>
 int64_t blocks_of(const Search<T>& s, int tile_rows, int64_t together) {
-  return ceil_of(ceil_of(s.queries.count * s.queries.rows, tile_rows), BAND) * BAND * ceil_of(s.documents.count, together);
+  const int64_t tiles = ceil_of(s.queries.count * s.queries.rows, tile_rows), wide = band_of(s, tile_rows);
+  return ceil_of(tiles, wide) * wide * ceil_of(s.documents.count, together);
 }
 
 } // namespace

@@ -33,6 +33,15 @@ constexpr int64_t NO_ROW = -1;
 // Blocks that run at one time share so many tiles of queries, and the documents that these walk, in the L2 cache.
 constexpr int64_t BAND = 16;
 
+CAAN_DEVICE constexpr int64_t ceil_of(int64_t count, int64_t step) { return (count + step - 1) / step; }
+
+// Tiles of queries in a band, fewer where there are fewer.
+template <typename T>
+CAAN_DEVICE constexpr int64_t band_of(const Search<T>& s, int tile_rows) {
+  const int64_t tiles = ceil_of(s.queries.count * s.queries.rows, tile_rows);
+  return tiles < BAND ? tiles : BAND;
+}
+
 // The item that a packed row belongs to.
 CAAN_DEVICE int64_t item_at(const int64_t* starts, int64_t low, int64_t high, int64_t row) {
   while (high - low > 1) {
@@ -66,11 +75,11 @@ struct Work {
       documents = 1;
       return query_count > 0 && s.documents.lengths[first_document] > 0;
     } else {
-      const int64_t groups = (s.documents.count + together - 1) / together;
-      const int64_t band = blockIdx.x / (BAND * groups), within = blockIdx.x % (BAND * groups);
-      first_query_row = (band * BAND + within % BAND) * tile_rows;
+      const int64_t groups = ceil_of(s.documents.count, together), wide = band_of(s, tile_rows);
+      const int64_t band = blockIdx.x / (wide * groups), within = blockIdx.x % (wide * groups);
+      first_query_row = (band * wide + within % wide) * tile_rows;
       query_count = rows_left(s.queries.starts[s.queries.count] - s.queries.starts[0], tile_rows);
-      first_document = within / BAND * together;
+      first_document = within / wide * together;
       documents = int(s.documents.count - first_document < together ? s.documents.count - first_document : together);
       return query_count > 0 && end_of(documents - 1) > 0;
     }
@@ -400,8 +409,6 @@ template <typename T>
 bool on_tensor_cores(const Search<T>& s) {
   return sizeof(T) == 2 && s.width % 8 == 0;
 }
-
-CAAN_DEVICE int64_t ceil_of(int64_t count, int64_t step) { return (count + step - 1) / step; }
 
 } // namespace
 

@@ -7,7 +7,7 @@ from other_processes import assert_passes
 FILES = [
     *(f"context_attention/test_{name}.py" for name in ("accuracy", "triton", "interface", "invariance", "compile", "errors")),
     *(f"context_attention/test_{name}.py" for name in ("limits", "operators", "transforms", "warmup")),
-    *(f"max_similarity/test_{name}.py" for name in ("scores", "gradients", "gpu", "invariance")),
+    "max_similarity",
     "test_backends.py",
 ]
 

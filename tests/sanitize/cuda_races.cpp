@@ -156,6 +156,6 @@ int main() {
   run_products<float>();
   run_products<bfloat16>();
   run_largest<float>(20);
-  for (int width : {16, 72, 136}) run_largest<bfloat16>(width);
+  for (int width : {16, 136}) run_largest<bfloat16>(width);
   std::puts("no race");
 }

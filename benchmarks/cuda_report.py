@@ -40,8 +40,13 @@ KERNELS = (
     "large_kernel",
     "score_kernel",
     "gradient_kernel",
+    "search_tiles_kernel",
+    "search_kernel",
+    "add_kernel",
+    "query_gradients_kernel",
+    "document_gradients_kernel",
 )
-ON_TENSOR_CORES = ("product_tile_kernel", "tile_kernel", "large_kernel")
+ON_TENSOR_CORES = ("product_tile_kernel", "tile_kernel", "large_kernel", "search_tiles_kernel")
 # What a block may have on every GPU since compute capability 8.0, in bytes and in numbers.
 MOST_SHARED, MOST_REGISTERS = 99 * 1024, 65536
 
@@ -79,7 +84,7 @@ def demangled(names: Sequence[str]) -> list[str]:
 def described(name: str) -> tuple[str, str, str]:
     """Kernel, shape and dtype from a demangled name."""
     kernel = re.search(r"(\w+_kernel)<", name)[1]
-    shape = re.search(r"(?:Shape|Large)<([^>]*)>", name)
+    shape = re.search(r"(?:Shape|Large|Tile)<([^>]*)>", name)
     dtype = re.search(r"caan::cuda::(bfloat16|float16)", name)
     # Numbers and truths come as (int)5 and (bool)1 from some demanglers.
     text = re.sub(r"\(\w+\)", "", shape[1]) if shape else ""

@@ -1,6 +1,6 @@
 """What a pair would cost on an H100, from the machine code of the CUDA kernels; an estimate, nothing of it measured.
 
-    python benchmarks/gpu_estimate.py     compiles for sm_90a and writes results/gpu_estimate.json; about two minutes on two cores
+    python benchmarks/gpu_estimate.py     for sm_90a; writes results/gpu_estimate.json and the table of docs/cuda.md
 
 Instructions are counted as often as they run: those of a loop with tensor-core products as many times as the widths and the rows
 ask. Each takes its pipe for as long as RATES says. Two numbers bound a pair: with full overlap the largest sum over all phases of
@@ -249,12 +249,32 @@ def report(kernels: Kernels) -> dict[str, Any]:
     return {"unit": "nanoseconds a pair, bfloat16, H100", "sets": sets, "shapes": shapes}
 
 
+def tables(found: dict[str, Any]) -> str:
+    """Markdown: nanoseconds a pair, at both hidden widths."""
+    lines = ["| bfloat16, H100, nanoseconds a pair | H = 1024, full overlap | without overlap | H = 64, full overlap | without |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: |"]
+    names = {"coco": "COCO captions, 36 regions", "f30k": "Flickr30K captions, 36 regions"}
+    rows = {**{name: (key, found["sets"]) for key, name in names.items()}}
+    rows |= {f"{m} regions, {n} words": (f"{m} x {n}", found["shapes"]) for m, n in SHAPES}
+    for name, (key, part) in rows.items():
+        numbers = [part[f"{key}, H = {h}"][x] for h in (1024, 64) for x in ("overlapped", "apart")]
+        lines.append(f"| {name} | {' | '.join(f'{x:,.1f}' for x in numbers)} |")
+    lines += [
+        "",
+        "An estimate from machine code for sm_90a, by benchmarks/gpu_estimate.py, over the rates of the table below.",
+    ]
+    return "\n".join(lines)
+
+
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         found = report(codes(cuda_report.compile_for("90a", Path(folder), SOURCES)))
     for name, row in {**found["sets"], **found["shapes"]}.items():
         print(f"{name:24} {row['overlapped']:8.1f} ns with overlap, {row['apart']:8.1f} without")
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    begin, end = "<!-- estimated: begin -->", "<!-- estimated: end -->"
+    before, after = cuda_report.DOCUMENT.read_text().split(begin)[0], cuda_report.DOCUMENT.read_text().split(end)[1]
+    cuda_report.DOCUMENT.write_text(f"{before}{begin}\n{tables(found)}\n{end}{after}")
     return 0
 
 

@@ -6,10 +6,29 @@
 #include "context_attention/cuda/kernels.h"
 #include "core/cuda/device.h"
 #include "core/cuda/product.h"
+#include "max_similarity/cuda/kernels.h"
 
 namespace {
 
 using namespace caan::context_attention;
+
+// Widths that copies of 16 bytes take, and that they do not; few rows and many, all pairs and a list.
+template <typename T>
+void launch_max_similarity() {
+  using namespace caan::max_similarity;
+  const int64_t one = 1;
+  for (int width : {1024, 1025})
+    for (int rows : {16, 1024})
+      for (const int64_t* listed : {static_cast<const int64_t*>(nullptr), &one}) {
+        const Rows<T> side{nullptr, nullptr, nullptr, 1, rows};
+        const Search<T> search{side, side, width, listed, 1, 1};
+        find_largest(search, static_cast<float*>(nullptr), int64_t(1), int64_t(1), nullptr);
+        find_places(search, nullptr, nullptr);
+        add_largest(search, nullptr, 1, caan::max_similarity::Scores{nullptr, 1, 1, false}, nullptr);
+        sum_query_gradients(search, Terms{}, nullptr);
+        sum_document_gradients(search, Terms{}, nullptr);
+      }
+}
 
 template <typename T>
 void launch_all(int regions) {
@@ -40,6 +59,9 @@ void launch_all(int regions) {
 
 int main() {
   on_launch = [](const Launch& launch) { std::printf("%s\t%d\t%d\n", launch.name, int(launch.threads), int(launch.shared)); };
+  launch_max_similarity<float>();
+  launch_max_similarity<caan::cuda::bfloat16>();
+  launch_max_similarity<caan::cuda::float16>();
   for (int regions : {36, 64}) {
     launch_all<float>(regions);
     launch_all<bfloat16>(regions);

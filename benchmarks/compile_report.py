@@ -1,8 +1,8 @@
 """What the Triton kernels compile to, for GPUs that need not be here.
 
-    python benchmarks/compile_report.py                   all shipped configurations; writes results/triton_compiled.json
-                                                          and the tables of docs/triton.md; about five minutes on two cores
-    python benchmarks/compile_report.py --check           a part of them; exits with 1 if one is not as it should be
+    python benchmarks/compile_report.py                   every shape that can run; writes results/triton_compiled.json and the
+                                                          tables of docs/triton.md; about an hour on two cores
+    python benchmarks/compile_report.py --check           the field's shapes; exits with 1 if one is not as it should be
 
 The kernels' own launch code runs on small CPU tensors, with kernels that record how they are launched in place of the real
 ones; what was recorded is compiled for each architecture and disassembled.
@@ -21,12 +21,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
 import triton
-from machine_code import NARROW, TENSOR, disassembled, instructions, operations_of, registers_and_spills, stray_descriptors
+from machine_code import NARROW, TENSOR, disassembled, operations_of, registers_and_spills, stray_descriptors
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -35,10 +35,15 @@ from caan_kernels.context_attention.gpu import launch as operators
 from caan_kernels.context_attention.triton import launch
 from caan_kernels.core.modes import INTERPRETED
 
-ARCHITECTURES = (80, 90, 100)
+# Compute capabilities, and the shared memory that a program may take there, in bytes.
+ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 KERNELS = (
     "product_kernel",
-    "scores_kernel",
+    "products_kernel",
+    "tile_kernel",
+    "factors_kernel",
+    "logits_kernel",
+    "finish_kernel",
     "pair_kernel",
     "image_features_kernel",
     "image_hidden_kernel",
@@ -142,6 +147,8 @@ def launches_of(
             operators.project(projection)
             operators.project_backward(ProjectionGradient(VQ, projection, True, True))
             operators.pair_scores_backward(CallGradient(torch.ones(2 if listed else (2, 2)), call))
+            if listed:
+                operators.pair_maps(call)
     return launches
 
 
@@ -156,12 +163,13 @@ class Compiled:
     tensor_instructions: int
     narrow_tensor_instructions: int
     stray_descriptors: int
+    unfenced_products: int
     special_instructions: int
     instructions: int
 
 
-def compile_for(recorded: Launch, architecture: int) -> tuple[Compiled, str]:
-    """Compile and disassemble: the counts, and the machine code as text."""
+def compile_for(recorded: Launch, architecture: int) -> Compiled:
+    """Compile, disassemble and count."""
     source = ASTSource(getattr(launch, recorded.kernel), recorded.signature, recorded.constants, recorded.attributes)
     options = {
         "num_warps": recorded.warps,
@@ -178,7 +186,7 @@ def compile_for(recorded: Launch, architecture: int) -> tuple[Compiled, str]:
         code, usage = disassembled(Path(file.name))
     registers, spilled = registers_and_spills(usage)
     operations = operations_of(code)
-    counts = Compiled(
+    return Compiled(
         architecture=f"sm_{architecture}",
         registers=registers,
         spilled_bytes=spilled,
@@ -186,72 +194,52 @@ def compile_for(recorded: Launch, architecture: int) -> tuple[Compiled, str]:
         tensor_instructions=sum(operations[x] for x in TENSOR),
         narrow_tensor_instructions=len(NARROW.findall(code)),
         stray_descriptors=len(stray_descriptors(code)),
+        unfenced_products=unfenced_products(kernel.asm["ptx"]),
         special_instructions=operations["MUFU"],
         instructions=operations.total(),
     )
-    return counts, code
 
 
-class Clocks(NamedTuple):
-    """Clocks that one pair takes of a multiprocessor, for each thing that it may wait for."""
+def unfenced_products(ptx: str) -> int:
+    """Hopper's and Blackwell's products in a kernel that copies to shared memory in the background and has no fence between.
 
-    issue: float
-    tensor: float
-    special: float
-    memory: float
-
-
-def estimate(recorded: Launch, code: str, regions: int, words: float) -> Clocks:
-    """What an H100 would need for a pair in `scores_kernel`, from its machine code; an estimate, nothing of it measured.
-
-    Assumed of a multiprocessor and clock: 4 warp instructions issued, 16 special functions, 4,096 multiply-add flops by
-    warpgroup instructions and 2,048 by the older kind, 24 bytes from the L2 cache (5.5 TB/s over 132 at 1.755 GHz).
+    They read by another proxy than the copies write. Triton 3.6 leaves the fence out (triton-lang/triton issue 10537).
     """
-    constants = recorded.constants
-    listed = list(instructions(code))
-    trips = [WIDTH // constants["WIDTH_BLOCK"], HIDDEN // constants["HIDDEN_BLOCK"], WIDTH // constants["POOL_BLOCK"]]
-    loops = []
-    for address, text in listed:
-        branch = re.search(r"\bBRA (?:`\()?0x([0-9a-f]+)", text)
-        if branch and int(branch[1], 16) < address:
-            loops.append((int(branch[1], 16), address))
-    if len(loops) != len(trips):
-        raise ValueError(f"expected the loops of equations 1, 4 and 5, and 6, found {len(loops)}")
-    issued, flops, special = 0.0, {"HGMMA": 0.0, "HMMA": 0.0}, 0.0
-    for address, text in listed:
-        times = next((n for (first, last), n in zip(loops, trips, strict=True) if first <= address <= last), 1)
-        issued += times
-        special += times * 32 * ("MUFU" in text)
-        if shape := re.search(r"HGMMA\.(\d+)x(\d+)x(\d+)", text):
-            m, n, k = map(int, shape.groups())
-            flops["HGMMA"] += times * 2 * m * n * k / 4
-        elif "HMMA.16816" in text:
-            flops["HMMA"] += times * 2 * 16 * 8 * 16
-    scale = recorded.warps / constants["TOGETHER"]
-    rows = regions * 4 / constants["TOGETHER"] + words * 4
-    return Clocks(
-        issue=issued * scale / 4,
-        tensor=(flops["HGMMA"] / 4096 + flops["HMMA"] / 2048) * scale,
-        special=special * scale / 16,
-        memory=rows * WIDTH * 2 / 24,
-    )
+    products = len(re.findall(r"\b(?:wgmma\.mma_async|tcgen05\.mma)\b", ptx))
+    return products if "cp.async" in ptx and "fence.proxy.async" not in ptx else 0
 
 
-def nanoseconds(clocks: float) -> float:
-    """On 132 multiprocessors at 1.755 GHz."""
-    return clocks / 132 / 1.755
+# Classes of pairs that kernels are compiled for, as the sizes of calls that have one each: blocks of small pairs, and blocks
+# of words with as many regions as there may be.
+SMALL = [(regions, words) for regions in (16, 32, 36, 64) for words in (13, 32)]
+LARGE = [(1030, words) for words in (13, 32, 64, 128)]
+# Blocks of regions that derivatives and maps take.
+DIFFERENTIATED = [(16, 13), (32, 13), (36, 13), (128, 64), (256, 128)]
+# Options other than the paper's: cosine, inter, intra.
+OPTIONS = [Options(True, True, True), Options(False, True, False), Options(False, False, True), Options(False, False, False)]
+# What stands behind float32 products.
+PRECISIONS = ("none", "ieee", "tf32")
 
 
-# Region features and longest captions, in words, of the field; and the blocks that others need.
-USUAL = [(36, 12), (36, 25), (36, 50), (36, 82)]
-OTHERS = [(16, 16), (32, 32), (49, 64), (64, 128)]
-# cosine, inter, intra
-OPTIONS = [
-    (True, True, True),
-    (False, True, False),
-    (False, False, True),
-    (False, False, False),
-]
+def calls(dtype: torch.dtype, check: bool) -> list[dict[str, Any]]:
+    """Arguments of `launches_of` that meet every kernel of a dtype, or those that the field's sizes meet."""
+    if check:
+        return [{"regions": 36, "words": 13}, {"regions": 100, "words": 50, "gradient": False}]
+    sizes = ([] if dtype == torch.float32 else SMALL) + LARGE
+    found = [{"regions": m, "words": n, "gradient": False, "listed": listed} for m, n in sizes for listed in (False, True)]
+    found += [{"regions": m, "words": n, "listed": True} for m, n in DIFFERENTIATED]
+    return found + [{"regions": m, "words": 13, "options": options} for m in (36, 100) for options in OPTIONS]
+
+
+@contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """torch's setting of float32 products, undone at the end."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 def wanted(architecture: int, check: bool) -> list[tuple[str, Launch]]:
@@ -260,23 +248,21 @@ def wanted(architecture: int, check: bool) -> list[tuple[str, Launch]]:
     for name, dtype in DTYPES.items():
         if check and name == "float16":
             continue
-        for place, size in enumerate(USUAL if check else USUAL + OTHERS):
-            calls: list[dict[str, Any]] = [{"gradient": place == 0 or not check}]
-            if place == 0 and not check:
-                calls += [{"listed": True}, *({"options": options} for options in OPTIONS)]
-            for call in calls:
-                for recorded_launch in launches_of(architecture, dtype, *size, **call):
-                    found.setdefault(repr((name, recorded_launch)), (name, recorded_launch))
+        for precision in PRECISIONS if dtype == torch.float32 and not check else PRECISIONS[:1]:
+            with float32_products(precision):
+                for call in calls(dtype, check):
+                    for each in launches_of(architecture, dtype, **call):
+                        found.setdefault(repr((name, each)), (name, each))
     return list(found.values())
 
 
 def measure(check: bool, architectures: Sequence[int]) -> dict[str, Any]:
     """Compile everything that is wanted; prints a line for each kernel."""
-    rows, estimates = [], {}
+    rows = []
     for architecture in architectures:
         for dtype, recorded_launch in wanted(architecture, check):
             constants = {k: v for k, v in recorded_launch.constants.items() if k not in ("WIDTH", "HIDDEN")}
-            compiled, code = compile_for(recorded_launch, architecture)
+            compiled = compile_for(recorded_launch, architecture)
             row = {
                 "kernel": recorded_launch.kernel,
                 "dtype": dtype,
@@ -285,39 +271,51 @@ def measure(check: bool, architectures: Sequence[int]) -> dict[str, Any]:
             }
             rows.append({**row, "constants": constants, **asdict(compiled)})
             print(line(rows[-1]), flush=True)
-            if recorded_launch.kernel == "scores_kernel" and (architecture, dtype) == (90, "bfloat16") and not estimates:
-                estimates = estimate(recorded_launch, code, regions=36, words=12.5)._asdict()
     return {
         "triton": triton.__version__,
         "width": WIDTH,
         "hidden": HIDDEN,
         "date": datetime.date.today().isoformat(),
-        "estimated_clocks_of_a_pair": estimates,
         "kernels": rows,
     }
 
 
 def line(row: dict[str, Any]) -> str:
     """A row of the report on a terminal."""
-    size = " ".join(str(row["constants"][x]) for x in ("REGIONS", "TAIL", "WORDS") if x in row["constants"])
+    size = " ".join(
+        str(row["constants"][x]) for x in ("REGIONS", "TAIL", "WORDS", "WORD_BLOCK", "PRECISION") if x in row["constants"]
+    )
     return (
-        f"{row['architecture']:7}{row['dtype']:9} {row['kernel']:24} {size:10} {row['registers']:4} registers,"
+        f"{row['architecture']:7}{row['dtype']:9} {row['kernel']:24} {size:14} {row['registers']:4} registers,"
         f" {row['spilled_bytes']} bytes spilled, {row['shared_bytes']:6} shared, {row['tensor_instructions']:3} tensor instructions"
         f", {row['narrow_tensor_instructions']} narrow, {row['stray_descriptors']} with stray descriptors"
+        f", {row['unfenced_products']} without a fence"
     )
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """Kernels that spill, have Hopper's products of eight columns or by stray descriptors, or half-precision products without
-    tensor cores."""
+    """Kernels that spill or take more shared memory than there is, whose products of Hopper's kind have eight columns, stray
+    descriptors or no fence, or that multiply half-precision numbers without tensor cores."""
     return [
         line(row)
         for row in report["kernels"]
         if row["spilled_bytes"]
+        or row["shared_bytes"] > ARCHITECTURES[int(row["architecture"].removeprefix("sm_"))]
         or row["narrow_tensor_instructions"]
         or row["stray_descriptors"]
-        or (row["dtype"] != "float32" and not row["tensor_instructions"])
+        or row["unfenced_products"]
+        or (row["dtype"] != "float32" and multiplies(row) and not row["tensor_instructions"])
     ]
+
+
+def multiplies(row: dict[str, Any]) -> bool:
+    """Whether a kernel has matrix products, as it is compiled."""
+    given = row["constants"]
+    if row["kernel"] == "finish_kernel":
+        return False
+    if row["kernel"] == "factors_kernel":
+        return given["INTRA"] and given["GRAM"]
+    return bool(given.get("INTER", True) or given.get("INTRA", True))
 
 
 def render(report: dict[str, Any], document: Path) -> None:
@@ -329,16 +327,8 @@ def render(report: dict[str, Any], document: Path) -> None:
 
 
 def tables(report: dict[str, Any]) -> str:
-    """Markdown: the estimate, and the most that any configuration of a kernel takes."""
-    clocks = Clocks(**report["estimated_clocks_of_a_pair"])
-    lines = ["| estimate for a pair on an H100, bfloat16, m = 36, n = 12.5, D = H = 1024 | clocks of a multiprocessor | ns |"]
-    lines += ["| --- | ---: | ---: |"]
-    for name, value in clocks._asdict().items():
-        lines.append(f"| {MEANING[name]} | {value:,.0f} | {nanoseconds(value):.1f} |")
-    lines += [
-        "",
-        "| kernel | dtype | architecture | configurations | registers | spilled bytes | shared KiB | tensor instructions |",
-    ]
+    """Markdown: the most that any configuration of a kernel takes."""
+    lines = ["| kernel | dtype | architecture | configurations | registers | spilled bytes | shared KiB | tensor instructions |"]
     lines += ["| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"]
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in report["kernels"]:
@@ -356,21 +346,13 @@ def tables(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-MEANING = {
-    "issue": "instructions issued",
-    "tensor": "tensor cores",
-    "special": "special functions: tanh",
-    "memory": "bytes from the L2 cache",
-}
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="the field's sizes in bfloat16 and float32 only; writes nothing")
     options = parser.parse_args(arguments)
     if INTERPRETED:
         parser.error("TRITON_INTERPRET=1 compiles nothing: unset it")
-    report = measure(options.check, ARCHITECTURES)
+    report = measure(options.check, list(ARCHITECTURES))
     if not options.check:
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
         render(report, DOCUMENT)

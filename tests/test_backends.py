@@ -101,8 +101,10 @@ def test_cuda_tensors():
 def test_what_triton_does_not_take_goes_elsewhere(monkeypatch):
     assert backends.select("context_attention", "auto", OF_TRITON, torch.float64) == "reference"
     monkeypatch.setattr(cuda, "missing", lambda: "it was not built")
-    assert backends.select("context_attention", "auto", OF_TRITON, torch.float32, regions=257) == "reference"
-    assert backends.select("context_attention", "auto", OF_TRITON, torch.float32, regions=256) == "triton"
+    assert backends.select("context_attention", "auto", OF_TRITON, torch.float32, words=129) == "reference"
+    assert backends.select("context_attention", "auto", OF_TRITON, torch.float32, regions=257, gradient=True) == "reference"
+    for taken in ({"regions": 257, "words": 128}, {"regions": 256, "gradient": True}):
+        assert backends.select("context_attention", "auto", OF_TRITON, torch.float32, **taken) == "triton"
 
 
 def test_cuda_tensors_without_a_gpu(monkeypatch):
@@ -145,7 +147,8 @@ REASONS = [
         for row in (
             ("triton", OF_TRITON, torch.float64, {}, "it has no kernels for torch.float64"),
             ("triton", OF_TRITON, torch.float32, {"maps": True, "gradient": True}, "its maps have no derivative"),
-            ("triton", OF_TRITON, torch.float32, {"regions": 257}, "it takes at most 256 regions an image, these have 257"),
+            ("triton", OF_TRITON, torch.float32, {"words": 129}, "it takes at most 128 words a caption, these have 129"),
+            ("triton", OF_TRITON, torch.float32, {"regions": 257, "maps": True}, "it has maps for at most 256 regions an image"),
         )
     ),
     *(

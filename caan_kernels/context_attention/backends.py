@@ -9,8 +9,8 @@ from . import operators  # noqa: F401
 from .gpu import launch
 
 NAME = "context_attention"
-# Regions of an image lie in one tile of Triton's kernels, whose rows registers hold.
-MOST_REGIONS = 256
+# Words of a caption lie in one tile of Triton's kernels, and regions of an image in one tile of those for derivatives and maps.
+MOST_WORDS, MOST_REGIONS = 128, 256
 
 _OPERATORS = ("project", "project_backward", "pair_scores", "pair_scores_backward", "pair_maps")
 
@@ -25,9 +25,17 @@ def _compiled(*, gradient: bool = False, maps: bool = False, bilinear: bool = Fa
 
 
 # Regions an image and words a caption, padding included.
-def _triton(*, regions: int = 0, **wanted: int) -> str:
-    too_large = f"it takes at most {MOST_REGIONS} regions an image, these have {regions}" if regions > MOST_REGIONS else ""
-    return _compiled(**wanted) or too_large
+def _triton(
+    *, regions: int = 0, words: int = 0, gradient: bool = False, maps: bool = False, bilinear: bool = False, **_: int
+) -> str:
+    if reason := _compiled(gradient=gradient, maps=maps, bilinear=bilinear):
+        return reason
+    if words > MOST_WORDS:
+        return f"it takes at most {MOST_WORDS} words a caption, these have {words}"
+    if regions > MOST_REGIONS and (gradient or maps):
+        what = "derivatives" if gradient else "maps"
+        return f"it has {what} for at most {MOST_REGIONS} regions an image, these have {regions}"
+    return ""
 
 
 def _cuda(*, regions: int = 0, words: int = 0, width: int = 0, hidden: int = 0, half: bool = False, **wanted: int) -> str:

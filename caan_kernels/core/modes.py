@@ -6,8 +6,6 @@ import os
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 # A library in which the CUDA kernels run on CPU tensors, for tests.
 EMULATED = os.environ.get("CAAN_CUDA_EMULATED", "")
-# Measure the configurations of Triton's kernels and keep the fastest.
-TUNED = os.environ.get("CAAN_TRITON_TUNE", "0") == "1"
 
 
 def named_instruction_set() -> str:

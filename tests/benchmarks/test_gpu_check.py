@@ -188,7 +188,7 @@ def test_stages_compile_kernels_rather_than_interpret_them(monkeypatch):
 
 
 def test_the_hash_is_of_the_kernels_sources(tmp_path):
-    kernel, header = tmp_path / "caan_kernels/context_attention/triton/scores.py", tmp_path / "csrc/context_attention/cuda/pair.cuh"
+    kernel, header = tmp_path / "caan_kernels/context_attention/triton/tiles.py", tmp_path / "csrc/context_attention/cuda/pair.cuh"
     for path in (kernel, header):
         path.parent.mkdir(parents=True)
         path.write_text("one")

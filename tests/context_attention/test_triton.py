@@ -8,14 +8,16 @@ import torch
 from accuracy import assert_accurate
 
 import caan_kernels as ck
+from caan_kernels.context_attention.call import CallGradient
 from caan_kernels.core import backends
+from caan_kernels.core.records import flatten
 
 triton = pytest.importorskip("triton")
 tl = triton.language
 
 from caan_kernels.context_attention.gpu import launch as operators  # noqa: E402
 from caan_kernels.context_attention.gpu.launch import Vectors  # noqa: E402
-from caan_kernels.context_attention.triton import configurations, launch  # noqa: E402
+from caan_kernels.context_attention.triton import configurations, launch, plan  # noqa: E402
 from caan_kernels.core.triton import functions  # noqa: E402
 
 pytestmark = pytest.mark.skipif("triton" not in cases.KERNELS, reason="on a GPU, or by tests/test_interpreted.py")
@@ -44,11 +46,32 @@ def test_other_dtypes_are_refused():
 
 def test_too_many_regions():
     case = cases.problem((1, 257, 1, 2, *WIDTHS), torch.float32, pairs=True).on("triton")
-    reason = "backend 'triton' cannot run this call: it takes at most 256 regions an image, these have 257"
-    for function in (ck.context_attention, ck.attention_maps):
-        with pytest.raises(RuntimeError, match=reason):
-            case.call(function, backend="triton")
+    assert cases.score_error(case.call(backend="triton"), cases.oracle(case)[0]) <= 2e-6
+    reason = "backend 'triton' cannot run this call: it has {} for at most 256 regions an image, these have 257"
+    with pytest.raises(RuntimeError, match=reason.format("maps")):
+        case.call(ck.attention_maps, backend="triton")
+    with pytest.raises(RuntimeError, match=reason.format("derivatives")):
+        cases.run(case, backend="triton")
+    assert torch.equal(case.call(ck.attention_maps).scores, case.call(ck.attention_maps, backend="reference").scores)
+
+
+def test_too_many_words():
+    case = cases.problem((1, 2, 1, 129, *WIDTHS), torch.float32, near_zero=True).on("triton")
+    with pytest.raises(
+        RuntimeError, match="backend 'triton' cannot run this call: it takes at most 128 words a caption, these have 129"
+    ):
+        case.call(backend="triton")
     assert torch.equal(case.call(), case.call(backend="reference"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", [{}, {"similarity": "cosine", "intra": None}], ids=str)
+def test_regions_in_blocks(dtype, options):
+    """Images that take one block of regions, several, and the last in part; captions on both sides of 64 words."""
+    case = lengths_given((2, 40, 2, 70, *WIDTHS), [40, 3], [70, 60], dtype, near_zero=True)
+    expected, plain = cases.oracle(case, **options)[0], case.call(backend="reference", **options)
+    found = case.call(backend="triton", **options)
+    assert cases.spread_errors(found, expected)[0] <= max(5e-7, 2 * cases.spread_errors(plain, expected)[0])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -85,7 +108,7 @@ def test_more_pairs_of_an_image_than_a_tile_holds(dtype):
     """Runs of one image, of pairs that are listed several times and of several blocks, in any order."""
     case = lengths_given((3, 5, 6, 20, *WIDTHS), [5, 0, 3], [3, 20, 16, 0, 17, 1], dtype)
     scores = case.call(backend="triton")
-    together = configurations.score_candidates(16, 16, (9, 0))[0].blocks["TOGETHER"]
+    together = configurations.tiles(16, 16).blocks["TOGETHER"]
     pairs = torch.cartesian_prod(torch.arange(3), torch.arange(6)).repeat(together, 1)
     pairs = torch.cat([pairs, torch.tensor([[0, 0]]).expand(2 * together + 1, 2)])
     pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]
@@ -93,17 +116,42 @@ def test_more_pairs_of_an_image_than_a_tile_holds(dtype):
     assert torch.equal(listed, scores[pairs[:, 0].to(scores.device), pairs[:, 1].to(scores.device)])
 
 
+# Tiles of several captions of both sizes, with and without a tail of regions; one caption a program, with regions in blocks.
+COMPANY = {"16": (2, 5, 6, 7), "32": (2, 36, 3, 20), "blocks": (1, 66, 3, 33)}
+
+
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_word_that_is_not_finite_stays_with_its_caption(dtype, bad):
+@pytest.mark.parametrize("shape", COMPANY)
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_a_word_that_is_not_finite_stays_with_its_caption(dtype, bad, shape, similarity):
     """Captions that share a tile with it keep the bits of their scores."""
-    case = cases.problem((2, 5, 6, 7, *WIDTHS), dtype, lengths=False).on("triton")
-    scores = case.call(backend="triton")
-    case.words[2, 3, 1] = bad
-    found = case.call(backend="triton")
-    assert not found[:, 2].isfinite().any()
-    others = [0, 1, 3, 4, 5]
+    case = cases.problem((*COMPANY[shape], *WIDTHS), dtype, lengths=False, near_zero=True).on("triton")
+    scores = case.call(backend="triton", similarity=similarity)
+    case.words[1, 3, 1] = bad
+    found = case.call(backend="triton", similarity=similarity)
+    assert not found[:, 1].isfinite().any()
+    others = [t for t in range(found.shape[1]) if t != 1]
     assert torch.equal(found[:, others], scores[:, others])
+
+
+@pytest.mark.parametrize(("dtype", "bad"), list(zip(DTYPES, (float("inf"), float("nan"), float("inf")), strict=False)), ids=str)
+def test_gradients_beside_a_word_that_is_not_finite(dtype, bad):
+    """The other captions' gradients keep their bits; so do all others where the caption's scores have no gradient."""
+    call = cases.problem((1, 5, 2, 7, *WIDTHS), dtype, lengths=False, near_zero=True).packed("triton")
+
+    def gradients(grad):
+        return torch.ops.caan_kernels.pair_scores_backward(*flatten(CallGradient(grad, call)))
+
+    grad, without = (torch.tensor([x], device=call.regions.features.device) for x in ([0.75, -2.0], [0.75, 0.0]))
+    expected, expected_without = gradients(grad), gradients(without)
+    call.words.features[1, 3, 1] = call.words.products[1, 3, :] = bad
+    # Gradients of the words' features and products.
+    for found, before in zip(gradients(grad)[2:4], expected[2:4], strict=True):
+        assert torch.equal(found[0], before[0])
+        assert not found[1].isfinite().all()
+    for found, before in zip(gradients(without), expected_without, strict=True):
+        assert torch.equal(found, before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -163,12 +211,14 @@ def float32_products():
     before = torch.get_float32_matmul_precision()
     yield torch.set_float32_matmul_precision
     torch.set_float32_matmul_precision(before)
+    torch.backends.cuda.matmul.fp32_precision = "none"
 
 
 def test_tf32_is_for_those_who_allow_it(float32_products):
     for choice, expected in (("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")):
         float32_products(choice)
         assert launch.precision_of(torch.float32) == launch.gradient_precision(torch.float32) == expected
+        assert launch.score_precision(torch.float32) == expected
         assert launch.precision_of(torch.float16) == "ieee"
         assert launch.gradient_precision(torch.float16) == "tf32"
 
@@ -177,18 +227,19 @@ def test_tf32_allowed_by_the_setting_of_one_backend():
     # Once this newer setting is made, torch.get_float32_matmul_precision() raises.
     before = torch.backends.cuda.matmul.fp32_precision
     try:
+        torch.backends.cuda.matmul.fp32_precision = "none"
+        assert launch.precision_of(torch.float32) == "ieee"
+        assert launch.score_precision(torch.float32) == "tf32x3"
         torch.backends.cuda.matmul.fp32_precision = "tf32"
-        assert launch.precision_of(torch.float32) == "tf32"
+        assert launch.precision_of(torch.float32) == launch.score_precision(torch.float32) == "tf32"
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         assert launch.precision_of(torch.float32) == "ieee"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
 
 
-SMALLEST = {"BLOCK_BYTES": 1, "SCRATCH_BYTES": 1, "SCORE_SCRATCH_BYTES": 1, "MOST_PROGRAMS": 1}
-
-
-FEW = {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 4000, "SCORE_SCRATCH_BYTES": 1500, "MOST_LISTED": 2}
+SMALLEST = {"BLOCK_BYTES": 1, "SCRATCH_BYTES": 1, "WORKSPACE_BYTES": 1}
+FEW = {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 4000, "WORKSPACE_BYTES": 12000, "MOST_LISTED": 2}
 
 
 @pytest.mark.parametrize(("dtype", "few"), [(torch.float32, FEW), (torch.float16, {})], ids=str)
@@ -208,35 +259,20 @@ def test_split_launches(dtype, few, monkeypatch):
 
     whole = list(results())
     for name, limit in (SMALLEST | few).items():
-        monkeypatch.setattr(launch if name == "MOST_PROGRAMS" else operators, name, limit)
+        monkeypatch.setattr(launch if name == "WORKSPACE_BYTES" else operators, name, limit)
     for found, expected in zip(results(), whole, strict=True):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
-def test_more_images_than_a_launch_takes(dtype, monkeypatch):
-    case = cases.problem((67, 2, 2, 3, *WIDTHS), dtype).on("triton")
-    whole = case.call(backend="triton")
-    monkeypatch.setattr(launch, "MOST_PROGRAMS", 40)
-    assert torch.equal(case.call(backend="triton"), whole)
-
-
-@pytest.mark.parametrize("images", [1, 31, 32, 33, 70])
-@pytest.mark.parametrize("most", [1, 100, 2**31 - 1])
-def test_grids_hold_every_tile_once(images, most, monkeypatch):
-    monkeypatch.setattr(launch, "MOST_PROGRAMS", most)
-    config = configurations.score_candidates(48, 16, (9, 0))[0]
-    captions, together, group = 11, config.blocks["TOGETHER"], config.blocks["IMAGE_GROUP"]
-    groups = -(-captions // together)
-    found = []
-    for first_image, programs in launch._grids(images, captions, config, None):
-        assert programs <= max(most, group * groups)
-        for program in range(programs):
-            # As scores_kernel finds its tile.
-            band, within = divmod(program, group * groups)
-            found.append((first_image + band * group + within % group, within // group))
-    real = [tile for tile in found if tile[0] < images]
-    assert sorted(real) == [(image, tile) for image in range(images) for tile in range(groups)]
+@pytest.mark.parametrize(("images", "captions"), [(1, 1), (1, 500), (70, 1), (33, 45)])
+@pytest.mark.parametrize("most", [1, 7, 64, 10**6])
+@pytest.mark.parametrize("rows", [(36, 13), (1030, 16), (1, 512)], ids=str)
+def test_rounds_hold_every_pair_once(images, captions, most, rows):
+    found = torch.zeros(images, captions)
+    for part in plan.rounds(images, captions, rows, most):
+        assert 0 < part.pairs <= most
+        found[part.first_image : part.first_image + part.images, part.first_caption : part.first_caption + part.captions] += 1
+    assert (found == 1).all()
 
 
 @triton.jit

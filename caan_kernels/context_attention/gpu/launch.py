@@ -14,7 +14,7 @@ from .checks import check_call, check_projection
 
 # Bytes that a call may take beside its result where features come unprojected, for the matrices of a side beside each other,
 # blocks of products, and the copies of a list's items; with plans and scratch that stays within 64 MiB.
-BLOCK_BYTES = 50 * 2**20
+BLOCK_BYTES = 38 * 2**20
 # Bytes of rows that the gradient of a projection copies at once, so as to leave out what lies beyond lengths.
 ROW_BYTES = 64 * 2**20
 # Bytes of scratch for the pairs that one launch works on one by one, for derivatives and for scores.

@@ -1,10 +1,13 @@
-"""Tile sizes, warps and pipeline stages: what is shipped, and the small space that can be measured instead."""
+"""Tile sizes, warps and pipeline stages of every kernel, by dtype, size and architecture."""
 
 from typing import NamedTuple
 
 import torch
 
-from ...core.gpu.plan import parts_of, size_of
+from ...core.gpu.plan import size_of
+
+# Words of a caption up to which its Hᵘ is made once a pair.
+GRAM_WORDS = 64
 
 
 class Configuration(NamedTuple):
@@ -37,67 +40,53 @@ def product(dtype: torch.dtype, exact: bool) -> Configuration:
         return Configuration({"ROW_BLOCK": 32, "COLUMN_BLOCK": 64, "DEPTH_BLOCK": 16}, 4, 1, 255)
     if dtype == torch.float32:
         return Configuration({"ROW_BLOCK": 64, "COLUMN_BLOCK": 64, "DEPTH_BLOCK": 16}, 8, 2)
-    return Configuration({"ROW_BLOCK": 128, "COLUMN_BLOCK": 128, "DEPTH_BLOCK": 32}, 8, 3)
+    return Configuration({"ROW_BLOCK": 64, "COLUMN_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3)
 
 
-class TileLimits(NamedTuple):
-    """What a tile of `scores_kernel` holds; (0, 0) where nothing goes by tiles.
-
-    Attributes:
-        words: of a caption, rounded up to a power of two.
-        cells: regions times words, both rounded up.
-    """
-
-    words: int
-    cells: int
-
-    def hold(self, regions: int, words: int) -> bool:
-        return words <= self.words and size_of(regions) * words <= self.cells
-
-
-def tile_limits(dtype: torch.dtype, width: int, hidden: int, capability: tuple[int, int] | None) -> TileLimits:
-    """Of calls with these widths, on a GPU of this capability; None is for the interpreter."""
-    # Without tensor cores Triton keeps the whole of both factors of a product in registers, which spill.
+def products(dtype: torch.dtype, precision: str, words: int | None) -> Configuration:
+    """For `products_kernel`, on all pairs of a round, or on a list of pairs of up to `words` words each."""
+    # A sum has the same steps in all of these. Two warps: products.py.
+    if dtype == torch.float32 and precision == "ieee":
+        return Configuration({"WORD_BLOCK": 16, "REGION_BLOCK": 32, "DEPTH_BLOCK": 16}, 2, 1, 255)
     if dtype == torch.float32:
-        return TileLimits(0, 0)
-    # Where the loop over panels is not pipelined, since there is but one panel, or rows begin at odd places, ptxas 12.8 builds
-    # wrong descriptors of shared memory for Hopper's products. Triton 3.6 brings it; ptxas 12.9 does not.
-    if capability and capability[0] == 9 and (hidden <= 32 or width % 2 or hidden % 2):
-        return TileLimits(0, 0)
-    return TileLimits(64, 128 * 64)
+        return Configuration({"WORD_BLOCK": min(words or 32, 32), "REGION_BLOCK": 64, "DEPTH_BLOCK": 16}, 2, 2)
+    if words is not None:
+        return Configuration({"WORD_BLOCK": min(words, 64), "REGION_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3)
+    return Configuration({"WORD_BLOCK": 64, "REGION_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3)
 
 
-def score_candidates(regions: int, words: int, capability: tuple[int, int]) -> list[Configuration]:
-    """For `scores_kernel` on pairs of up to `regions` regions and `words` words: the shipped configuration first, then what
-    `CAAN_TRITON_TUNE=1` measures beside it.
+def tiles(regions: int, words: int) -> Configuration:
+    """For `tile_kernel` on pairs of up to `regions` regions and `words` words."""
+    return Configuration({"TOGETHER": (32 if regions > 48 else 64) // words, "HIDDEN_BLOCK": 16}, 2, 1, 255)
 
-    Captions of a tile, and the panel of the hidden width, trade what is read again against registers, and so against the
-    programs that a multiprocessor holds; stages hide what reading still costs. Sums have the same order in all of them.
-    """
-    # Each caption has a warp to itself while there are several; a longer one is shared by all. With four warps a
-    # multiprocessor's registers hold two programs of 36 regions, one at the tensor cores while the other waits for tanh; with
-    # eight, which read an image once for twice the captions, they hold one.
-    most = max(1, min(128, 8192 // size_of(regions)) // words) if words <= 32 else 1
-    # Ampere's tensor cores take both factors from registers, and a large tile leaves few of them.
-    panels = [16] if capability < (9, 0) or regions > 64 or words > 32 else [32, 16]
-    candidates = []
-    for captions in dict.fromkeys((max(1, most // 2), most)):
-        # On Hopper four warps multiply 64 rows. Eight would share the columns of 64, and Triton pads a product of eight columns
-        # with shared memory that it has not allocated (triton-lang/triton issues 7981 and 10629).
-        narrow = capability[0] == 9 and 64 in (captions * rows for rows in (words, *parts_of(regions)))
-        for panel in panels:
-            for stages in (2, 3):
-                blocks = {"TOGETHER": captions, "WIDTH_BLOCK": 64, "HIDDEN_BLOCK": panel, "POOL_BLOCK": 64, "IMAGE_GROUP": 32}
-                # Without a limit the assembler may rather spill than lose a program.
-                limit = 255 if captions == 1 or capability[0] >= 10 else None
-                warps = 8 if captions == most and not narrow else 4
-                candidates.append(Configuration(blocks, warps, stages, limit))
-    return candidates
+
+def factors(words: int) -> Configuration:
+    """For `factors_kernel` on captions of up to `words` words."""
+    # Without Hᵘ it multiplies nothing, and may have as many warps as it likes.
+    return Configuration({"REGION_BLOCK": 32 if words == 16 else 16}, 2 if words <= GRAM_WORDS else 8, 1, 255)
+
+
+def logits(dtype: torch.dtype, words: int) -> Configuration:
+    """For `logits_kernel` on captions of up to `words` words."""
+    if dtype == torch.float32:
+        return Configuration({"REGION_BLOCK": 32 if words == 16 else 16, "HIDDEN_BLOCK": 16}, 2, 1, 255)
+    return Configuration({"REGION_BLOCK": region_block(words), "HIDDEN_BLOCK": 16 if words > 64 else 32}, 2, 2, 255)
+
+
+def finish(words: int) -> Configuration:
+    """For `finish_kernel` on captions of up to `words` words."""
+    return Configuration({"REGION_BLOCK": region_block(words), "WIDTH_BLOCK": 64}, min(8, max(2, words // 16)), 1)
+
+
+def region_block(words: int) -> int:
+    """Regions that lie in one tile with a caption of up to `words` words."""
+    return max(16, min(64, 2048 // words))
 
 
 def pairs(dtype: torch.dtype, gradient: bool, regions: int, precision: str, capability: tuple[int, int]) -> Configuration:
     """For `pair_kernel`: panels that leave no register to spill."""
-    # As in `score_candidates`: eight warps would have products of eight columns.
+    # On Hopper four warps multiply 64 rows. Eight would share the columns of 64, and Triton pads a product of eight columns
+    # with shared memory that it has not allocated (triton-lang/triton issues 7981 and 10629).
     warps = 4 if capability[0] == 9 and precision == "tf32" and size_of(regions) == 64 else 8
     if dtype == torch.float32:
         return Configuration({"TILE": 16, "WIDTH_BLOCK": 16, "HIDDEN_BLOCK": 16}, warps, 1, 255)

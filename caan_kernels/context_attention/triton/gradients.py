@@ -44,15 +44,6 @@ def gradient_part(slot, region_rows, word_rows, part):
 
 
 @triton.jit
-def block_size(rows):
-    """plan.size_of"""
-    size = 0 * rows + 16
-    while size < rows:
-        size *= 2
-    return size
-
-
-@triton.jit
 def load_float(pointers, mask):
     return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
 
@@ -352,8 +343,8 @@ def pair_gradients(
 
 
 @triton.jit(
-    do_not_specialize=["images", "captions", "score_row", "first", "region_rows", "word_rows", "slot_stride"],
-    do_not_specialize_on_alignment=["scores"],
+    do_not_specialize=["images", "captions", "first", "region_rows", "word_rows", "slot_stride"],
+    do_not_specialize_on_alignment=["score_gradients"],
 )
 def pair_kernel(
     regions,
@@ -368,16 +359,14 @@ def pair_kernel(
     keys,
     order,
     count,
-    scores,
+    score_gradients,
     scratch,
     images,
     captions,
-    score_row,
     first,
     region_rows,
     word_rows,
     slot_stride,
-    LISTED: tl.constexpr,
     GRADIENT: tl.constexpr,
     COSINE: tl.constexpr,
     INTER: tl.constexpr,
@@ -386,17 +375,14 @@ def pair_kernel(
     HIDDEN: tl.constexpr,
     REGIONS: tl.constexpr,
     WORDS: tl.constexpr,
-    MOST_WORDS: tl.constexpr,
-    MOST_CELLS: tl.constexpr,
     TILE: tl.constexpr,
     WIDTH_BLOCK: tl.constexpr,
     HIDDEN_BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Fill the slot of a pair: with GRADIENT all of it, from the scores' gradient; else as far as g, and give its score.
+    """Fill the slot of a pair: with GRADIENT all of it, from the scores' gradient; else as far as g.
 
-    With GRADIENT programs take the pairs of a walk, else those of the call in its own order. A block of regions and words
-    that `scores_kernel` takes, of at most MOST_WORDS words and MOST_CELLS in all, is left to it.
+    With GRADIENT programs take the pairs of a walk, else those of the call's list.
     """
     PRODUCTS: tl.constexpr = WIDTH + 2 * HIDDEN
     place = first + tl.program_id(0).to(tl.int64)
@@ -406,22 +392,16 @@ def pair_kernel(
         key = tl.load(keys + place)
         image = key // captions
         caption = key % captions
-    elif LISTED:
+    else:
         image = tl.load(pairs + 2 * place)
         caption = tl.load(pairs + 2 * place + 1)
         if (image < 0) | (image >= images) | (caption < 0) | (caption >= captions):
             return
-    else:
-        image = place // captions
-        caption = place % captions
     m = tl.load(region_lengths + image).to(tl.int32)
     n = tl.load(word_lengths + caption).to(tl.int32)
-    if not GRADIENT:
-        if (m == 0) | (n == 0):
-            return
-        words_block = block_size(n)
-        if (words_block <= MOST_WORDS) & (block_size(m) * words_block <= MOST_CELLS):
-            return
+    # Pairs of a walk have both.
+    if (m == 0) | (n == 0):
+        return
     slot = scratch + tl.program_id(0).to(tl.int64) * slot_stride
     V_rows = regions + image * region_rows * WIDTH
     U_rows = words + caption * word_rows * WIDTH
@@ -500,51 +480,44 @@ def pair_kernel(
     tl.store(of_g + every_word, g, mask=every_word < n)
     tl.debug_barrier()
 
-    # Equations 5, 6 and 18.
-    of_v = gradient_part(slot, region_rows, word_rows, 4)
-    of_u = of_v + WIDTH
-    product = tl.zeros((WIDTH_BLOCK,), tl.float32)
-    v_squares = tl.zeros((WIDTH_BLOCK,), tl.float32)
-    u_squares = tl.zeros((WIDTH_BLOCK,), tl.float32)
-    for d0 in tl.range(0, WIDTH, WIDTH_BLOCK):
-        d = d0 + tl.arange(0, WIDTH_BLOCK)
-        V = load_float(V_rows + region[:, None] * WIDTH + d[None, :], region_exists[:, None] & (d < WIDTH)[None, :])
-        v = tl.sum(V * f[:, None], 0)
-        u = tl.zeros((WIDTH_BLOCK,), tl.float32)
-        for j0 in tl.range(0, n, TILE):
-            word = j0 + tl.arange(0, TILE)
-            U = load_float(U_rows + word[:, None] * WIDTH + d[None, :], (word < n)[:, None] & (d < WIDTH)[None, :])
-            u += tl.sum(U * load_float(of_g + word, word < n)[:, None], 0)
-        product += v * u
-        v_squares += v * v
-        u_squares += u * u
-        if GRADIENT:
+    if GRADIENT:
+        # Equations 5, 6 and 18.
+        of_v = gradient_part(slot, region_rows, word_rows, 4)
+        of_u = of_v + WIDTH
+        product = tl.zeros((WIDTH_BLOCK,), tl.float32)
+        v_squares = tl.zeros((WIDTH_BLOCK,), tl.float32)
+        u_squares = tl.zeros((WIDTH_BLOCK,), tl.float32)
+        for d0 in tl.range(0, WIDTH, WIDTH_BLOCK):
+            d = d0 + tl.arange(0, WIDTH_BLOCK)
+            V = load_float(V_rows + region[:, None] * WIDTH + d[None, :], region_exists[:, None] & (d < WIDTH)[None, :])
+            v = tl.sum(V * f[:, None], 0)
+            u = tl.zeros((WIDTH_BLOCK,), tl.float32)
+            for j0 in tl.range(0, n, TILE):
+                word = j0 + tl.arange(0, TILE)
+                U = load_float(U_rows + word[:, None] * WIDTH + d[None, :], (word < n)[:, None] & (d < WIDTH)[None, :])
+                u += tl.sum(U * load_float(of_g + word, word < n)[:, None], 0)
+            product += v * u
+            v_squares += v * v
+            u_squares += u * u
             tl.store(of_v + d, v, mask=d < WIDTH)
             tl.store(of_u + d, u, mask=d < WIDTH)
-    score = tl.sum(product)
-    v_norm = 1.0
-    u_norm = 1.0
-    if COSINE:
-        v_norm = norm(tl.sum(v_squares))
-        u_norm = norm(tl.sum(u_squares))
-        score = tl.div_rn(score, v_norm * u_norm)
-    if GRADIENT:
+        v_norm = 1.0
+        u_norm = 1.0
         along_v = 0.0
         along_u = 0.0
         if COSINE:
+            v_norm = norm(tl.sum(v_squares))
+            u_norm = norm(tl.sum(u_squares))
+            score = tl.div_rn(tl.sum(product), v_norm * u_norm)
             # A norm held at 1e-8 passes no gradient.
             along_v = tl.where(v_norm > 1e-8, score, 0.0)
             along_u = tl.where(u_norm > 1e-8, score, 0.0)
         tl.debug_barrier()
         pair_gradients(
             slot, V_rows, U_rows, of_regions, of_words, region_score, word_score, f, g,
-            tl.load(scores + tl.load(order + place)), v_norm, u_norm, along_v, along_u, m, n, region_rows, word_rows,
+            tl.load(score_gradients + tl.load(order + place)), v_norm, u_norm, along_v, along_u, m, n, region_rows, word_rows,
             INTER, INTRA, WIDTH, HIDDEN, REGIONS, WORDS, TILE, WIDTH_BLOCK, HIDDEN_BLOCK, PRECISION,
         )  # fmt: skip
-    elif LISTED:
-        tl.store(scores + place, score)
-    else:
-        tl.store(scores + image * score_row + caption, score)
 
 
 @triton.jit(do_not_specialize=["captions", "first_slot", "slots", "region_rows", "word_rows", "slot_stride"])

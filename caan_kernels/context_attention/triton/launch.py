@@ -1,19 +1,17 @@
 """How the Triton kernels are launched: `Kernels` of gpu/launch.py."""
 
-import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...core.gpu import aligned
-from ...core.gpu.plan import Walk, parts_of, plan_list, size_of
+from ...core.gpu.plan import Items, Walk, parts_of, size_of
 from ...core.triton.product import product_kernel
-from ...core.triton.tuning import fastest
 from ..call import Options, Vectors
 from ..gpu.launch import PlannedCall, Slots
 from . import configurations
-from .configurations import Configuration, TileLimits
 from .gradients import (
     caption_features_kernel,
     caption_hidden_kernel,
@@ -22,12 +20,15 @@ from .gradients import (
     pair_kernel,
     slot_numbers,
 )
-from .scores import scores_kernel
+from .pairs import factors_kernel, finish_kernel, logits_kernel
+from .plan import Class, Listed, Round, classes_of, plan_list, rounds
+from .products import products_kernel
+from .tiles import tile_kernel
 
-# Programs of one launch, which CUDA counts in 31 bits.
-MOST_PROGRAMS = 2**31 - 1
+# Bytes of the workspace that a round's pairs share: what one kernel writes there the next should find in the L2 cache.
+WORKSPACE_BYTES = 24 * 2**20
 
-__all__ = ["fill", "maps", "product", "score_rest", "score_tiles", "slot_numbers", "sum_gradients"]
+__all__ = ["fill", "maps", "product", "score_tiles", "slot_numbers", "sum_gradients"]
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -35,6 +36,17 @@ def precision_of(dtype: torch.dtype) -> str:
     # torch.get_float32_matmul_precision raises once somebody has made the newer setting of one backend.
     allowed = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     return "tf32" if allowed else "ieee"
+
+
+def score_precision(dtype: torch.dtype) -> str:
+    """The same for what scores are made of.
+
+    Where nobody has chosen, three TF32 products stand for one of float32 (docs/triton.md); IEEE products are for who asks.
+    """
+    chosen = torch.backends.cuda.matmul.fp32_precision
+    if dtype != torch.float32 or chosen == "ieee" or torch.version.hip:
+        return "ieee"
+    return "tf32" if chosen == "tf32" else "tf32x3"
 
 
 def capability_of(device: torch.device) -> tuple[int, int]:
@@ -75,7 +87,7 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
 
 
 class Scaled(NamedTuple):
-    """The score vectors as `scores_kernel` multiplies by them.
+    """The score vectors as `tile_kernel` multiplies by them.
 
     Attributes:
         halves: (2, H) float16, both vectors over a power of two.
@@ -94,55 +106,199 @@ def _scaled(vectors: Vectors) -> Scaled:
 
 
 def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
-    V, U, vectors, pairs, options, _ = call
-    dtype = V.features.dtype
+    """Every pair, so that nothing is left out."""
+    V, U, vectors, pairs, _, _ = call
+    half = V.features.dtype != torch.float32
     regions, words = V.plan(halfway=True), U.plan()
-    blocks = list(itertools.product(enumerate(regions.sizes), enumerate(words.sizes)))
-    limits = _tile_limits(call)
-    fused = [block for block in blocks if limits.hold(block[0][1], block[1][1])]
-    scaled = _scaled(vectors) if fused else None
-    sides = [aligned(x) for x in (V.features, V.products, U.features, U.products)] if fused else []
-    listed = plan_list(pairs, regions, words) if fused and pairs is not None else None
-    for (region_bucket, region_size), (word_bucket, word_size) in fused:
-        shape = {
-            "LISTED": listed is not None,
-            **_constants(options),
-            "WIDTH": V.features.shape[2],
-            "HIDDEN": len(vectors.region_score),
-            "REGIONS": parts_of(region_size)[0],
-            "TAIL": parts_of(region_size)[1],
-            "WORDS": word_size,
-        }
+    classes = classes_of(regions, words, (V.features.shape[1], U.features.shape[1]), half)
+    listed = None if pairs is None else plan_list(pairs, regions, words, classes)
+    sides = Sides(*(aligned(x) for x in (V.features, V.products, U.features, U.products)))
+    scoring = Scoring(call, sides, regions, words, listed, scores)
+    scaled = _scaled(vectors) if any(each.small for each in classes) else None
+    for number, each in enumerate(classes):
+        if each.small:
+            scoring.score_small(number, each, scaled)
+        else:
+            scoring.score_large(number, each)
+    return False
 
-        def run(config: Configuration, buckets=(region_bucket, word_bucket), shape=shape) -> None:
-            for first_image, programs in _grids(len(regions.order), len(words.order), config, pairs):
-                scores_kernel[(programs,)](
-                    *sides,
+
+class Sides(NamedTuple):
+    """Features and products of both sides, aligned."""
+
+    regions: Tensor
+    region_products: Tensor
+    words: Tensor
+    word_products: Tensor
+
+
+class Scoring(NamedTuple):
+    """One call of `score_tiles`: what its launches share."""
+
+    call: PlannedCall
+    sides: Sides
+    regions: Items
+    words: Items
+    listed: Listed | None
+    scores: Tensor
+
+    def score_small(self, number: int, kind: Class, scaled: Scaled) -> None:
+        """Pairs of a class of which a program takes several at once."""
+        config = configurations.tiles(*kind.sizes)
+        S, X, most = self._products(kind, 4 * sum(kind.rows))
+        logits = S.new_empty(most * sum(kind.rows))
+        _, inter, intra = self.call.options
+        together = config.blocks["TOGETHER"]
+        for part in self._rounds(kind, most):
+            self._multiply(number, kind, part, S, X)
+            if inter or intra:
+                tile_kernel[(part.pairs if self.listed else part.images * -(-part.captions // together),)](
+                    self.sides.region_products,
+                    self.sides.word_products,
                     *scaled.halves,
                     scaled.scales,
-                    regions.lengths,
-                    words.lengths,
-                    regions.order,
-                    regions.starts,
-                    words.order,
-                    words.starts,
-                    *((regions.order,) * 4 if listed is None else (pairs, listed.order, listed.keys, listed.ranks)),
-                    scores,
-                    len(regions.order),
-                    len(words.order),
-                    0 if listed is not None else scores.stride(0),
-                    V.features.shape[1],
-                    U.features.shape[1],
-                    first_image,
-                    *buckets,
-                    buckets[0] * len(words.sizes) + buckets[1],
-                    **shape,
+                    *self._places(),
+                    self.regions.order if self.listed is None else self.listed.ranks,
+                    S,
+                    logits,
+                    *self._piece(number, kind, part),
+                    *self._item_rows,
+                    *kind.rows,
+                    LISTED=self.listed is not None,
+                    INTER=inter,
+                    INTRA=intra,
+                    WIDTH=self._width,
+                    HIDDEN=self._hidden,
+                    REGIONS=parts_of(kind.sizes[0])[0],
+                    TAIL=parts_of(kind.sizes[0])[1],
+                    WORDS=kind.sizes[1],
                     **config.arguments(),
                 )
+            self._finish(number, kind, part, X, logits, 1 if inter or intra else 0)
 
-        candidates = configurations.score_candidates(region_size, word_size, capability_of(V.features.device))
-        run(fastest((V.features.device, dtype, *shape.values()), candidates, run))
-    return len(fused) < len(blocks)
+    def score_large(self, number: int, kind: Class) -> None:
+        """Pairs of any other class."""
+        (m, n), words, dtype, (_, inter, intra) = kind.rows, kind.sizes[1], self.sides.regions.dtype, self.call.options
+        precision = score_precision(dtype)
+        gram = words <= configurations.GRAM_WORDS
+        config = configurations.logits(dtype, words)
+        panels = -(-self._hidden // config.blocks["HIDDEN_BLOCK"]) if inter or intra else 0
+        S, X, most = self._products(kind, dtype.itemsize * (2 * m * n + gram * n * n) + 4 * (max(panels, 1) + 1) * (m + n))
+        C_units, R_units, Hu = (S.new_empty(most * size, dtype=dtype) for size in (m * n, m * n, n * n if gram else 1))
+        region_norms, word_norms, logits = (S.new_empty(most * size) for size in (m, n, max(panels, 1) * (m + n)))
+        made = C_units, R_units, region_norms, word_norms, Hu
+        shape = {"LISTED": self.listed is not None, "INTRA": intra, "GRAM": gram, "WORDS": words, "PRECISION": precision}
+        for part in self._rounds(kind, most):
+            self._multiply(number, kind, part, S, X)
+            if panels:
+                piece = self._piece(number, kind, part)
+                factors = configurations.factors(words).arguments()
+                factors_kernel[(part.pairs,)](*self._places(), S, *made, *piece, *kind.rows, **shape, **factors)
+                logits_kernel[(part.pairs * panels,)](
+                    self.sides.region_products,
+                    self.sides.word_products,
+                    *self.call.vectors,
+                    *self._places(),
+                    *made,
+                    logits,
+                    *piece,
+                    *self._item_rows,
+                    *kind.rows,
+                    **shape,
+                    INTER=inter,
+                    HALF=dtype != torch.float32,
+                    WIDTH=self._width,
+                    HIDDEN=self._hidden,
+                    **config.arguments(),
+                )
+            self._finish(number, kind, part, X, logits, panels)
+
+    def _finish(self, number: int, kind: Class, part: Round, X: Tensor, logits: Tensor, panels: int) -> None:
+        """Scores of a round's pairs from X and logits, which are sums over so many panels of the hidden width."""
+        finish_kernel[(part.pairs,)](
+            self.sides.regions,
+            self.sides.words,
+            *self._places(),
+            X,
+            logits,
+            self.scores,
+            *self._piece(number, kind, part),
+            0 if self.listed else self.scores.stride(0),
+            *self._item_rows,
+            *kind.rows,
+            LISTED=self.listed is not None,
+            COSINE=self.call.options.cosine,
+            PANELS=panels,
+            WIDTH=self._width,
+            WORDS=kind.sizes[1],
+            **configurations.finish(kind.sizes[1]).arguments(),
+        )
+
+    def _multiply(self, number: int, kind: Class, part: Round, S: Tensor, X: Tensor) -> None:
+        """S and X of the pairs of a round."""
+        (m, n), listed = kind.rows, self.listed is not None
+        dtype = self.sides.regions.dtype
+        precision = score_precision(dtype)
+        config = configurations.products(dtype, precision, kind.sizes[1] if listed else None)
+        word_rows, region_rows = (n, m) if listed else (part.captions * n, part.images * m)
+        tiles = -(-word_rows // config.blocks["WORD_BLOCK"]) * -(-region_rows // config.blocks["REGION_BLOCK"])
+        products_kernel[(2 * tiles * (part.pairs if listed else 1),)](
+            self.sides.regions,
+            self.sides.words,
+            self.sides.word_products,
+            *self._places(),
+            S,
+            X,
+            *self._piece(number, kind, part, images=True),
+            *self._item_rows,
+            *kind.rows,
+            LISTED=listed,
+            WIDTH=self._width,
+            HIDDEN=self._hidden,
+            PRECISION=precision,
+            **config.arguments(),
+        )
+
+    def _products(self, kind: Class, beside: int) -> tuple[Tensor, Tensor, int]:
+        """Room for S and X of as many pairs as a round may have, with `beside` more bytes for each of them; and how many."""
+        cells = kind.rows[0] * kind.rows[1]
+        most = min(self.scores.numel(), max(1, WORKSPACE_BYTES // (8 * cells + beside)))
+        S, X = (self.scores.new_empty(most * cells) for _ in range(2))
+        return S, X, most
+
+    def _rounds(self, kind: Class, most: int) -> Iterator[Round]:
+        images, captions = (1, len(self.scores)) if self.listed else self.scores.shape
+        return rounds(images, captions, kind.rows, most)
+
+    def _places(self) -> tuple[Tensor, ...]:
+        """Lengths, and what says which pairs there are."""
+        regions, words, listed = self.regions, self.words, self.listed
+        of_list = (regions.order,) * 3 if listed is None else (self.call.pairs, listed.order, listed.starts)
+        return regions.lengths, words.lengths, regions.order, regions.starts, words.order, words.starts, *of_list
+
+    def _piece(self, number: int, kind: Class, part: Round, images: bool = False) -> tuple[int, ...]:
+        """Where the pairs of a round lie in the plan, and how many captions, or images and captions, it has."""
+        bucket = kind.word_bucket if self.listed is None else number
+        return (
+            *kind.region_buckets,
+            bucket,
+            part.first_image,
+            part.first_caption,
+            *((part.images,) if images else ()),
+            part.captions,
+        )
+
+    @property
+    def _item_rows(self) -> tuple[int, int]:
+        return self.sides.regions.shape[1], self.sides.words.shape[1]
+
+    @property
+    def _width(self) -> int:
+        return self.sides.regions.shape[2]
+
+    @property
+    def _hidden(self) -> int:
+        return len(self.call.vectors.region_score)
 
 
 def _constants(options: Options) -> dict[str, bool]:
@@ -150,36 +306,11 @@ def _constants(options: Options) -> dict[str, bool]:
     return {"COSINE": options.cosine, "INTER": options.inter, "INTRA": options.intra}
 
 
-def _tile_limits(call: PlannedCall) -> TileLimits:
-    features = call.V.features
-    capability = capability_of(features.device) if features.device.type == "cuda" else None
-    return configurations.tile_limits(features.dtype, features.shape[2], len(call.vectors.region_score), capability)
-
-
-def _grids(images: int, captions: int, config: Configuration, pairs: Tensor | None) -> list[tuple[int, int]]:
-    """First image and programs of each launch: a program for each tile there may be."""
-    if pairs is not None:
-        return [(0, len(pairs))]
-    tiles, group = -(-captions // config.blocks["TOGETHER"]), config.blocks["IMAGE_GROUP"]
-    step = max(MOST_PROGRAMS // (tiles * group), 1) * group
-    return [(first, -(-min(step, images - first) // group) * group * tiles) for first in range(0, images, step)]
-
-
-def score_rest(slots: Slots, scores: Tensor) -> None:
-    for first in range(0, scores.numel(), slots.count):
-        count = slots.reserve(scores.numel() - first)
-        _run_pairs(slots, first, count, scores, None, _tile_limits(slots.call))
-
-
 def fill(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
-    _run_pairs(slots, first, count, scores, walk, TileLimits(0, 0))
-
-
-def _run_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None, left_out: TileLimits) -> None:
-    """Run `pair_kernel` for `count` pairs from `first`, those that tiles of these limits hold aside."""
     V, U, vectors, pairs, options, _ = slots.call
-    pairs = None if walk is not None else pairs
     dtype, unused = V.features.dtype, slots.regions.lengths
+    precision = gradient_precision(dtype)
+    config = configurations.pairs(dtype, walk is not None, slots.rows[0], precision, capability_of(V.features.device))
     pair_kernel[(count,)](
         V.features,
         V.products,
@@ -188,29 +319,23 @@ def _run_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk 
         *vectors,
         slots.regions.lengths,
         slots.words.lengths,
-        unused if pairs is None else pairs,
+        pairs if walk is None else unused,
         *((unused,) * 3 if walk is None else (walk.keys, walk.order, walk.count)),
         scores,
         slots.scratch,
         len(V),
         len(U),
-        scores.stride(0) if walk is None and pairs is None else 0,
         first,
         *slots.rows,
         slots.numbers,
-        LISTED=pairs is not None,
         GRADIENT=walk is not None,
         **_constants(options),
         WIDTH=slots.width,
         HIDDEN=len(vectors.region_score),
         REGIONS=size_of(slots.rows[0]),
         WORDS=size_of(slots.rows[1]),
-        MOST_WORDS=left_out.words,
-        MOST_CELLS=left_out.cells,
-        PRECISION=gradient_precision(dtype),
-        **configurations.pairs(
-            dtype, walk is not None, slots.rows[0], gradient_precision(dtype), capability_of(V.features.device)
-        ).arguments(),
+        PRECISION=precision,
+        **config.arguments(),
     )
 
 

@@ -36,7 +36,7 @@ def tanh_to_half(x):
     The instruction errs by up to 2^-11 of the result and float16 rounds by as much again: together under 2^-10, where
     bfloat16 alone rounds by 2^-9. There is an instruction for a pair of float16 numbers, but it becomes one for each of them
     on sm_80, sm_90 and sm_100 alike, and others that take the pair apart and together: 457 instructions for a panel of
-    `scores_kernel` on sm_90 instead of 424.
+    a kernel on sm_90 instead of 424.
     """
     if _ASSEMBLY:
         y = tl.inline_asm_elementwise("tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
@@ -85,19 +85,6 @@ def softmax_where(x, exists, axis: tl.constexpr):
     e = tl.where(exists, tl.exp(x - tl.where(highest > -float("inf"), highest, 0.0)), 0.0)
     total = tl.sum(e, axis, keep_dims=True)
     return e / tl.where(total == 0, 1.0, total)
-
-
-@triton.jit
-def softmax_of_both(x, x_exists, y, y_exists, axis: tl.constexpr):
-    """`softmax_where` along an axis that lies in two tensors."""
-    highest = tl.max(tl.where(x_exists, x, -float("inf")), axis, keep_dims=True)
-    highest = tl.maximum(highest, tl.max(tl.where(y_exists, y, -float("inf")), axis, keep_dims=True))
-    shift = tl.where(highest > -float("inf"), highest, 0.0)
-    x = tl.where(x_exists, tl.exp(x - shift), 0.0)
-    y = tl.where(y_exists, tl.exp(y - shift), 0.0)
-    total = tl.sum(x, axis, keep_dims=True) + tl.sum(y, axis, keep_dims=True)
-    scale = 1.0 / tl.where(total == 0, 1.0, total)
-    return x * scale, y * scale
 
 
 @triton.jit

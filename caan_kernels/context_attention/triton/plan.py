@@ -1,0 +1,101 @@
+"""Which kernels score which pairs, and in what pieces, so that what they hand each other stays small."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...core.gpu.plan import Items, exist
+
+# Pairs of up to so many regions and words have kernels of their own in half precision, several captions a program.
+SMALL_REGIONS, SMALL_WORDS = 64, 32
+
+
+class Class(NamedTuple):
+    """Pairs that take the same kernels.
+
+    Attributes:
+        small: whether a program scores several captions at once.
+        region_buckets: the first bucket of regions, and the one after the last.
+        word_bucket: the bucket of words.
+        rows: most regions and words of a pair in this call.
+        sizes: the block of a small pair's regions, 0 for others, and the block of words.
+    """
+
+    small: bool
+    region_buckets: tuple[int, int]
+    word_bucket: int
+    rows: tuple[int, int]
+    sizes: tuple[int, int]
+
+
+def classes_of(regions: Items, words: Items, rows: tuple[int, int], half: bool) -> list[Class]:
+    """The classes of a call whose tensors hold `rows` regions and words an item: small ones, then one for each block of words."""
+    few = sum(size <= SMALL_REGIONS for size in regions.sizes) if half else 0
+    classes = []
+    for t, words_size in enumerate(words.sizes):
+        first = few if words_size <= SMALL_WORDS else 0
+        most = min(words_size, rows[1])
+        for i, size in enumerate(regions.sizes[:first]):
+            classes.append(Class(True, (i, i + 1), t, (min(size, rows[0]), most), (size, words_size)))
+        if first < len(regions.sizes):
+            classes.append(Class(False, (first, len(regions.sizes)), t, (rows[0], most), (0, words_size)))
+    return classes
+
+
+class Listed(NamedTuple):
+    """A list of pairs sorted by class, and by image within it.
+
+    Attributes:
+        order: (P,) int64, places in the list.
+        ranks: (P,) int64, how many pairs of the same class and image come before.
+        starts: (classes + 1,) int64, where in `order` each class begins.
+    """
+
+    order: Tensor
+    ranks: Tensor
+    starts: Tensor
+
+
+def plan_list(pairs: Tensor, regions: Items, words: Items, classes: list[Class]) -> Listed:
+    """Sort (P, 2) pairs; what has an empty side or does not exist comes behind all classes."""
+    images, captions = len(regions.lengths), len(words.lengths)
+    image, caption = torch.where(exist(pairs, images, captions)[:, None], pairs, 0).unbind(1)
+    region_bucket, word_bucket = regions.buckets[image], words.buckets[caption]
+    real = exist(pairs, images, captions)
+    number = torch.full_like(image, len(classes))
+    for k, (_, (first, end), bucket, *_) in enumerate(classes):
+        number.masked_fill_(real & (region_bucket >= first) & (region_bucket < end) & (word_bucket == bucket), k)
+    keys, order = torch.sort(number * images + image, stable=True)
+    ranks = torch.arange(len(keys), device=keys.device) - torch.searchsorted(keys, keys)
+    starts = torch.searchsorted(keys, torch.arange(len(classes) + 1, device=keys.device) * images)
+    return Listed(order, ranks, starts)
+
+
+class Round(NamedTuple):
+    """A piece of a class that fits the workspace: images and captions from a place in their buckets, or pairs of a list.
+
+    Attributes:
+        first_image, first_caption: where it begins; `first_caption` is the place in the class of a list's first pair.
+        images, captions: how many of each; a list's pairs are captions of one image.
+    """
+
+    first_image: int
+    first_caption: int
+    images: int
+    captions: int
+
+    @property
+    def pairs(self) -> int:
+        return self.images * self.captions
+
+
+def rounds(images: int, captions: int, rows: tuple[int, int], most: int) -> Iterator[Round]:
+    """Pieces of at most `most` pairs that hold every image with every caption; about as many regions as words in each."""
+    square = round((most * rows[0] / rows[1]) ** 0.5)
+    some_captions = min(captions, most, max(1, square, most // images))
+    some_images = min(images, max(1, most // some_captions))
+    for t in range(0, captions, some_captions):
+        for i in range(0, images, some_images):
+            yield Round(i, t, min(some_images, images - i), min(some_captions, captions - t))

@@ -6,9 +6,6 @@ import torch
 
 from ...core.gpu.plan import size_of
 
-# Words of a caption up to which its Hᵘ is made once a pair.
-GRAM_WORDS = 64
-
 
 class Configuration(NamedTuple):
     """How a kernel is compiled.
@@ -60,17 +57,24 @@ def tiles(regions: int, words: int) -> Configuration:
     return Configuration({"TOGETHER": (32 if regions > 48 else 64) // words, "HIDDEN_BLOCK": 16}, 2, 1, 255)
 
 
-def factors(words: int) -> Configuration:
+def gram(dtype: torch.dtype, words: int) -> bool:
+    """Whether Hᵘ of captions of up to `words` words is made once a pair: registers hold it."""
+    return words <= (32 if dtype == torch.float32 else 64)
+
+
+def factors(dtype: torch.dtype, words: int) -> Configuration:
     """For `factors_kernel` on captions of up to `words` words."""
     # Without Hᵘ it multiplies nothing, and may have as many warps as it likes.
-    return Configuration({"REGION_BLOCK": 32 if words == 16 else 16}, 2 if words <= GRAM_WORDS else 8, 1, 255)
+    return Configuration({"REGION_BLOCK": 32 if words == 16 else 16}, 2 if gram(dtype, words) else 8, 1, 255)
 
 
 def logits(dtype: torch.dtype, words: int) -> Configuration:
     """For `logits_kernel` on captions of up to `words` words."""
     if dtype == torch.float32:
-        return Configuration({"REGION_BLOCK": 32 if words == 16 else 16, "HIDDEN_BLOCK": 16}, 2, 1, 255)
-    return Configuration({"REGION_BLOCK": region_block(words), "HIDDEN_BLOCK": 16 if words > 64 else 32}, 2, 2, 255)
+        blocks = {"REGION_BLOCK": 32 if words == 16 else 16, "HIDDEN_BLOCK": 16, "WORD_PARTS": 2 if words > 64 else 1}
+        return Configuration(blocks, 2, 1, 255)
+    blocks = {"REGION_BLOCK": region_block(words), "HIDDEN_BLOCK": 16 if words > 64 else 32, "WORD_PARTS": 1}
+    return Configuration(blocks, 2, 2, 255)
 
 
 def finish(words: int) -> Configuration:
@@ -90,11 +94,15 @@ def pairs(dtype: torch.dtype, gradient: bool, regions: int, precision: str, capa
     warps = 4 if capability[0] == 9 and precision == "tf32" and size_of(regions) == 64 else 8
     if dtype == torch.float32:
         return Configuration({"TILE": 16, "WIDTH_BLOCK": 16, "HIDDEN_BLOCK": 16}, warps, 1, 255)
-    return Configuration({"TILE": 16, "WIDTH_BLOCK": 32, "HIDDEN_BLOCK": 16 if gradient else 32}, warps, 1, 255)
+    return Configuration(
+        {"TILE": 16, "WIDTH_BLOCK": 32 if regions <= 128 else 16, "HIDDEN_BLOCK": 16 if gradient else 32}, warps, 1, 255
+    )
 
 
-def items(dtype: torch.dtype, capability: tuple[int, int]) -> Configuration:
-    """For the kernels that sum gradients over the pairs of an image or of a caption."""
+def items(dtype: torch.dtype, regions: int, capability: tuple[int, int]) -> Configuration:
+    """For the kernels that sum gradients over the pairs of an image or of a caption, with images of up to `regions` regions."""
     if dtype == torch.float32:
-        return Configuration({"TILE": 16, "WIDTH_BLOCK": 64, "HIDDEN_BLOCK": 16}, 8, 1, 255)
-    return Configuration({"TILE": 16, "WIDTH_BLOCK": 64, "HIDDEN_BLOCK": 16 if capability < (9, 0) else 32}, 4, 1, 255)
+        return Configuration({"TILE": 16, "WIDTH_BLOCK": 64 if regions <= 64 else 16, "HIDDEN_BLOCK": 16}, 8, 1, 255)
+    narrow = capability < (9, 0) or regions > 64
+    blocks = {"TILE": 16, "WIDTH_BLOCK": 64 if regions <= 128 else 32, "HIDDEN_BLOCK": 16 if narrow else 32}
+    return Configuration(blocks, 4 if regions <= 128 else 8, 1, 255)

@@ -180,7 +180,7 @@ class Scoring(NamedTuple):
         """Pairs of any other class."""
         (m, n), words, dtype, (_, inter, intra) = kind.rows, kind.sizes[1], self.sides.regions.dtype, self.call.options
         precision = score_precision(dtype)
-        gram = words <= configurations.GRAM_WORDS
+        gram = configurations.gram(dtype, words)
         config = configurations.logits(dtype, words)
         panels = -(-self._hidden // config.blocks["HIDDEN_BLOCK"]) if inter or intra else 0
         S, X, most = self._products(kind, dtype.itemsize * (2 * m * n + gram * n * n) + 4 * (max(panels, 1) + 1) * (m + n))
@@ -192,7 +192,7 @@ class Scoring(NamedTuple):
             self._multiply(number, kind, part, S, X)
             if panels:
                 piece = self._piece(number, kind, part)
-                factors = configurations.factors(words).arguments()
+                factors = configurations.factors(dtype, words).arguments()
                 factors_kernel[(part.pairs,)](*self._places(), S, *made, *piece, *kind.rows, **shape, **factors)
                 logits_kernel[(part.pairs * panels,)](
                     self.sides.region_products,
@@ -352,7 +352,7 @@ def sum_gradients(slots: Slots, walk: Walk, first: int, sums: tuple[Tensor, ...]
     vector_sums = sums[4:]
     lengths = slots.regions.lengths, slots.words.lengths
     images, captions, hidden = len(V), len(U), len(region_score)
-    config = configurations.items(V.features.dtype, capability_of(V.features.device))
+    config = configurations.items(V.features.dtype, slots.rows[0], capability_of(V.features.device))
     width_blocks, hidden_blocks = (-(-x // config.blocks[b]) for x, b in ((slots.width, "WIDTH_BLOCK"), (hidden, "HIDDEN_BLOCK")))
     shape = {"WIDTH": slots.width, "HIDDEN": hidden, "REGIONS": size_of(slots.rows[0]), **config.arguments()}
     shape["PRECISION"] = gradient_precision(V.features.dtype)

@@ -7,8 +7,8 @@
 
 Matrices of a pair are transposed, (words, regions). All words of a caption lie in one tile of a power of two; regions pass by
 in blocks, so that their number has no end: what is summed over regions is summed block by block, in their order, before it
-is used. Nothing of size (m, H) or (m, m) exists anywhere. Up to 64 words Hᵘ (n, n) is made once a pair; R̂ (R̂ᵀ U Q3)
-takes more products, but registers do not hold Hᵘ of 128.
+is used. Nothing of size (m, H) or (m, m) exists anywhere. Where registers hold Hᵘ (n, n), up to 64 words or 32 in float32,
+it is made once a pair; R̂ (R̂ᵀ U Q3) takes more products.
 
 Batch invariance: tiles follow from the caption's own length and the dtype, and the number of blocks from the image's own.
 """
@@ -30,6 +30,17 @@ def positive_alignment(S, at, exists):
 def context_tanh(x, HALF: tl.constexpr):
     """tanh of a context in float32: near enough for half precision, or within 4 units in the last place."""
     return tanh_to_half(x).to(tl.float32) if HALF else tanh(x)
+
+
+@triton.jit
+def sum_of_words(x, y, PARTS: tl.constexpr, PRECISION: tl.constexpr):
+    """xᵀ y for x (WORDS, a) and y (WORDS, b). With several parts each has a warp of its own, whose registers hold its factors."""
+    if PARTS == 1:
+        return tl.dot(tl.trans(x), y, input_precision=PRECISION)
+    else:
+        x = tl.permute(tl.reshape(x, (PARTS, x.shape[0] // PARTS, x.shape[1])), (0, 2, 1))
+        y = tl.reshape(y, (PARTS, y.shape[0] // PARTS, y.shape[1]))
+        return tl.sum(tl.dot(x, y, input_precision=PRECISION), 0)
 
 
 @triton.jit
@@ -162,6 +173,7 @@ def logits_kernel(
     WORDS: tl.constexpr,
     REGION_BLOCK: tl.constexpr,
     HIDDEN_BLOCK: tl.constexpr,
+    WORD_PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     PRODUCTS: tl.constexpr = WIDTH + 2 * HIDDEN
@@ -184,26 +196,30 @@ def logits_kernel(
     of_words = word_products + (caption * word_rows + word)[:, None] * PRODUCTS + WIDTH + h[None, :]
     target = logits + tl.program_id(0).to(tl.int64) * (region_stride + word_stride)
 
-    inter = tl.zeros((WORDS, HIDDEN_BLOCK), tl.float32)
-    intra = tl.zeros((WORDS, HIDDEN_BLOCK), tl.float32)
-    for r0 in tl.range(0, m, REGION_BLOCK):
-        region = r0 + tl.arange(0, REGION_BLOCK)
-        R_unit = load_block(R_units + rows + region[None, :], word < n, region < m)
-        if INTER:
+    # Equations 10 and 11, regions block by block.
+    context = tl.zeros((WORDS, HIDDEN_BLOCK), tl.float32)
+    if INTER:
+        for r0 in tl.range(0, m, REGION_BLOCK):
+            region = r0 + tl.arange(0, REGION_BLOCK)
+            R_unit = load_block(R_units + rows + region[None, :], word < n, region < m)
             VQ4 = load_block(of_regions + region[:, None] * (2 * HIDDEN) + HIDDEN, region < m, h_exists)
-            inter = tl.dot(R_unit, VQ4, inter, input_precision=PRECISION)
-        if INTRA and not GRAM:
-            UQ3 = load_block(of_words + HIDDEN, word < n, h_exists)
-            Z = tl.dot(tl.trans(R_unit), UQ3, input_precision=PRECISION)
-            intra = tl.dot(R_unit, Z.to(dtype), intra, input_precision=PRECISION)
-    context = inter * tl.load(word_norms + slot * word_stride + word, mask=word < n, other=0.0)[:, None] + intra
-    if INTRA and GRAM:
+            context = tl.dot(R_unit, VQ4, context, input_precision=PRECISION)
+        context *= tl.load(word_norms + slot * word_stride + word, mask=word < n, other=0.0)[:, None]
+    if INTRA:
         UQ3 = load_block(of_words + HIDDEN, word < n, h_exists)
-        at = (slot.to(tl.int64) * word_stride + word)[:, None] * word_stride + word[None, :]
-        context = tl.dot(load_block(Hu + at, word < n, word < n), UQ3, context, input_precision=PRECISION)
+        if GRAM:
+            at = (slot.to(tl.int64) * word_stride + word)[:, None] * word_stride + word[None, :]
+            context = tl.dot(load_block(Hu + at, word < n, word < n), UQ3, context, input_precision=PRECISION)
+        else:
+            for r0 in tl.range(0, m, REGION_BLOCK):
+                region = r0 + tl.arange(0, REGION_BLOCK)
+                R_unit = load_block(R_units + rows + region[None, :], word < n, region < m)
+                Z = sum_of_words(R_unit, UQ3, WORD_PARTS, PRECISION)
+                context = tl.dot(R_unit, Z.to(dtype), context, input_precision=PRECISION)
     wu = tl.load(word_score + h, mask=h_exists, other=0.0).to(tl.float32)
     tl.store(target + region_stride + word, tl.sum(context_tanh(context, HALF) * wu[None, :], 1), mask=word < n)
 
+    # Equations 8 and 9: Ĉᵀ (V Q1) takes all regions before any has its context.
     wv = tl.load(region_score + h, mask=h_exists, other=0.0).to(tl.float32)
     gathered = tl.zeros((WORDS, HIDDEN_BLOCK), tl.float32)
     if INTRA:
@@ -215,13 +231,13 @@ def logits_kernel(
     gathered = gathered.to(dtype)
     for r0 in tl.range(0, m, REGION_BLOCK):
         region = r0 + tl.arange(0, REGION_BLOCK)
-        C_unit = tl.trans(load_block(C_units + rows + region[None, :], word < n, region < m))
+        C_unit = load_block(C_units + rows + region[None, :], word < n, region < m)
         Y = tl.zeros((REGION_BLOCK, HIDDEN_BLOCK), tl.float32)
         if INTER:
-            Y = tl.dot(C_unit, load_block(of_words, word < n, h_exists), Y, input_precision=PRECISION)
+            Y = sum_of_words(C_unit, load_block(of_words, word < n, h_exists), WORD_PARTS, PRECISION)
             Y *= tl.load(region_norms + slot * region_stride + region, mask=region < m, other=0.0)[:, None]
         if INTRA:
-            Y = tl.dot(C_unit, gathered, Y, input_precision=PRECISION)
+            Y += sum_of_words(C_unit, gathered, WORD_PARTS, PRECISION)
         tl.store(target + region, tl.sum(context_tanh(Y, HALF) * wv[None, :], 1), mask=region < m)
 
 

@@ -309,9 +309,11 @@ def faults(report: dict[str, Any]) -> list[str]:
 
 
 def multiplies(row: dict[str, Any]) -> bool:
-    """Whether a kernel has matrix products, as it is compiled."""
+    """Whether a kernel has matrix products for tensor cores, as it is compiled."""
     given = row["constants"]
     if row["kernel"] == "finish_kernel":
+        return False
+    if row["kernel"] == "pair_kernel" and given["PRECISION"] == "ieee":
         return False
     if row["kernel"] == "factors_kernel":
         return given["INTRA"] and given["GRAM"]

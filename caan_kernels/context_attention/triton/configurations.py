@@ -71,7 +71,8 @@ def factors(dtype: torch.dtype, words: int) -> Configuration:
 def logits(dtype: torch.dtype, words: int) -> Configuration:
     """For `logits_kernel` on captions of up to `words` words."""
     if dtype == torch.float32:
-        blocks = {"REGION_BLOCK": 32 if words == 16 else 16, "HIDDEN_BLOCK": 16, "WORD_PARTS": 2 if words > 64 else 1}
+        long = words > 64
+        blocks = {"REGION_BLOCK": 32 if words == 16 else 16, "HIDDEN_BLOCK": 8 if long else 16, "WORD_PARTS": 4 if long else 1}
         return Configuration(blocks, 2, 1, 255)
     blocks = {"REGION_BLOCK": region_block(words), "HIDDEN_BLOCK": 16 if words > 64 else 32, "WORD_PARTS": 1}
     return Configuration(blocks, 2, 2, 255)
@@ -87,16 +88,15 @@ def region_block(words: int) -> int:
     return max(16, min(64, 2048 // words))
 
 
-def pairs(dtype: torch.dtype, gradient: bool, regions: int, precision: str, capability: tuple[int, int]) -> Configuration:
+def pairs(gradient: bool, regions: int, precision: str, capability: tuple[int, int]) -> Configuration:
     """For `pair_kernel`: panels that leave no register to spill."""
     # On Hopper four warps multiply 64 rows. Eight would share the columns of 64, and Triton pads a product of eight columns
     # with shared memory that it has not allocated (triton-lang/triton issues 7981 and 10629).
     warps = 4 if capability[0] == 9 and precision == "tf32" and size_of(regions) == 64 else 8
-    if dtype == torch.float32:
-        return Configuration({"TILE": 16, "WIDTH_BLOCK": 16, "HIDDEN_BLOCK": 16}, warps, 1, 255)
-    return Configuration(
-        {"TILE": 16, "WIDTH_BLOCK": 32 if regions <= 128 else 16, "HIDDEN_BLOCK": 16 if gradient else 32}, warps, 1, 255
-    )
+    if precision == "ieee":
+        tile = 8 if gradient and regions > 64 else 16
+        return Configuration({"TILE": tile, "WIDTH_BLOCK": 16, "HIDDEN_BLOCK": 16}, warps, 1, 255)
+    return Configuration({"TILE": 16, "WIDTH_BLOCK": 32, "HIDDEN_BLOCK": 16 if gradient else 32}, warps, 1, 255)
 
 
 def items(dtype: torch.dtype, regions: int, capability: tuple[int, int]) -> Configuration:

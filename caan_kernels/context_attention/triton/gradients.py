@@ -18,13 +18,20 @@ Products are of float32 numbers, in TF32 where the features are half precision: 
 import triton
 import triton.language as tl
 
-from ...core.triton.functions import add_with_rest, norm, positive_part, softmax_where, tanh
+from ...core.triton.functions import add_with_rest, norm, positive_part, softmax_where, sum_of_rows, tanh
 
 
 def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
     """float32 numbers of a pair's slot."""
     numbers = regions * words + 4 * (regions + words)
     return numbers + 4 * regions * words + 2 * width if gradient else numbers
+
+
+@triton.jit
+def sum_of_regions(x, y, PRECISION: tl.constexpr):
+    """xᵀ y over all regions: of many each warp takes some, since registers do not hold a factor that is so long."""
+    PARTS: tl.constexpr = 1 if x.shape[0] <= 64 else x.shape[0] // 32
+    return sum_of_rows(x, y, PARTS, PRECISION)
 
 
 @triton.jit
@@ -115,7 +122,7 @@ def region_context(
         word = j0 + tl.arange(0, TILE)
         C, C_unit = word_to_region(slot, region, word, m, n, region_rows, word_rows)
         if INTRA:
-            gathered = tl.dot(tl.trans(C_unit), VQ1, input_precision=PRECISION)
+            gathered = sum_of_regions(C_unit, VQ1, PRECISION)
             Y = tl.dot(C_unit, gathered, Y, input_precision=PRECISION)
         if INTER:
             Y = tl.dot(C, word_products(of_words, word, h, n, 0, WIDTH, HIDDEN), Y, input_precision=PRECISION)
@@ -154,9 +161,9 @@ def word_context(R, R_unit, Z, VQ4, INTER: tl.constexpr, INTRA: tl.constexpr, PR
     """X = R̂ Z + Rᵀ (V Q4) for a tile of words."""
     X = tl.zeros((R.shape[1], Z.shape[1]), tl.float32)
     if INTRA:
-        X = tl.dot(tl.trans(R_unit), Z, X, input_precision=PRECISION)
+        X += sum_of_regions(R_unit, Z, PRECISION)
     if INTER:
-        X = tl.dot(tl.trans(R), VQ4, X, input_precision=PRECISION)
+        X += sum_of_regions(R, VQ4, PRECISION)
     return X
 
 
@@ -274,9 +281,9 @@ def pair_gradients(
                     add_to(of_dC + at, tl.dot(dY, tl.trans(UQ2), input_precision=PRECISION), exists)
                 if INTRA:
                     _, C_unit = word_to_region(slot, region, word, m, n, region_rows, word_rows)
-                    gathered = tl.dot(tl.trans(C_unit), VQ1, input_precision=PRECISION)
+                    gathered = sum_of_regions(C_unit, VQ1, PRECISION)
                     dC_unit = tl.dot(dY, tl.trans(gathered), input_precision=PRECISION)
-                    dgathered = tl.dot(tl.trans(C_unit), dY, input_precision=PRECISION)
+                    dgathered = sum_of_regions(C_unit, dY, PRECISION)
                     dC_unit = tl.dot(VQ1, tl.trans(dgathered), dC_unit, input_precision=PRECISION)
                     add_to(of_dC_unit + at, dC_unit, exists)
 
@@ -645,7 +652,7 @@ def image_hidden_kernel(
             for j0 in tl.range(0, n, TILE):
                 word = j0 + tl.arange(0, TILE)
                 _, C_unit = word_to_region(slot, region, word, m, n, region_rows, word_rows)
-                dgathered = tl.dot(tl.trans(C_unit), dY, input_precision=PRECISION)
+                dgathered = sum_of_regions(C_unit, dY, PRECISION)
                 dVQ1 = tl.dot(C_unit, dgathered, dVQ1, input_precision=PRECISION)
         Z = gathered_words(slot, of_words, region, h, m, n, region_rows, word_rows, INTRA, WIDTH, HIDDEN, TILE, PRECISION)
         for j0 in tl.range(0, n, TILE):
@@ -785,7 +792,7 @@ def caption_hidden_kernel(
                 for j0 in tl.range(0, n, TILE):
                     word = j0 + tl.arange(0, TILE)
                     C, _ = word_to_region(slot, region, word, m, n, region_rows, word_rows)
-                    dUQ2 = tl.dot(tl.trans(C), dY, input_precision=PRECISION)
+                    dUQ2 = sum_of_regions(C, dY, PRECISION)
                     word_mask = (word < n)[:, None] & (h < HIDDEN)[None, :]
                     add_to(targets + word[:, None] * PRODUCTS + h[None, :], dUQ2, word_mask)
             if INTRA:
@@ -800,7 +807,7 @@ def caption_hidden_kernel(
                 for j0 in tl.range(0, n, TILE):
                     word = j0 + tl.arange(0, TILE)
                     _, R_unit = region_to_word(slot, region, word, m, n, region_rows, word_rows)
-                    dUQ3 = tl.dot(tl.trans(R_unit), dZ, input_precision=PRECISION)
+                    dUQ3 = sum_of_regions(R_unit, dZ, PRECISION)
                     word_mask = (word < n)[:, None] & (h < HIDDEN)[None, :]
                     add_to(targets + word[:, None] * PRODUCTS + HIDDEN + h[None, :], dUQ3, word_mask)
             tl.debug_barrier()

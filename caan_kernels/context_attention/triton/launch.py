@@ -309,8 +309,9 @@ def _constants(options: Options) -> dict[str, bool]:
 def fill(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
     V, U, vectors, pairs, options, _ = slots.call
     dtype, unused = V.features.dtype, slots.regions.lengths
-    precision = gradient_precision(dtype)
-    config = configurations.pairs(dtype, walk is not None, slots.rows[0], precision, capability_of(V.features.device))
+    # TF32 products of so many regions spill registers, or have eight columns, which Triton pads wrongly on Hopper.
+    precision = "ieee" if slots.rows[0] > 128 else gradient_precision(dtype)
+    config = configurations.pairs(walk is not None, slots.rows[0], precision, capability_of(V.features.device))
     pair_kernel[(count,)](
         V.features,
         V.products,

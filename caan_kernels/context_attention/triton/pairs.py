@@ -16,7 +16,7 @@ Batch invariance: tiles follow from the caption's own length and the dtype, and 
 import triton
 import triton.language as tl
 
-from ...core.triton.functions import load_block, norm, positive_part, softmax_where, tanh, tanh_to_half
+from ...core.triton.functions import load_block, norm, positive_part, softmax_where, sum_of_rows, tanh, tanh_to_half
 from .products import UNALIGNED, VARYING, pair_at
 
 
@@ -30,17 +30,6 @@ def positive_alignment(S, at, exists):
 def context_tanh(x, HALF: tl.constexpr):
     """tanh of a context in float32: near enough for half precision, or within 4 units in the last place."""
     return tanh_to_half(x).to(tl.float32) if HALF else tanh(x)
-
-
-@triton.jit
-def sum_of_words(x, y, PARTS: tl.constexpr, PRECISION: tl.constexpr):
-    """xᵀ y for x (WORDS, a) and y (WORDS, b). With several parts each has a warp of its own, whose registers hold its factors."""
-    if PARTS == 1:
-        return tl.dot(tl.trans(x), y, input_precision=PRECISION)
-    else:
-        x = tl.permute(tl.reshape(x, (PARTS, x.shape[0] // PARTS, x.shape[1])), (0, 2, 1))
-        y = tl.reshape(y, (PARTS, y.shape[0] // PARTS, y.shape[1]))
-        return tl.sum(tl.dot(x, y, input_precision=PRECISION), 0)
 
 
 @triton.jit
@@ -214,7 +203,7 @@ def logits_kernel(
             for r0 in tl.range(0, m, REGION_BLOCK):
                 region = r0 + tl.arange(0, REGION_BLOCK)
                 R_unit = load_block(R_units + rows + region[None, :], word < n, region < m)
-                Z = sum_of_words(R_unit, UQ3, WORD_PARTS, PRECISION)
+                Z = sum_of_rows(R_unit, UQ3, WORD_PARTS, PRECISION)
                 context = tl.dot(R_unit, Z.to(dtype), context, input_precision=PRECISION)
     wu = tl.load(word_score + h, mask=h_exists, other=0.0).to(tl.float32)
     tl.store(target + region_stride + word, tl.sum(context_tanh(context, HALF) * wu[None, :], 1), mask=word < n)
@@ -234,10 +223,10 @@ def logits_kernel(
         C_unit = load_block(C_units + rows + region[None, :], word < n, region < m)
         Y = tl.zeros((REGION_BLOCK, HIDDEN_BLOCK), tl.float32)
         if INTER:
-            Y = sum_of_words(C_unit, load_block(of_words, word < n, h_exists), WORD_PARTS, PRECISION)
+            Y = sum_of_rows(C_unit, load_block(of_words, word < n, h_exists), WORD_PARTS, PRECISION)
             Y *= tl.load(region_norms + slot * region_stride + region, mask=region < m, other=0.0)[:, None]
         if INTRA:
-            Y += sum_of_words(C_unit, gathered, WORD_PARTS, PRECISION)
+            Y += sum_of_rows(C_unit, gathered, WORD_PARTS, PRECISION)
         tl.store(target + region, tl.sum(context_tanh(Y, HALF) * wv[None, :], 1), mask=region < m)
 
 

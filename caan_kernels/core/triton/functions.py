@@ -59,6 +59,17 @@ def dot_each(a, b, accumulator, BATCH: tl.constexpr):
 
 
 @triton.jit
+def sum_of_rows(x, y, PARTS: tl.constexpr, PRECISION: tl.constexpr):
+    """xᵀ y for x (rows, a) and y (rows, b). With several parts each has a warp of its own, whose registers hold its factors."""
+    if PARTS == 1:
+        return tl.dot(tl.trans(x), y, input_precision=PRECISION)
+    else:
+        x = tl.permute(tl.reshape(x, (PARTS, x.shape[0] // PARTS, x.shape[1])), (0, 2, 1))
+        y = tl.reshape(y, (PARTS, y.shape[0] // PARTS, y.shape[1]))
+        return tl.sum(tl.dot(x, y, input_precision=PRECISION), 0)
+
+
+@triton.jit
 def add_with_rest(total, rest, x):
     """total + x, and what rounding left of it added to the rest (Knuth's two-sum)."""
     both = total + x

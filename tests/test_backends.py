@@ -97,6 +97,13 @@ def test_cuda_tensors():
     assert backends.select("context_attention", "auto", GPU, torch.float32, gradient=True, maps=True) == "reference"
 
 
+def test_triton_is_not_for_amd(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert triton.cannot_run(torch.device("cuda", 1)) == "its kernels are for NVIDIA GPUs: not all of them compile for AMD's"
+
+
 @pytest.mark.skipif("triton" not in cases.KERNELS, reason="the Triton backend cannot run here")
 def test_what_triton_does_not_take_goes_elsewhere(monkeypatch):
     assert backends.select("context_attention", "auto", OF_TRITON, torch.float64) == "reference"

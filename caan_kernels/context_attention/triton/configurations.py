@@ -3,8 +3,12 @@
 from typing import NamedTuple
 
 import torch
+import triton
 
 from ...core.gpu.plan import size_of
+
+# The least that a float32 product sums over. Older versions take no less than 16, and some registers of long items spill.
+SHORTEST = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16
 
 
 class Configuration(NamedTuple):
@@ -37,7 +41,7 @@ def product(dtype: torch.dtype, exact: bool) -> Configuration:
         return Configuration({"ROW_BLOCK": 32, "COLUMN_BLOCK": 64, "DEPTH_BLOCK": 16}, 4, 1, 255)
     if dtype == torch.float32:
         return Configuration({"ROW_BLOCK": 64, "COLUMN_BLOCK": 64, "DEPTH_BLOCK": 16}, 8, 2)
-    return Configuration({"ROW_BLOCK": 64, "COLUMN_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3)
+    return Configuration({"ROW_BLOCK": 64, "COLUMN_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3, 255)
 
 
 def products(dtype: torch.dtype, precision: str, words: int | None) -> Configuration:
@@ -46,10 +50,10 @@ def products(dtype: torch.dtype, precision: str, words: int | None) -> Configura
     if dtype == torch.float32 and precision == "ieee":
         return Configuration({"WORD_BLOCK": 16, "REGION_BLOCK": 32, "DEPTH_BLOCK": 16}, 2, 1, 255)
     if dtype == torch.float32:
-        return Configuration({"WORD_BLOCK": min(words or 32, 32), "REGION_BLOCK": 64, "DEPTH_BLOCK": 16}, 2, 2)
+        return Configuration({"WORD_BLOCK": min(words or 32, 32), "REGION_BLOCK": 64, "DEPTH_BLOCK": 16}, 2, 2, 255)
     if words is not None:
-        return Configuration({"WORD_BLOCK": min(words, 64), "REGION_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3)
-    return Configuration({"WORD_BLOCK": 64, "REGION_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3)
+        return Configuration({"WORD_BLOCK": min(words, 64), "REGION_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3, 255)
+    return Configuration({"WORD_BLOCK": 64, "REGION_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3, 255)
 
 
 def tiles(regions: int, words: int) -> Configuration:
@@ -71,8 +75,9 @@ def factors(dtype: torch.dtype, words: int) -> Configuration:
 def logits(dtype: torch.dtype, words: int) -> Configuration:
     """For `logits_kernel` on captions of up to `words` words."""
     if dtype == torch.float32:
-        long = words > 64
-        blocks = {"REGION_BLOCK": 32 if words == 16 else 16, "HIDDEN_BLOCK": 8 if long else 16, "WORD_PARTS": 4 if long else 1}
+        if words > 64:
+            return Configuration({"REGION_BLOCK": SHORTEST, "HIDDEN_BLOCK": 8, "WORD_PARTS": 2}, 2, 1, 255)
+        blocks = {"REGION_BLOCK": 32 if words == 16 else 16, "HIDDEN_BLOCK": 16, "WORD_PARTS": 1}
         return Configuration(blocks, 2, 1, 255)
     blocks = {"REGION_BLOCK": region_block(words), "HIDDEN_BLOCK": 16 if words > 64 else 32, "WORD_PARTS": 1}
     return Configuration(blocks, 2, 2, 255)
@@ -94,7 +99,7 @@ def pairs(gradient: bool, regions: int, precision: str, capability: tuple[int, i
     # with shared memory that it has not allocated (triton-lang/triton issues 7981 and 10629).
     warps = 4 if capability[0] == 9 and precision == "tf32" and size_of(regions) == 64 else 8
     if precision == "ieee":
-        tile = 8 if gradient and regions > 64 else 16
+        tile = SHORTEST if gradient and regions > 64 else 16
         return Configuration({"TILE": tile, "WIDTH_BLOCK": 16, "HIDDEN_BLOCK": 16}, warps, 1, 255)
     return Configuration({"TILE": 16, "WIDTH_BLOCK": 32, "HIDDEN_BLOCK": 16 if gradient else 32}, warps, 1, 255)
 

@@ -44,7 +44,7 @@ def score_precision(dtype: torch.dtype) -> str:
     Where nobody has chosen, three TF32 products stand for one of float32 (docs/triton.md); IEEE products are for who asks.
     """
     chosen = torch.backends.cuda.matmul.fp32_precision
-    if dtype != torch.float32 or chosen == "ieee" or torch.version.hip:
+    if dtype != torch.float32 or chosen == "ieee":
         return "ieee"
     return "tf32" if chosen == "tf32" else "tf32x3"
 

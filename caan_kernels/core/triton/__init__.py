@@ -44,6 +44,8 @@ def cannot_run(device: torch.device) -> str:
     """Why tensors of a device are not for this backend, or an empty string."""
     if INTERPRETED:
         return "" if device.type == "cpu" else f"TRITON_INTERPRET=1 runs it on CPU tensors, these are on {device}"
+    if torch.version.hip:
+        return "its kernels are for NVIDIA GPUs: not all of them compile for AMD's"
     return gpu.cannot_run(device)
 
 

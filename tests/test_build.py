@@ -1,6 +1,8 @@
 """What the build asks of the tools it finds."""
 
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import setuptools
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "build_backend"))
 import caan_build  # noqa: E402
+
+import caan_kernels as ck  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -83,3 +87,16 @@ def test_what_nvcc_knows():
     if nvcc is None:
         pytest.skip("there is no nvcc")
     assert {80, 90} <= caan_build.nvcc_architectures(nvcc)
+
+
+@pytest.mark.skipif(
+    not ck.build_info()["cuda_architectures"], reason="caan_kernels was built without CUDA kernels: there was no nvcc"
+)
+def test_the_host_calls_nothing_that_only_a_gpu_has():
+    """In a template nvcc lets such a call pass and, where it is made, ends the process by `exit`."""
+    if shutil.which("nm") is None:
+        pytest.skip("there is no nm")
+    library = ROOT / "caan_kernels" / "_ops.so"
+    needed = subprocess.run(["nm", "-D", "-u", library], capture_output=True, text=True, check=True).stdout.split()
+    assert "malloc" in {name.partition("@")[0] for name in needed}
+    assert "exit" not in {name.partition("@")[0] for name in needed}

@@ -59,9 +59,9 @@ struct LargeSlot {
   float* const base;
   const int M;
 
-  static CAAN_DEVICE int strips(int M) { return (M + 15) / 16; }
-  static CAAN_DEVICE int64_t cells(int M) { return int64_t(strips(M)) * S::STRIPS * 256; }
-  static CAAN_DEVICE int64_t floats(int M) { return 3 * cells(M) + strips(M) * 32 + S::STRIPS * S::STRIPS * 128; }
+  static CAAN_BOTH int strips(int M) { return (M + 15) / 16; }
+  static CAAN_BOTH int64_t cells(int M) { return int64_t(strips(M)) * S::STRIPS * 256; }
+  static CAAN_BOTH int64_t floats(int M) { return 3 * cells(M) + strips(M) * 32 + S::STRIPS * S::STRIPS * 128; }
 
   CAAN_DEVICE float* P() const { return base; }
   CAAN_DEVICE float* X() const { return base + cells(M); }

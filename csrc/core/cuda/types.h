@@ -5,8 +5,10 @@
 
 #ifdef __CUDACC__
 #define CAAN_DEVICE __device__ __forceinline__
+#define CAAN_BOTH __host__ __device__ __forceinline__
 #else
 #define CAAN_DEVICE inline
+#define CAAN_BOTH inline
 #endif
 
 namespace caan::cuda {

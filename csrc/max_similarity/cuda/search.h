@@ -33,11 +33,11 @@ constexpr int64_t NO_ROW = -1;
 // Blocks that run at one time share so many tiles of queries, and the documents that these walk, in the L2 cache.
 constexpr int64_t BAND = 16;
 
-CAAN_DEVICE constexpr int64_t ceil_of(int64_t count, int64_t step) { return (count + step - 1) / step; }
+CAAN_BOTH constexpr int64_t ceil_of(int64_t count, int64_t step) { return (count + step - 1) / step; }
 
 // Tiles of queries in a band, fewer where there are fewer.
 template <typename T>
-CAAN_DEVICE constexpr int64_t band_of(const Search<T>& s, int tile_rows) {
+CAAN_BOTH constexpr int64_t band_of(const Search<T>& s, int tile_rows) {
   const int64_t tiles = ceil_of(s.queries.count * s.queries.rows, tile_rows);
   return tiles < BAND ? tiles : BAND;
 }

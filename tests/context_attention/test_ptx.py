@@ -9,7 +9,7 @@ from support.ptx import PtxError, compilers, cuda_launches
 
 ops = torch.ops.caan_kernels
 DTYPE = "bfloat16"
-PRODUCT = "product_tile_kernel<bfloat16,true,false>"
+PRODUCT = "product_tile_kernel<bfloat16>"
 
 pytestmark = [
     pytest.mark.skipif(not cases.EMULATED, reason="launches are taken from the emulator: tests/test_emulated.py"),

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .memory import WARP, Fault, GlobalMemory, SharedMemory, keys_of
+from .order import Order
 from .parser import PtxError
 from .program import Control, Program
 
@@ -34,6 +35,8 @@ def run(program: Program, grid: int, threads: int, shared: int, parameters: Mapp
     for name, size in program.kernel.parameters:
         if len(parameters[name]) != size:
             raise PtxError(f"{program.name}: expected {size} bytes for {name}, got {len(parameters[name])}")
+    if program.yields.any():
+        memory.keep(Order(grid, threads))
     together = max(1, _TOGETHER // threads)
     with np.errstate(all="ignore"):
         for first in range(0, grid, together):
@@ -64,14 +67,16 @@ class Machine:
         self.registers = [zeros[dtype] for dtype in program.dtypes]
         self.memory = memory
         self.shared = SharedMemory(len(blocks), program.static_shared + shared, program.unit("shared"), block, memory.replicated)
-        self._ids = numbers + blocks.start * block
+        self.ids = numbers + blocks.start * block
         self.epochs, self.clocks = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        self.keys = keys_of(self.epochs, self.clocks, self._ids)
+        self.keys = keys_of(self.epochs, self.clocks, self.ids)
         # Copies under way: offsets, bytes, threads and groups; and how many groups each thread has closed.
         self.copies: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         self.closed = np.zeros(n, np.int64)
         self._place = np.zeros(n, np.int64)
         self._status = np.full(n, _READY)
+        # When a thread that lets others go first has last gone on.
+        self._went = np.zeros(n, np.int64)
         self._barrier = np.zeros((2, n), np.int64)
         self._arrived: dict[tuple[int, int], list[int]] = {}
 
@@ -91,7 +96,7 @@ class Machine:
             self.epochs[members] = epochs
         if clocks is not None:
             self.clocks[members] = clocks
-        self.keys = keys_of(self.epochs, self.clocks, self._ids)
+        self.keys = keys_of(self.epochs, self.clocks, self.ids)
 
     def _run_block(self, at: int, mask):
         """Where the same threads go on, and which, or (None, None) where others may come first."""
@@ -124,12 +129,22 @@ class Machine:
         return None, None
 
     def _chosen(self):
-        """The threads that are first in the code among those that wait for nobody."""
+        """The threads that are first in the code among those that wait for nobody.
+
+        One at an instruction that lets others go first comes when no others are left; of several such the one that has waited
+        longest comes first, with those beside it, so that no thread that spins holds up another.
+        """
         ready = self._status == _READY
         if not ready.any():
             self._fail_waiting()
-        at = int(self._place[ready].min())
-        mask = ready & (self._place == at)
+        first = ready & ~self.program.yields[self._place]
+        if first.any():
+            at = int(self._place[first].min())
+            mask = first & (self._place == at)
+        else:
+            at = self._place[np.where(ready, self._went, np.iinfo(np.int64).max).argmin()]
+            mask = ready & (self._place == at)
+            self._went[mask] = self._went.max() + 1
         return at, None if mask.all() else mask
 
     def _fail_waiting(self):
@@ -179,6 +194,7 @@ class Machine:
             # Of all blocks at once, each has an epoch of its own.
             epochs = self.epochs.reshape(-1, self.block).max(1) + 1
             self.tick(slice(None), epochs=epochs.repeat(self.block))
+            self._learn(slice(None))
             return after, None
         mask = np.ones(self.threads, bool) if mask is None else mask
         self._place[mask] = after
@@ -197,14 +213,26 @@ class Machine:
 
     def _release(self, number: int) -> None:
         """Let those go on at a barrier that all have reached."""
-        waits = (self._status == _AT_BARRIER) & (self._barrier[0] == number)
-        alive = self._status != _ENDED
-        for place in np.unique(self.places[waits]):
-            here = self.places == place
-            these = waits & here
-            arrived, epoch = self._arrived.get((int(place), number), (0, 0))
-            count = int(self._barrier[1, these].max()) or np.count_nonzero(alive & here)
-            if np.count_nonzero(these) + arrived >= count:
-                self._status[these] = _READY
-                self._arrived.pop((int(place), number), None)
-                self.tick(these, epochs=max(int(self.epochs[these].max()), epoch) + 1)
+        waits = ((self._status == _AT_BARRIER) & (self._barrier[0] == number)).reshape(-1, self.block)
+        arrived, epochs = np.zeros((2, len(waits)), np.int64)
+        for (place, of), (threads, epoch) in self._arrived.items():
+            if of == number:
+                arrived[place], epochs[place] = threads, epoch
+        expected = np.where(waits, self._barrier[1].reshape(waits.shape), 0).max(1)
+        expected = np.where(expected > 0, expected, (self._status != _ENDED).reshape(waits.shape).sum(1))
+        released = waits.any(1) & (waits.sum(1) + arrived >= expected)
+        if not released.any():
+            return
+        for place in np.flatnonzero(released & (arrived > 0)):
+            del self._arrived[int(place), number]
+        these = waits & released[:, None]
+        epochs = np.maximum(epochs, np.where(these, self.epochs.reshape(waits.shape), 0).max(1)) + 1
+        self._learn(these.all(1))
+        these = these.ravel()
+        self._status[these] = _READY
+        self.tick(these, epochs=epochs.repeat(self.block)[these])
+
+    def _learn(self, places: np.ndarray | slice) -> None:
+        """All threads of some blocks have passed a barrier."""
+        if self.memory.order is not None:
+            self.memory.order.pass_barrier(self.first + np.unique(self.places)[places])

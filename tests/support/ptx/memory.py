@@ -2,7 +2,8 @@
 
 A unit is the least that a kernel's instructions access at once. A thread's key has its epoch, how many barriers of the block it
 has passed, its clock, how many of the warp, and its number in the grid: an access is ordered before another if it is the same
-thread's, or of the same block in an earlier epoch, or of the same warp at an earlier clock.
+thread's, or of the same block in an earlier epoch, or of the same warp at an earlier clock, or of a block's epoch that its own
+block knows (order.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .order import Order
 from .parser import PtxError
 
 # Places of a key's parts.
@@ -163,12 +165,17 @@ class Memory:
         self._see_order(reader, units, keys, "writes", "read")
         if spread.any():
             # Of several readers the last alone is known by name.
-            early = reader >> _EPOCH < keys >> _EPOCH
-            within = (spread == _IN_WARP) & (reader >> _CLOCK < keys >> _CLOCK) & (self._relation(reader, keys) <= _IN_WARP)
-            late = (spread == _IN_GRID) | ((spread > _ALONE) & ~early & ~within)
+            relation = self._relation(reader, keys)
+            early = (reader >> _EPOCH < keys >> _EPOCH) | (relation == _IN_GRID)
+            within = (spread == _IN_WARP) & (reader >> _CLOCK < keys >> _CLOCK) & (relation <= _IN_WARP)
+            late = self._late(units, keys, spread == _IN_GRID) | ((spread > _ALONE) & (spread < _IN_GRID) & ~early & ~within)
             if late.any():
                 self._race(np.argwhere(late)[0], units, reader, "writes", "read, and others,")
         self.writer[units] = keys
+
+    def _late(self, units, keys, spread) -> np.ndarray:
+        """Where among units that several blocks have read one of them may read when it is written."""
+        return spread
 
     def _see_order(self, before, units, keys, now: str, then: str) -> None:
         if self._forgotten(before, keys):
@@ -273,6 +280,24 @@ class GlobalMemory(Memory):
             self.data[start : start + len(buffer.memory)] = buffer.memory
             filled[start : start + len(buffer.memory)] = True if buffer.written is None else buffer.written
         self.state[:] = filled.reshape(-1, unit).all(1)
+        self.order: Order | None = None
+
+    def keep(self, order: Order) -> None:
+        """From here on blocks wait for each other: accesses of several are no race where it orders them."""
+        self.order = order
+        self._is_strong = np.zeros(len(self.state), bool)
+        # By block, 1 more than the epoch of its last read since a write.
+        self._read_in = np.zeros((len(self.state), len(order.known)), np.uint16)
+
+    def strong(self, at: np.ndarray, size: int, reads: bool) -> np.ndarray:
+        """The whole memory as numbers, for strong accesses at offsets, which are no race among each other."""
+        units = self._units(at, size)
+        if reads:
+            self.see_written(units)
+        self._see_alike(units, (self.writer[units] < 0) & (self.reader[units] < 0))
+        self._is_strong[units] = True
+        self.state[units] = WRITTEN
+        return self._views[size]
 
     def find(self, addresses: np.ndarray, size: int, writes: bool = False) -> np.ndarray:
         """Offsets of accesses of `size` bytes."""
@@ -295,8 +320,40 @@ class GlobalMemory(Memory):
     def see_read(self, units: np.ndarray, keys: np.ndarray) -> None:
         if self.replicated:
             self._see_order(self.writer[units], units, keys, "reads", "wrote")
-        else:
-            super().see_read(units, keys)
+            return
+        super().see_read(units, keys)
+        if self.order is not None:
+            self._see_alike(units, ~self._is_strong[units])
+            self._read_in[units, (keys & THREAD) // self.block] = (keys >> _EPOCH) + 1
+
+    def see_write(self, units: np.ndarray, keys: np.ndarray) -> None:
+        super().see_write(units, keys)
+        if self.order is not None:
+            self._see_alike(units, ~self._is_strong[units])
+            # What follows this write follows what was before it.
+            self.reader[units], self.spread[units], self._read_in[units] = -1, _ALONE, 0
+
+    def _see_alike(self, units: np.ndarray, alike: np.ndarray) -> None:
+        if not alike.all():
+            place, column = np.argwhere(~alike)[0]
+            self._fail(place, units[place, column] * self.unit, "is accessed by strong instructions, as atomics are, and by others")
+
+    def _late(self, units, keys, spread) -> np.ndarray:
+        if self.order is None or not spread.any():
+            return spread
+        late, (rows, columns) = spread.copy(), np.nonzero(spread)
+        blocks = (keys[rows, 0] & THREAD) // self.block
+        known = self.order.known[blocks]
+        known[np.arange(len(rows)), blocks] = keys[rows, 0] >> _EPOCH
+        late[rows, columns] = (self._read_in[units[rows, columns]] > known).any(1)
+        return late
+
+    def _ordered(self, before, keys, relation) -> np.ndarray:
+        ordered = super()._ordered(before, keys, relation)
+        if self.order is None or ordered.all():
+            return ordered
+        blocks, then = (np.where(x < 0, 0, x & THREAD) // self.block for x in (keys, before))
+        return ordered | ((relation == _IN_GRID) & (self.order.known[blocks, then] > before >> _EPOCH))
 
     def leave(self) -> None:
         for buffer, start in zip(self.buffers, self._starts, strict=True):

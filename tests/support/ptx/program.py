@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import access, collectives
+from . import access, atomics, collectives
 from .arithmetic import TABLE
 from .memory import SharedMemory
 from .parser import SIZES, Address, Instruction, Kernel, PtxError
@@ -62,7 +62,9 @@ class Program:
         self.registers = {name: (slot, _held(kind)) for slot, (name, kind) in enumerate(kernel.registers.items())}
         self.dtypes = [_held(kind) for kind in kernel.registers.values()]
         self.variables, self.static_shared = _placed(kernel)
-        self._leaders = set(kernel.labels.values())
+        # Where a thread lets others go first; the last place is behind the code.
+        self.yields = np.array([*map(atomics.is_strong, kernel.instructions), False])
+        self._leaders = {*kernel.labels.values(), *np.flatnonzero(self.yields)}
         self._blocks: dict[int, tuple[list[Step], Control | None]] = {}
 
     def unit(self, space: str) -> int:
@@ -149,7 +151,7 @@ class Program:
         return (lambda m: ~read(m)) if x.negated else read
 
     def _step(self, x: Instruction, guard: Callable | None) -> Step:
-        made = access.step(self, x) or collectives.step(self, x)
+        made = atomics.step(self, x) or access.step(self, x) or collectives.step(self, x)
         run, members = made or (self._arithmetic(x), None)
         return Step(run if guard is None else _guarded(run, guard), members)
 

@@ -5,28 +5,30 @@ import pytest
 from support import ptx
 
 THREADS = 64
-OUT, GIVEN = 0x10000, 0x20000
+OUT, GIVEN, TURNS = 0x10000, 0x20000, 0x30000
 
 
 def run(body, given=None, *, blocks=1, threads=THREADS, shared=0, out=4 * THREADS):
     """Run a body and return `out`.
 
     The body finds the address of `out` in %out, that of `given` in %given, the thread in %t and its place in `out` in %mine. `out`
-    has so many bytes and holds nothing at the start; `given` is only read.
+    has so many bytes and holds nothing at the start; `given` is only read. %turns has the address of two numbers of 32 bits, 0 at
+    the start.
     """
     text = f"""
 .extern .shared .align 16 .b8 memory[];
-.visible .entry kernel(.param .u64 kernel_param_0, .param .u64 kernel_param_1)
+.visible .entry kernel(.param .u64 kernel_param_0, .param .u64 kernel_param_1, .param .u64 kernel_param_2)
 {{
     .reg .pred %p<9>;
     .reg .b16 %h<9>;
     .reg .b32 %r<40>;
     .reg .f32 %f<40>;
     .reg .b64 %d<9>;
-    .reg .b64 %out, %given, %mine;
+    .reg .b64 %out, %given, %turns, %mine;
     .reg .b32 %t;
     ld.param.u64 %out, [kernel_param_0];
     ld.param.u64 %given, [kernel_param_1];
+    ld.param.u64 %turns, [kernel_param_2];
     mov.u32 %t, %tid.x;
     mad.wide.u32 %mine, %t, 4, %out;
     {body}
@@ -36,10 +38,11 @@ def run(body, given=None, *, blocks=1, threads=THREADS, shared=0, out=4 * THREAD
     program = ptx.Program(ptx.parse(text, "kernel"))
     found = np.zeros(out, np.uint8)
     buffers = [ptx.Buffer("out", OUT, found, np.zeros(out, bool), True)]
+    buffers.append(ptx.Buffer("turns", TURNS, np.zeros(8, np.uint8), None, True))
     if given is not None:
         buffers.append(ptx.Buffer("given", GIVEN, np.ascontiguousarray(given).view(np.uint8).ravel(), None, False))
     memory = ptx.GlobalMemory(buffers, program.unit("global"), threads)
-    parameters = {"kernel_param_0": OUT.to_bytes(8, "little"), "kernel_param_1": GIVEN.to_bytes(8, "little")}
+    parameters = {f"kernel_param_{i}": x.to_bytes(8, "little") for i, x in enumerate((OUT, GIVEN, TURNS))}
     ptx.run(program, blocks, threads, shared, parameters, memory)
     memory.leave()
     return found.view(np.uint32)
@@ -56,6 +59,8 @@ def number(value):
         ("sub.s32 %r1, 3, 5", -2),
         ("mul.hi.s32 %r1, -2147483648, 6", -3),
         ("mul.hi.u32 %r1, -2147483648, 6", 3),
+        ("mul.hi.s64 %d1, -4611686018427387905, 12; cvt.u32.u64 %r1, %d1", -4),
+        ("mul.hi.u64 %d1, -4611686018427387905, 12; cvt.u32.u64 %r1, %d1", 8),
         ("mul.lo.s32 %r1, 65537, 65536", 65536),
         ("mad.lo.s32 %r1, -3, 7, 1", -20),
         ("div.s32 %r1, -7, 2", -3),
@@ -320,3 +325,107 @@ def test_race_of_blocks_is_found(body, together, monkeypatch):
     monkeypatch.setattr(ptx.machine, "_TOGETHER", together)
     with pytest.raises(ptx.PtxError, match="race: it (writes|reads) what thread .* of block [01] wrote"):
         run(body, blocks=2)
+
+
+# Six turns, of a block each. The first writes a row, four wait for it, read it and write rows of their own, and the last waits for
+# those and writes over the first row.
+TAKE_TURNS = """
+    setp.ne.u32 %p1, %t, 0;
+$again:
+    @%p1 bra $taken;
+    atom.global.add.u32 %r1, [%turns], 1;
+    st.shared.u32 [memory], %r1;
+$taken:
+    bar.sync 0;
+    ld.shared.u32 %r1, [memory];
+    setp.gt.u32 %p2, %r1, 5;
+    @%p2 bra $end;
+    min.u32 %r2, %r1, 1;
+    setp.eq.u32 %p3, %r1, 5;
+    @%p3 mov.u32 %r2, 5;
+    @%p1 bra $waited;
+$wait:
+    ld.acquire.gpu.global.u32 %r3, [%turns+4];
+    setp.lt.u32 %p4, %r3, %r2;
+    @%p4 bra $wait;
+$waited:
+    bar.sync 0; // waited
+    mov.u32 %r4, %t;
+    rem.u32 %r5, %r1, 5;
+    setp.eq.u32 %p5, %r5, 0;
+    @%p5 bra $write;
+    sub.u32 %r6, 63, %t;
+    mad.wide.u32 %d1, %r6, 4, %out;
+    ld.global.u32 %r4, [%d1];
+$write:
+    add.u32 %r4, %r4, %r1;
+    mad.lo.u32 %r5, %r5, 64, %t;
+    mad.wide.u32 %d1, %r5, 4, %out;
+    st.global.u32 [%d1], %r4;
+    bar.sync 0; // written
+    @%p1 bra $again;
+    red.release.gpu.global.add.u32 [%turns+4], 1;
+    bra.uni $again;
+$end:
+    mov.u32 %r7, 0;
+"""
+RELEASE, ACQUIRE = "red.release.gpu", "ld.acquire.gpu.global.u32 %r3, [%turns+4];"
+END_OF_WAIT = "@%p4 bra $wait;"
+
+
+def take_turns(**changes):
+    """(5, 64) rows, of a body some parts of which are others."""
+    body = TAKE_TURNS
+    for old, new in changes.values():
+        assert old in body
+        body = body.replace(old, new)
+    return run(body, blocks=8, shared=16, out=5 * 256).reshape(5, THREADS)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"release": (RELEASE, "fence.acq_rel.gpu; red.relaxed.gpu")},
+        {"release": (RELEASE, "membar.gl; red")},
+        {"acquire": ("ld.acquire.gpu", "ld.relaxed.gpu"), "fence": (END_OF_WAIT, END_OF_WAIT + "fence.sc.gpu;")},
+        {"acquire": ("ld.acquire.gpu", "ld.volatile"), "fence": (END_OF_WAIT, END_OF_WAIT + "membar.gl;")},
+        {"acquire": (ACQUIRE, "atom.acquire.gpu.global.add.u32 %r3, [%turns+4], 0;")},
+        {"spin": (END_OF_WAIT, "mov.u32 %r8, 200; nanosleep.u32 %r8; " + END_OF_WAIT)},
+    ],
+    ids=["acquire_and_release", "fence_before", "old_fence_before", "fence_after", "volatile", "atomic_wait", "sleep"],
+)
+@pytest.mark.parametrize("together", [64, 256, 4096])
+def test_blocks_wait_for_turns(changes, together, monkeypatch):
+    monkeypatch.setattr(ptx.machine, "_TOGETHER", together)
+    t = np.arange(THREADS)
+    assert np.array_equal(take_turns(**changes), [t + 5, *(63 - t + turn for turn in range(1, 5))])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"wait": (ACQUIRE, "mov.u32 %r3, 5;")}, "never written"),
+        ({"count": ("mov.u32 %r2, 5;", "mov.u32 %r2, 1;")}, "race: it writes what thread .* of block . read"),
+        ({"release": (RELEASE, "red.relaxed.gpu")}, "race: it reads what thread .* of block 0 wrote"),
+        ({"release": (RELEASE, "red.release.cta")}, "race: it reads what thread .* of block 0 wrote"),
+        ({"release": (RELEASE, "fence.acq_rel.cta; red.relaxed.gpu")}, "race: it reads what thread .* of block 0 wrote"),
+        ({"acquire": ("ld.acquire.gpu", "ld.relaxed.gpu")}, "race: it reads what thread .* of block 0 wrote"),
+        ({"barrier": ("bar.sync 0; // written", "")}, "race: it reads what thread .* of block 0 wrote"),
+        ({"barrier": ("bar.sync 0; // waited", "")}, "race: it reads what thread .* of block 0 wrote|never written"),
+        ({"acquire": (ACQUIRE, "ld.global.u32 %r3, [%turns+4];")}, "does not end"),
+        (
+            {"end": ("mov.u32 %r7, 0;", "ld.global.u32 %r7, [%turns];")},
+            "accessed by strong instructions, .* and by others",
+        ),
+        ({"shared": ("atom.global.add.u32 %r1, [%turns]", "atom.shared.add.u32 %r1, [memory]")}, "is not known"),
+    ],
+    ids=[
+        *("no_wait", "short_wait", "relaxed_add", "release_in_block", "fence_in_block", "relaxed_load"),
+        *("no_barrier_before", "no_barrier_after", "plain_wait", "plain_load", "unknown"),
+    ],
+)
+def test_missing_order_of_blocks_is_found(changes, message, monkeypatch):
+    monkeypatch.setattr(ptx.machine, "_MOST_BLOCKS", 1000)
+    with pytest.raises(ptx.PtxError, match=message):
+        take_turns(**changes)

@@ -1,15 +1,20 @@
 """The PTX that nvcc and Triton make of the kernels, executed: golden cases, and faults planted in it that have to be found."""
 
 import re
+from dataclasses import replace
+from functools import partial
+from unittest import mock
 
 import cases
 import pytest
 import torch
 from support.ptx import PtxError, compilers, cuda_launches
 
+from caan_kernels.context_attention.gpu import launch
+
 ops = torch.ops.caan_kernels
 DTYPE = "bfloat16"
-PRODUCT = "product_tile_kernel<bfloat16>"
+PRODUCT, GRADIENTS = "product_tile_kernel<bfloat16>", "gradient_kernel<bfloat16>"
 
 pytestmark = [
     pytest.mark.skipif(not cases.EMULATED, reason="launches are taken from the emulator: tests/test_emulated.py"),
@@ -48,6 +53,40 @@ def test_several_pieces():
     assert cases.score_error(found, expected) <= 2.5 * cases.score_error(plain, expected) + 1e-6
 
 
+def score_large(words, edit=None):
+    """Scores of an image beyond a tile and captions of these lengths by PTX, edited or not; what they are, and plain PyTorch's."""
+    case = cases.problem((1, 66, len(words), max(words), 16, 16), torch.bfloat16, lengths=False)
+    case = replace(case, word_lengths=torch.tensor(words))
+    case.words[torch.arange(max(words)) >= case.word_lengths[:, None]] = torch.nan
+    classes = {1 if n <= 16 else 2 if n <= 32 else 4 if n <= 64 else 8 for n in words}
+    with cuda_launches.interpreted(DTYPE, edit) as launched:
+        found = case.call(backend="cuda")
+    assert {f"large_kernel<Large<{strips}>,bfloat16>" for strips in classes} <= set(launched)
+    return found, cases.oracle(case)[0], case.call(backend="reference")
+
+
+def test_large_pairs():
+    """A class of words each."""
+    found, expected, plain = score_large([9, 20, 40, 70])
+    assert cases.score_error(found, expected) <= 2.5 * cases.score_error(plain, expected) + 1e-6
+
+
+def differentiate(edit=None):
+    """A problem whose pairs fill two slots several times, and its gradients as PTX computes them, edited or not."""
+    case = cases.problem((2, 5, 3, 6, 16, 8), torch.bfloat16)
+    with cuda_launches.interpreted(DTYPE, edit) as launched, mock.patch.object(launch, "SCRATCH_BYTES", 4000):
+        found = cases.run(case, torch.ones(2, 3), backend="cuda")[1]
+    assert GRADIENTS in launched
+    return case, found
+
+
+def test_rounds_of_gradients():
+    case, found = differentiate()
+    expected, plain = (of(case, torch.ones(2, 3))[1] for of in (cases.oracle, partial(cases.run, backend="reference")))
+    for tensor, gradient in found.items():
+        assert cases.gradient_error(gradient, expected[tensor]) <= 3 * cases.gradient_error(plain[tensor], expected[tensor]) + 1e-5
+
+
 def project(edit=None):
     """A product of several pieces as its PTX makes it, edited or not, and what it should be."""
     generator = torch.Generator().manual_seed(0)
@@ -64,7 +103,8 @@ def editing(kernel: str, pattern: str, replacement: str, place: int = 0):
     """Puts something else for one match of a pattern, or for all where the place is None, in a kernel's PTX."""
 
     def edit(name: str, text: str) -> str:
-        assert name == kernel
+        if name != kernel:
+            return text
         start = text.index(f".entry {compilers.names_in(text)[name]}(")
         end = text.index("\n}", start)
         body = text[start:end]
@@ -105,6 +145,35 @@ def test_product():
 def test_fault_is_found(pattern, replacement, place, message):
     with pytest.raises(PtxError, match=f"(?s){message}"):
         project(editing(PRODUCT, pattern, replacement, place))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "place", "message"),
+    [
+        (r"ld\.acquire\.gpu\.global\.u64 (%rd\d+), \[[^;]*;", r"mov.u64 \1, 9223372036854775807;", None, "race|never written"),
+        (
+            r"(selp\.b64[^,]*, )0(,(?:[^;]*;){3,4}[^;]*ld\.acquire)",
+            r"\1-1000\2",
+            0,
+            "race: it (reads|writes) what thread .* of block",
+        ),
+        (r"ld\.acquire", "ld.relaxed", None, "race: it reads what thread .* of block . wrote"),
+        (r"membar\.gl;([^@]*)red\.release", r"\1red.relaxed", 0, "race: it reads what thread .* of block . wrote"),
+        (r"bar\.sync[^;]*;", "", -1, "race"),
+        (r"bar\.sync[^;]*;(\s*setp\.lt\.s64 \t%p\d+, %rd\d+, 0;)", r"\1", 0, "race|never written"),
+    ],
+    ids=["no_wait", "next_round_does_not_wait", "no_acquire", "no_release", "no_barrier_before_end", "no_barrier_after_wait"],
+)
+def test_missing_order_of_turns_is_found(pattern, replacement, place, message):
+    with pytest.raises(PtxError, match=f"(?s)gradient_kernel.*({message})"):
+        differentiate(editing(GRADIENTS, pattern, replacement, place))
+
+
+@pytest.mark.parametrize("place", [3, 4, 10])
+def test_missing_barrier_of_a_large_pair_is_found(place):
+    """Between what warps bring for each other, or leave in the block's slot."""
+    with pytest.raises(PtxError, match="(?s)large_kernel.*race: it (reads|writes) what thread .* of block 0"):
+        score_large([40], editing("large_kernel<Large<4>,bfloat16>", r"bar\.sync[^;]*;", "", place))
 
 
 @pytest.mark.parametrize("swapped", [(5, 6), (6, 7), (9, 10), (1, 2), (1, 3)], ids=str)

@@ -116,7 +116,10 @@ def _wide(a, b):
 
 
 def _high(a, b):
-    return (_wide(a, b) >> (a.dtype.itemsize * 8)).astype(a.dtype)
+    bits = a.dtype.itemsize * 8
+    # Numbers of Python's have no widest type.
+    product = np.asarray(a).astype(object) * np.asarray(b).astype(object) if bits == 64 else _wide(a, b)
+    return np.asarray(product >> bits).astype(a.dtype)
 
 
 def _logic(a, b, c, table):
@@ -217,7 +220,7 @@ def _add_integers() -> None:
             wider = t[0] + str(2 * int(t[1:]))
             _add(f"mul.wide.{t}", _wide, f"{t} {t}", wider)
             _add(f"mad.wide.{t}", lambda a, b, c: _wide(a, b) + c, f"{t} {t} {wider}", wider)
-            _add(f"mul.hi.{t}", _high, f"{t} {t}", t)
+        _add(f"mul.hi.{t}", _high, f"{t} {t}", t)
         if t[0] == "s":
             _add(f"neg.{t}", np.negative, t, t)
             _add(f"abs.{t}", np.abs, t, t)

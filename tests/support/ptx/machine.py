@@ -13,6 +13,8 @@ from .program import Control, Program
 _TOGETHER = 4096
 # Blocks of steps after which a kernel counts as endless.
 _MOST_BLOCKS = 2_000_000
+# How often a thread that spins may look between two writes of others.
+_MOST_TRIES = 4
 _READY, _AT_BARRIER, _APART, _ENDED = range(4)
 
 
@@ -75,8 +77,8 @@ class Machine:
         self.closed = np.zeros(n, np.int64)
         self._place = np.zeros(n, np.int64)
         self._status = np.full(n, _READY)
-        # When a thread that lets others go first has last gone on.
-        self._went = np.zeros(n, np.int64)
+        # When a thread that lets others go first has last gone on, and how often since the last write that others may wait for.
+        self._went, self._tries = np.zeros(n, np.int64), np.zeros(n, np.int64)
         self._barrier = np.zeros((2, n), np.int64)
         self._arrived: dict[tuple[int, int], list[int]] = {}
 
@@ -131,8 +133,9 @@ class Machine:
     def _chosen(self):
         """The threads that are first in the code among those that wait for nobody.
 
-        One at an instruction that lets others go first comes when no others are left; of several such the one that has waited
-        longest comes first, with those beside it, so that no thread that spins holds up another.
+        One at an instruction that lets others go first comes when no others are left. A write that others may wait for comes late,
+        so that a wait that is not there is missed; but before loads that spin, which are tried some times between two writes. Of
+        several the thread that has waited longest comes first, with those beside it.
         """
         ready = self._status == _READY
         if not ready.any():
@@ -142,9 +145,15 @@ class Machine:
             at = int(self._place[first].min())
             mask = first & (self._place == at)
         else:
-            at = self._place[np.where(ready, self._went, np.iinfo(np.int64).max).argmin()]
+            writes = ready & self.program.writes[self._place]
+            tries = ready & ~writes & (self._tries < _MOST_TRIES)
+            some = next((x for x in (tries, writes) if x.any()), ready)
+            at = self._place[np.where(some, self._went, np.iinfo(np.int64).max).argmin()]
             mask = ready & (self._place == at)
             self._went[mask] = self._went.max() + 1
+            self._tries[mask] += 1
+            if self.program.writes[at]:
+                self._tries[:] = 0
         return at, None if mask.all() else mask
 
     def _fail_waiting(self):

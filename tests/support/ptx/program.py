@@ -62,8 +62,9 @@ class Program:
         self.registers = {name: (slot, _held(kind)) for slot, (name, kind) in enumerate(kernel.registers.items())}
         self.dtypes = [_held(kind) for kind in kernel.registers.values()]
         self.variables, self.static_shared = _placed(kernel)
-        # Where a thread lets others go first; the last place is behind the code.
+        # Where a thread lets others go first, and where it only writes then; the last place is behind the code.
         self.yields = np.array([*map(atomics.is_strong, kernel.instructions), False])
+        self.writes = self.yields & np.array([*(x.operation.startswith(("red.", "st.")) for x in kernel.instructions), False])
         self._leaders = {*kernel.labels.values(), *np.flatnonzero(self.yields)}
         self._blocks: dict[int, tuple[list[Step], Control | None]] = {}
 

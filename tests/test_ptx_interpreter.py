@@ -168,6 +168,12 @@ def test_shuffles(mode, by, clamp, source):
     assert np.array_equal(found, t // 32 * 32 + source(t % 32))
 
 
+@pytest.mark.parametrize(("mode", "of"), [("max", np.max), ("min", np.min), ("add", np.sum)])
+def test_reductions(mode, of):
+    found = run(f"xor.b32 %r1, %t, 21; redux.sync.{mode}.s32 %r2, %r1, -1; st.global.u32 [%mine], %r2;")
+    assert np.array_equal(found, np.repeat([of(warp ^ 21) for warp in np.arange(THREADS).reshape(-1, 32)], 32))
+
+
 @pytest.mark.parametrize("kind", ["f16", "bf16", "tf32"])
 def test_tensor_core_product(kind):
     """Matrices that lie row by row in memory, each lane taking what the figures of the PTX ISA give it."""

@@ -37,6 +37,8 @@ def step(program, x: Instruction) -> tuple[Callable, Callable] | None:
         return _shuffle(program, x), _named(program, x.operands[-1])
     if x.operation.startswith("vote.sync."):
         return _vote(program, x), _named(program, x.operands[-1])
+    if x.operation.startswith("redux.sync."):
+        return _reduce(program, x), _named(program, x.operands[-1])
     if x.operation == "bar.warp.sync":
         return _warp_barrier, _named(program, x.operands[0])
     return None
@@ -81,6 +83,24 @@ def _shuffle(program, x: Instruction) -> Callable:
         write(m, np.broadcast_to(read(m), m.threads)[source], mask)
         if write_inside:
             write_inside(m, there, mask)
+
+    return run
+
+
+def _reduce(program, x: Instruction) -> Callable:
+    _, _, mode, kind = x.operation.split(".")
+    if mode not in ("add", "min", "max") or kind not in ("s32", "u32"):
+        raise PtxError("such a reduction is not")
+    write, read = program.target(x.operands[0], kind), program.source(x.operands[1], kind)
+    over = {"add": np.add, "min": np.minimum, "max": np.maximum}[mode]
+
+    def run(m, mask):
+        active = np.ones(m.threads, bool) if mask is None else mask
+        numbers = np.broadcast_to(read(m), m.threads)
+        limits = np.iinfo(numbers.dtype)
+        nothing = {"add": 0, "min": limits.max, "max": limits.min}[mode]
+        held = np.where(active, numbers, numbers.dtype.type(nothing)).reshape(-1, WARP)
+        write(m, np.repeat(over.reduce(held, axis=1, dtype=numbers.dtype), WARP), mask)
 
     return run
 

@@ -435,3 +435,51 @@ def test_missing_order_of_blocks_is_found(changes, message, monkeypatch):
     monkeypatch.setattr(ptx.machine, "_MOST_BLOCKS", 1000)
     with pytest.raises(ptx.PtxError, match=message):
         take_turns(**changes)
+
+
+# Block 0 writes, blocks 1 and 2 wait for it and read at once, and block 3 writes again when so many of them are done as say it.
+TWO_READERS = """
+    mov.u32 %r1, %ctaid.x;
+    setp.ne.u32 %p1, %t, 0;
+    setp.eq.u32 %p2, %r1, 3;
+    @%p2 bra $last;
+    setp.ne.u32 %p2, %r1, 0;
+    @%p2 bra $readers;
+    st.global.u32 [%mine], %t;
+    bar.sync 0;
+    @%p1 bra $end;
+    red.release.gpu.global.add.u32 [%turns], 1;
+    bra.uni $end;
+$readers:
+    @%p1 bra $written;
+$wait:
+    ld.acquire.gpu.global.u32 %r2, [%turns];
+    setp.eq.u32 %p3, %r2, 0;
+    @%p3 bra $wait;
+$written:
+    bar.sync 0;
+    ld.global.u32 %r3, [%mine];
+    bar.sync 0;
+    setp.lt.u32 %p4, %r1, FIRST_TO_SAY;
+    @%p4 bra $end;
+    @%p1 bra $end;
+    red.release.gpu.global.add.u32 [%turns+4], 1;
+    bra.uni $end;
+$last:
+    @%p1 bra $read;
+$wait_for_readers:
+    ld.acquire.gpu.global.u32 %r2, [%turns+4];
+    setp.lt.u32 %p3, %r2, SAYING;
+    @%p3 bra $wait_for_readers;
+$read:
+    bar.sync 0;
+    st.global.u32 [%mine], 7;
+$end:
+    mov.u32 %r7, 0;
+"""
+
+
+def test_all_readers_are_waited_for():
+    assert (run(TWO_READERS.replace("FIRST_TO_SAY", "1").replace("SAYING", "2"), blocks=4) == 7).all()
+    with pytest.raises(ptx.PtxError, match="race: it writes what thread .* read, and others"):
+        run(TWO_READERS.replace("FIRST_TO_SAY", "2").replace("SAYING", "1"), blocks=4)

@@ -38,7 +38,7 @@ void launch_all(int regions) {
   const Sides<T> sides{nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, &one, &one, 1, 1, regions, words, D, H};
   Pairs pairs{};
   pairs.count = 1;
-  score_pairs(sides, pairs, paper, nullptr, 1, false, nullptr, 1, nullptr);
+  score_pairs(sides, pairs, paper, nullptr, 1, false, nullptr, 1, 1, nullptr);
   differentiate(sides, Walk{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
   // Widths that are no multiple of 8 go by no tile.
   for (int64_t d : {D, D + 1})
@@ -47,11 +47,11 @@ void launch_all(int regions) {
     for (const Options& options : {paper, ablated}) {
       for (int strips : {1, 2})
         for (const int64_t* listed : {static_cast<const int64_t*>(nullptr), &one})
-          score_tiles(sides, Tiles{nullptr, nullptr, listed, nullptr, nullptr, 1, 1, 1, 0, 1, 1, strips}, options, nullptr,
+          score_tiles(sides, Tiles{nullptr, nullptr, listed, nullptr, nullptr, 1, 1, 1, 1, 0, 1, 1, strips}, options, nullptr,
                       nullptr);
       Sides<T> large = sides;
       large.M = 576, large.N = 128;
-      score_large(large, pairs, options, nullptr, 1, nullptr, int64_t(1) << 30, 1, nullptr);
+      score_large(large, pairs, options, nullptr, 1, nullptr, int64_t(1) << 30, 1, 1, nullptr);
     }
 }
 

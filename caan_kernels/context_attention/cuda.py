@@ -25,6 +25,12 @@ MOST_WORDS = 32
 MOST_LARGE_WORDS = 128
 MOST_TILED_ROWS = 2**32 - 1
 
+# What one launch does at most, 20 to 50 ms on an H100 by estimate (docs/cuda.md): it cannot be interrupted. Pairs in tiles times
+# both widths; regions times words of other pairs, times both widths, on tensor cores and in float32 arithmetic.
+TILE_LAUNCH = 2**31
+LARGE_LAUNCH = 2**40
+PAIR_LAUNCH = 2**36
+
 # Pairs with a gradient that one launch takes, about 50 ms of them on an H100 at 36 regions, 16 words and 1,024 columns, by an
 # estimate (docs/cuda.md): a launch cannot be interrupted.
 MOST_WALKED = 2**14
@@ -52,6 +58,7 @@ class PairLaunch(NamedTuple):
     first: int
     count: int
     score_row: int
+    launch_pairs: int
     rest: bool
     options: Options
     stream: int
@@ -66,6 +73,7 @@ class LargeLaunch(NamedTuple):
     pairs: Tensor | None
     score_row: int
     blocks: int
+    launch_pairs: int
     options: Options
     stream: int
 
@@ -82,6 +90,7 @@ class TileLaunch(NamedTuple):
     keys: Tensor | None
     score_row: int
     blocks: int
+    launch_images: int
     bucket: int
     word_buckets: int
     buckets: int
@@ -142,6 +151,7 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
                 *((None,) * 2 if listed is None else (listed.order, listed.keys)),
                 score_row=0 if listed is not None else scores.stride(0),
                 blocks=multiprocessors(scores.device),
+                launch_images=TILE_LAUNCH // max(1, len(U) * _widths(call)),
                 bucket=bucket,
                 word_buckets=len(words.sizes),
                 buckets=len(words.sizes) * len(regions.sizes),
@@ -157,6 +167,10 @@ def _copied_sides(call: PlannedCall, regions: Items, words: Items) -> Sides:
     V, U = call.V, call.U
     tensors = (aligned(x) for x in (V.features, V.products, U.features, U.products))
     return Sides(*tensors, call.vectors, regions.lengths, words.lengths)
+
+
+def _widths(call: PlannedCall) -> int:
+    return call.V.features.shape[2] + len(call.vectors.region_score)
 
 
 def _tiled(call: PlannedCall) -> bool:
@@ -203,6 +217,7 @@ def _score_large(slots: Slots, scores: Tensor) -> None:
         call.pairs,
         score_row=scores.stride(0) if call.pairs is None else 0,
         blocks=blocks,
+        launch_pairs=1 + LARGE_LAUNCH // max(1, m * n * _widths(call)),
         options=call.options,
         stream=stream_of(scores),
     )
@@ -216,7 +231,8 @@ def fill(slots: Slots, first: int, count: int, scores: Tensor, walk: None) -> No
 def _score_pairs(slots: Slots, first: int, count: int, scores: Tensor, rest: bool) -> None:
     pairs, stream = slots.call.pairs, stream_of(scores)
     row = scores.stride(0) if pairs is None else 0
-    launch = PairLaunch(_sides(slots), scores, slots.scratch, pairs, first, count, row, rest, slots.call.options, stream)
+    most = 1 + PAIR_LAUNCH // max(1, slots.rows[0] * slots.rows[1] * _widths(slots.call))
+    launch = PairLaunch(_sides(slots), scores, slots.scratch, pairs, first, count, row, most, rest, slots.call.options, stream)
     _ops.cuda_score_pairs(*flatten(launch))
 
 

@@ -240,12 +240,22 @@ def test_options_of_large_pairs(options):
     assert_same_alone_and_listed(case, assert_scores(case, **options), **options)
 
 
-def test_large_pairs_in_few_slots(monkeypatch):
-    """A block that has several pairs, one after another, and launches of one place each."""
-    case = lengths_given((3, 80, 3, 40, 16, 16), [80, 70, 9], [40, 12, 33], torch.float16)
-    scores = case.call(backend="cuda")
-    monkeypatch.setattr(launch, "SCORE_SCRATCH_BYTES", 1)
-    assert torch.equal(case.call(backend="cuda"), scores)
+# A band of images is the least that a launch of tiles has.
+@pytest.mark.parametrize(
+    ("limit", "regions", "words"),
+    [
+        ("TILE_LAUNCH", [3, 9] + [1] * 31, [12, 5]),
+        *((x, [66, 9], [129, 5, 33]) for x in ("SCORE_SCRATCH_BYTES", "LARGE_LAUNCH", "PAIR_LAUNCH")),
+    ],
+)
+def test_scores_in_pieces(limit, regions, words, monkeypatch):
+    """Blocks that have several pairs, one after another, and launches of few places, of pairs that each kernel takes."""
+    case = lengths_given((len(regions), max(regions), len(words), max(words), 8, 16), regions, words, torch.float16)
+    scores = case.call(backend="cuda").cpu()
+    pairs = torch.cartesian_prod(torch.arange(len(regions)), torch.arange(len(words)))
+    monkeypatch.setattr(launch if limit == "SCORE_SCRATCH_BYTES" else cuda, limit, 1)
+    assert torch.equal(case.call(backend="cuda").cpu(), scores)
+    assert torch.equal(replace(case, pairs=pairs).call(backend="cuda").cpu(), scores.flatten())
 
 
 def test_too_many_rows():

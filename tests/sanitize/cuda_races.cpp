@@ -67,7 +67,7 @@ void run_pairs(const Options& options) {
   std::vector<float> scores(6, 1.0f);
   // Three pairs a block, one after the other.
   std::vector<float> scratch(2 * SlotShape{call.M, call.N, call.D, false}.size());
-  score_pairs(call.sides(), Pairs{nullptr, 0, 6}, options, scores.data(), 3, false, scratch.data(), 2, nullptr);
+  score_pairs(call.sides(), Pairs{nullptr, 0, 6}, options, scores.data(), 3, false, scratch.data(), 2, 6, nullptr);
 
   // Two rounds, of which the second leaves a slot empty.
   scratch.resize(4 * SlotShape{call.M, call.N, call.D, true}.size());
@@ -84,7 +84,7 @@ template <typename T>
 void run_tiles(const Options& options, int M, int N) {
   const Call<T> call(M, N, 136, 72);
   std::vector<float> scores(6);
-  Tiles tiles{call.order.data(), call.starts.data(), nullptr, nullptr, nullptr, 0, 3, 1, 0, 1, 1, N > 16 ? 2 : 1};
+  Tiles tiles{call.order.data(), call.starts.data(), nullptr, nullptr, nullptr, 0, 3, 1, 2, 0, 1, 1, N > 16 ? 2 : 1};
   score_tiles(call.sides(), tiles, options, scores.data(), nullptr);
   tiles.pairs = call.pairs.data(), tiles.order = call.places.data(), tiles.listed = 6;
   std::vector<int64_t> keys;
@@ -98,7 +98,8 @@ template <typename T>
 void run_large(const Options& options, int M, int N) {
   const Call<T> call(M, N, 72, 136);
   std::vector<float> scores(6), scratch(1 << 20);
-  score_large(call.sides(), Pairs{nullptr, 0, 6}, options, scores.data(), 3, scratch.data(), int64_t(scratch.size()), 1, nullptr);
+  score_large(call.sides(), Pairs{nullptr, 0, 6}, options, scores.data(), 3, scratch.data(), int64_t(scratch.size()), 1, 6,
+              nullptr);
 }
 
 // Of 2 x 9 rows.

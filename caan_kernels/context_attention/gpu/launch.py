@@ -19,7 +19,7 @@ BLOCK_BYTES = 38 * 2**20
 ROW_BYTES = 64 * 2**20
 # Bytes of scratch for the pairs that one launch works on one by one, for derivatives and for scores.
 SCRATCH_BYTES = 128 * 2**20
-SCORE_SCRATCH_BYTES = 8 * 2**20
+SCORE_SCRATCH_BYTES = 20 * 2**20
 # Pairs of a list that are put in order at once.
 MOST_LISTED = 2**18
 

@@ -50,7 +50,8 @@ void score_pairs_(Arguments& in) {
   const SideTensors tensors = next_sides(in);
   const Tensor scores = in.next<Tensor>(), scratch = in.next<Tensor>();
   const OptionalTensor pairs = in.next<OptionalTensor>();
-  const int64_t first = in.next<int64_t>(), count = in.next<int64_t>(), score_row = in.next<int64_t>();
+  const int64_t first = in.next<int64_t>(), count = in.next<int64_t>(), score_row = in.next<int64_t>(),
+                launch_pairs = in.next<int64_t>();
   const bool rest = in.next<bool>();
   const Options options = Options::from(in);
   const Stream stream = next_stream(in);
@@ -58,7 +59,7 @@ void score_pairs_(Arguments& in) {
     const auto sides = sides_of<decltype(type)>(tensors);
     check_scratch(scratch, SlotShape{sides.M, sides.N, sides.D, false});
     score_pairs(sides, Pairs{indices(pairs), first, count}, options, mutable_data<float>(scores), score_row, rest,
-                mutable_data<float>(scratch), scratch.size(0), stream);
+                mutable_data<float>(scratch), scratch.size(0), launch_pairs, stream);
   });
 }
 
@@ -78,14 +79,14 @@ void score_large_(Arguments& in) {
   const SideTensors tensors = next_sides(in);
   const Tensor scores = in.next<Tensor>(), scratch = in.next<Tensor>();
   const OptionalTensor pairs = in.next<OptionalTensor>();
-  const int64_t score_row = in.next<int64_t>(), blocks = in.next<int64_t>();
+  const int64_t score_row = in.next<int64_t>(), blocks = in.next<int64_t>(), launch_pairs = in.next<int64_t>();
   const Options options = Options::from(in);
   const Stream stream = next_stream(in);
   check_copied(tensors);
   const Pairs all{indices(pairs), 0, scores.numel()};
   with_half(tensors.regions, [&](auto type) {
     score_large(sides_of<decltype(type)>(tensors), all, options, mutable_data<float>(scores), score_row,
-                mutable_data<float>(scratch), scratch.numel(), blocks, stream);
+                mutable_data<float>(scratch), scratch.numel(), blocks, launch_pairs, stream);
   });
 }
 
@@ -93,7 +94,7 @@ void score_tiles_(Arguments& in) {
   const SideTensors tensors = next_sides(in);
   const Tensor scores = in.next<Tensor>(), word_order = in.next<Tensor>(), word_starts = in.next<Tensor>();
   const OptionalTensor pairs = in.next<OptionalTensor>(), order = in.next<OptionalTensor>(), keys = in.next<OptionalTensor>();
-  const int64_t score_row = in.next<int64_t>(), blocks = in.next<int64_t>();
+  const int64_t score_row = in.next<int64_t>(), blocks = in.next<int64_t>(), launch_images = in.next<int64_t>();
   const int bucket = int(in.next<int64_t>()), word_buckets = int(in.next<int64_t>()), buckets = int(in.next<int64_t>()),
             strips = int(in.next<int64_t>());
   const Options options = Options::from(in);
@@ -107,6 +108,7 @@ void score_tiles_(Arguments& in) {
                     pairs ? pairs->size(0) : 0,
                     score_row,
                     blocks,
+                    launch_images,
                     bucket,
                     word_buckets,
                     buckets,

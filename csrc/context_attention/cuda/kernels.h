@@ -41,10 +41,6 @@ CAAN_DEVICE int large_strips(int m, int n) {
   return n <= 16 ? 1 : n <= 32 ? 2 : n <= 64 ? 4 : 8;
 }
 
-// What a launch does at most, so that Ctrl-C is answered and no display's watchdog intervenes: 20 to 50 ms on an H100 by estimate.
-// Pairs in tiles times both widths; cells of large pairs times both widths.
-constexpr int64_t TILE_LAUNCH = int64_t(1) << 31, LARGE_LAUNCH = int64_t(1) << 40;
-
 // A pair's floats in scratch memory; each part begins at a multiple of 4.
 struct SlotShape {
   int M, N, D;
@@ -78,24 +74,25 @@ struct Slot {
 
 // Scores of listed or of all pairs, by as many blocks as there are slots. Of an all-pairs call: scores[image * score_row +
 // caption]; of a list: scores[place]. With `rest`, pairs that `score_tiles` and `score_large` take are left out. A block's slot
-// keeps what its last pair left there; with a slot for each pair, that of its place from `first`.
+// keeps what its last pair left there; with a slot for each pair, that of its place from `first`. A launch has `launch_pairs`
+// places at most, where there are more than slots.
 template <typename T>
 void score_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row, bool rest,
-                 float* scratch, int64_t slots, Stream stream);
+                 float* scratch, int64_t slots, int64_t launch_pairs, Stream stream);
 
-// Scores of those pairs that `large_strips` has for, by as many blocks as scratch memory of so many floats has slots for, and no
-// more than `blocks`.
+// Scores of those pairs that `large_strips` has for, in scratch memory of so many floats; `blocks` is how many multiprocessors
+// there are, and a launch has `launch_pairs` places at most.
 template <typename T>
 void score_large(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row,
-                 float* scratch, int64_t floats, int64_t blocks, Stream stream);
+                 float* scratch, int64_t floats, int64_t blocks, int64_t launch_pairs, Stream stream);
 
 // Every image with the captions of one bucket, `word_order` from word_starts[bucket] to the next; or of a list `pairs`, sorted by
 // `keys` bucket * images + image, positions `order` of the call, those whose bucket is one of `bucket`, bucket + word_buckets, ...
 // below `buckets`. A bucket's captions have at most 16 * strips words. At most `blocks` blocks share the work, one of which a
-// multiprocessor holds.
+// multiprocessor holds; a launch has at most about `launch_images` images.
 struct Tiles {
   const int64_t *word_order, *word_starts, *pairs, *order, *keys;
-  int64_t listed, score_row, blocks;
+  int64_t listed, score_row, blocks, launch_images;
   int bucket, word_buckets, buckets, strips;
 };
 template <typename T>

@@ -514,11 +514,11 @@ void launch_large(const Sides<T>& s, const Pairs& pairs, const Options& o, const
 
 template <typename T>
 void score_large(const Sides<T>& s, const Pairs& all, const Options& o, float* scores, int64_t score_row, float* scratch,
-                 int64_t floats, int64_t blocks, Stream stream) {
+                 int64_t floats, int64_t blocks, int64_t launch_pairs, Stream stream) {
   const Target to{scores, score_row, scratch, floats, blocks};
-  const int64_t step = LARGE_LAUNCH / (int64_t(s.M) * s.N * (s.D + s.H)) + 1, last = all.first + all.count;
-  for (Pairs pairs = all; pairs.first < last; pairs.first += step) {
-    pairs.count = last - pairs.first < step ? last - pairs.first : step;
+  const int64_t last = all.first + all.count;
+  for (Pairs pairs = all; pairs.first < last; pairs.first += launch_pairs) {
+    pairs.count = last - pairs.first < launch_pairs ? last - pairs.first : launch_pairs;
     if (s.M > MOST_REGIONS) launch_large<1>(s, pairs, o, to, stream);
     if (s.M > MOST_REGIONS && s.N > 16) launch_large<2>(s, pairs, o, to, stream);
     if (s.N > 32) launch_large<4>(s, pairs, o, to, stream);
@@ -526,7 +526,9 @@ void score_large(const Sides<T>& s, const Pairs& all, const Options& o, float* s
   }
 }
 
-template void score_large(const Sides<bfloat16>&, const Pairs&, const Options&, float*, int64_t, float*, int64_t, int64_t, Stream);
-template void score_large(const Sides<float16>&, const Pairs&, const Options&, float*, int64_t, float*, int64_t, int64_t, Stream);
+template void score_large(const Sides<bfloat16>&, const Pairs&, const Options&, float*, int64_t, float*, int64_t, int64_t, int64_t,
+                          Stream);
+template void score_large(const Sides<float16>&, const Pairs&, const Options&, float*, int64_t, float*, int64_t, int64_t, int64_t,
+                          Stream);
 
 } // namespace caan::context_attention

@@ -21,14 +21,21 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
 } // namespace
 
 template <typename T>
-void score_pairs(const Sides<T>& s, const Pairs& pairs, const Options& o, float* scores, int64_t score_row, bool rest,
-                 float* scratch, int64_t slots, Stream stream) {
-  const int64_t blocks = pairs.count < slots ? pairs.count : slots;
-  launch<score_kernel<T>>(blocks, THREADS, THREADS + panel_bytes(s.M, s.N), stream, s, pairs, o, scores, score_row, rest, scratch);
+void score_pairs(const Sides<T>& s, const Pairs& all, const Options& o, float* scores, int64_t score_row, bool rest, float* scratch,
+                 int64_t slots, int64_t launch_pairs, Stream stream) {
+  const int64_t step = slots > launch_pairs ? slots : launch_pairs, last = all.first + all.count;
+  for (Pairs pairs = all; pairs.first < last; pairs.first += step) {
+    pairs.count = last - pairs.first < step ? last - pairs.first : step;
+    launch<score_kernel<T>>(pairs.count < slots ? pairs.count : slots, THREADS, THREADS + panel_bytes(s.M, s.N), stream, s, pairs,
+                            o, scores, score_row, rest, scratch);
+  }
 }
 
-template void score_pairs(const Sides<float>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, Stream);
-template void score_pairs(const Sides<bfloat16>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, Stream);
-template void score_pairs(const Sides<float16>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, Stream);
+template void score_pairs(const Sides<float>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, int64_t,
+                          Stream);
+template void score_pairs(const Sides<bfloat16>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, int64_t,
+                          Stream);
+template void score_pairs(const Sides<float16>&, const Pairs&, const Options&, float*, int64_t, bool, float*, int64_t, int64_t,
+                          Stream);
 
 } // namespace caan::context_attention

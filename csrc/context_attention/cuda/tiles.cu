@@ -520,7 +520,7 @@ void launch_tiles(Sides<T> s, const Tiles& tiles, const Options& o, float* score
   };
   if (S::LISTED) return start((tiles.listed + S::IMAGES - 1) / S::IMAGES);
   const int64_t images = s.images;
-  int64_t step = TILE_LAUNCH / (s.captions * (s.D + s.H)) / BAND * BAND;
+  int64_t step = tiles.launch_images / BAND * BAND;
   if (step < BAND) step = BAND;
   for (int64_t image = 0; image < images; image += step) {
     s.images = images - image < step ? images - image : step;

@@ -54,7 +54,9 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
     result = left.new_empty(left.shape[0], right.shape[1])
     if result.numel() == 0 or left.shape[1] == 0:
         return result.zero_()
-    call = _Product(aligned(left), aligned(right), result, lengths, item_rows, stream_of(left))
+    # Rows that no copy of 16 bytes takes may begin anywhere.
+    left, right = (aligned(x) if left.shape[1] % 8 == 0 else x for x in (left, right))
+    call = _Product(left, right, result, lengths, item_rows, stream_of(left))
     _ops.cuda_multiply(*call)
     return result
 

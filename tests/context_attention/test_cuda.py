@@ -183,7 +183,8 @@ def test_split_launches(dtype, monkeypatch):
         yield from listed.call(ck.attention_maps, backend="cuda")
 
     whole = list(results())
-    for name, limit in {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 1, "SCORE_SCRATCH_BYTES": 1, "MOST_LISTED": 2}.items():
+    few = {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 1, "SCORE_SCRATCH_BYTES": 1, "MOST_LISTED": 2, "MOST_ORDERED": 3}
+    for name, limit in few.items():
         monkeypatch.setattr(launch, name, limit)
     for found, expected in zip(results(), whole, strict=True):
         assert torch.equal(found, expected)
@@ -256,6 +257,14 @@ def test_scores_in_pieces(limit, regions, words, monkeypatch):
     monkeypatch.setattr(launch if limit == "SCORE_SCRATCH_BYTES" else cuda, limit, 1)
     assert torch.equal(case.call(backend="cuda").cpu(), scores)
     assert torch.equal(replace(case, pairs=pairs).call(backend="cuda").cpu(), scores.flatten())
+
+
+@half
+@pytest.mark.parametrize("rows", [(0, 33), (66, 0), (0, 0)], ids=str)
+def test_no_rows(dtype, rows):
+    """Tensors of images without regions, or of captions without words."""
+    case = cases.problem((2, rows[0], 3, rows[1], 8, 16), dtype, lengths=False).on("cuda")
+    assert torch.equal(case.call(backend="cuda").cpu(), torch.zeros(2, 3))
 
 
 def test_too_many_rows():

@@ -239,7 +239,7 @@ def test_tf32_allowed_by_the_setting_of_one_backend():
 
 
 SMALLEST = {"BLOCK_BYTES": 1, "SCRATCH_BYTES": 1, "WORKSPACE_BYTES": 1}
-FEW = {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 4000, "WORKSPACE_BYTES": 12000, "MOST_LISTED": 2}
+FEW = {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 4000, "WORKSPACE_BYTES": 12000, "MOST_LISTED": 2, "MOST_ORDERED": 3}
 
 
 @pytest.mark.parametrize(("dtype", "few"), [(torch.float32, FEW), (torch.float16, {})], ids=str)

@@ -20,8 +20,9 @@ ROW_BYTES = 64 * 2**20
 # Bytes of scratch for the pairs that one launch works on one by one, for derivatives and for scores.
 SCRATCH_BYTES = 128 * 2**20
 SCORE_SCRATCH_BYTES = 20 * 2**20
-# Pairs of a list that are put in order at once.
+# Pairs of a list that are put in order at once, and pairs with or without a gradient: about 70 bytes each.
 MOST_LISTED = 2**18
+MOST_ORDERED = 2**20
 
 # Backends by the name that is the operators' last argument.
 KERNELS: dict[str, "Kernels"] = {}
@@ -304,7 +305,7 @@ def _unscored(call: PlannedCall) -> Tensor:
 def _score(call: PlannedCall, scores: Tensor) -> None:
     """Write the scores of projected sides: in tiles where tiles hold them, else one by one."""
     V, U, pairs = call.V, call.U, call.pairs
-    if scores.numel() == 0 or not len(V) or not len(U):
+    if scores.numel() == 0 or not V.features.numel() or not U.features.numel():
         return
     if pairs is not None and len(pairs) > MOST_LISTED:
         for start in range(0, len(pairs), MOST_LISTED):
@@ -346,7 +347,19 @@ class Slots:
 
 
 def _differentiate(call: PlannedCall, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
-    """Add to the sums what every pair with a gradient gives."""
+    """Add to the sums what every pair with a gradient gives: window by window of rows of images, or of the list."""
+    V, U, pairs = call.V, call.U, call.pairs
+    if len(grad) > 1 and grad.numel() > MOST_ORDERED:
+        step = max(1, MOST_ORDERED // (grad.numel() // len(grad)))
+        for start in range(0, len(grad), step):
+            some = slice(start, start + step)
+            if pairs is not None:
+                _differentiate(call.of(V, U, pairs[some]), grad[some], sums)
+                continue
+            of_V, of_VQ, of_U, of_UQ, *of_vectors = sums
+            window = of_V[some], of_VQ[some], of_U, of_UQ, *(x[some] for x in of_vectors)
+            _differentiate(call.of(V.part(start, step), U, None), grad[some], window)
+        return
     slots = Slots(call, SCRATCH_BYTES, gradient=True)
     walk = plan_walk(grad != 0, call.pairs, slots.regions, slots.words)
     getattr(call.kernels, "differentiate", in_rounds)(slots, walk, grad, sums)

@@ -9,6 +9,7 @@ one pipe; without, the sum over phases of each one's largest pipe. Phases are wh
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -87,6 +88,7 @@ def loop_around(loop: Loop, loops: list[Loop]) -> Loop:
     return min((x for x in loops if loop.inside(x)), key=lambda x: x.last - x.first)
 
 
+@functools.cache
 def pipe_of(text: str) -> tuple[str, float] | None:
     # What never runs: the assembler puts it before asynchronous copies.
     if text.startswith("@!PT"):

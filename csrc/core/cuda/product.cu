@@ -9,7 +9,7 @@
 // stands alone its relative error goes to the gradients.
 #include "core/cuda/product.h"
 
-#include "core/cuda/device.h"
+#include "core/cuda/pieces.h"
 
 namespace caan::cuda {
 
@@ -96,7 +96,6 @@ CAAN_KERNEL void CAAN_BOUNDS(HALF_THREADS, 1) product_tile_kernel(Product<T> p) 
   const int64_t column_tiles = (p.columns + SIDE_ROWS - 1) / SIDE_ROWS;
   const int64_t row0 = blockIdx.x / column_tiles * SIDE_ROWS, column0 = blockIdx.x % column_tiles * SIDE_ROWS;
   const int lane = int(threadIdx.x) % WARP, warp = int(threadIdx.x) / WARP, warp_row = warp / 4 * 64, warp_column = warp % 4 * 32;
-  const int first8 = lane % 8 + lane / 8 % 2 * 8;
   const auto begin = [&](int64_t depth) {
     char* stage = shared_memory + depth / PIECE % 2 * 2 * SIDE_BYTES;
     if (depth < p.depth) {
@@ -116,12 +115,11 @@ CAAN_KERNEL void CAAN_BOUNDS(HALF_THREADS, 1) product_tile_kernel(Product<T> p) 
     for (int k = 0; k < PIECE / 16; ++k) {
       uint32_t of_rows[4][4], of_columns[2][4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        load_matrices<false>(of_rows[i], left + unit_offset(warp_row + 16 * i + first8, 2 * k + lane / 16));
+      for (int i = 0; i < 4; ++i) left_rows(of_rows[i], left, warp_row / 16 + i, k);
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const int unit = (warp_column + 16 * j) / 8 + lane / 16;
-        load_matrices<true>(of_columns[j], right + unit / 8 * (SIDE_BYTES / 2) + unit_offset(16 * k + first8, unit % 8));
+        const int column = warp_column + 16 * j;
+        right_columns(of_columns[j], right + column / PIECE * (SIDE_BYTES / 2), k, column % PIECE / 16);
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i)

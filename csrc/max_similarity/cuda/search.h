@@ -21,8 +21,8 @@
 
 #include <cstdint>
 
-#include "core/cuda/device.h"
 #include "core/cuda/largest.h"
+#include "core/cuda/pieces.h"
 #include "max_similarity/cuda/kernels.h"
 
 namespace caan::max_similarity {
@@ -216,17 +216,15 @@ CAAN_DEVICE void fetch_rows(char* to, const T* const* rows, int count, int colum
 // Adds the products of 32 query rows of a warp by all document rows of a tile over 64 columns.
 template <typename S, typename T>
 CAAN_DEVICE void multiply_piece(float (&sums)[2][S::DOCUMENT_ROWS / 8][4], const char* queries, const char* documents, int warp) {
-  const int lane = int(threadIdx.x) % WARP, first8 = lane % 8 + lane / 8 % 2 * 8, second8 = lane % 8 + lane / 16 * 8;
 #pragma unroll 1
   for (int k = 0; k < PIECE / 16; ++k) {
     uint32_t of_queries[2][4];
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      load_matrices<false>(of_queries[i], queries + unit_offset(32 * warp + 16 * i + first8, 2 * k + lane / 16));
+    for (int i = 0; i < 2; ++i) left_rows(of_queries[i], queries, 2 * warp + i, k);
 #pragma unroll
     for (int j = 0; j < S::DOCUMENT_ROWS / 16; ++j) {
       uint32_t of_documents[4];
-      load_matrices<false>(of_documents, documents + unit_offset(16 * j + second8, 2 * k + lane / 8 % 2));
+      right_rows(of_documents, documents, j, k);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll

@@ -30,7 +30,8 @@ struct Shape {
   // TILES of 8 regions; DEPTHS of 16 of them.
   static constexpr int TILES = TILES_, DEPTHS = (TILES + 1) / 2, REGIONS = 16 * DEPTHS;
   static constexpr int STRIPS = STRIPS_, WORDS = 16 * STRIPS;
-  // BOTH terms of the contexts, as the paper has it: known beforehand, they cost the inner loops no branch. Lists wait for memory.
+  // BOTH: inter and intra terms are known at compile time, which saves branches in the inner loops. Lists do without it: memory
+  // limits them.
   static constexpr bool LISTED = LISTED_, BOTH = BOTH_;
   // Pooled vectors take the place of X, whose numbers of two strips have no room in registers.
   static constexpr bool POOLED = STRIPS == 2;

@@ -88,8 +88,8 @@ uint32_t transpose_matrix(uint32_t part);
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, bfloat16);
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float16);
 
-// The special-function unit, as wrong as PTX allows it to be (tanh, ex2, rcp and rsqrt .approx.f32): 2^-11, 2^-22, a unit in the
-// last place and 2^-22.9, up or down as x has it, and nothing where the result is no number, 0 or infinite.
+// The special-function unit with the largest error that PTX allows: of tanh.approx.f32 2^-11, of ex2 2^-22, of rcp a unit in the
+// last place, of rsqrt 2^-22.9. The bits of x decide the error's sign. NaN, 0 and infinite results are exact.
 float rough_tanh(float x);
 float quick_exp(float x);
 float quick_inverse(float x);

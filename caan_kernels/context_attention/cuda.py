@@ -224,7 +224,7 @@ def _score_large(slots: Slots, scores: Tensor) -> None:
     _ops.cuda_score_large(*flatten(launch))
 
 
-def fill(slots: Slots, first: int, count: int, scores: Tensor, walk: None) -> None:
+def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:
     _score_pairs(slots, first, count, scores, rest=False)
 
 

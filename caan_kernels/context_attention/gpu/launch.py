@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ...core.autocast import without_autocast
 from ...core.gpu.plan import Items, Walk, exist, plan_items, plan_lengths, plan_walk
+from ...core.gpu.scores import fill_unscored
+from ...core.ragged import new_scores
 from ..call import Call, CallGradient, Options, Projection, ProjectionGradient, Side, Vectors, beside
 from .checks import check_call, check_projection
 
@@ -47,23 +49,17 @@ class Kernels(Protocol):
     def score_rest(self, slots: "Slots", scores: Tensor) -> None:
         """Score the pairs that `score_tiles` leaves out, however many, in no more than `slots.count` slots."""
 
-    def fill(self, slots: "Slots", first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
-        """Score `count` pairs of the call's list from `first`, each in a slot, where `maps` finds what it reads.
-
-        With a walk, which only `in_rounds` gives, its pairs, whose `scores` are gradients; slots get what `sum_gradients` reads.
-        """
+    def fill(self, slots: "Slots", first: int, count: int, scores: Tensor) -> None:
+        """Score `count` pairs of the call's list from `first`, each in a slot, where `maps` finds what it reads."""
 
     def maps(self, slots: "Slots", count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """f (count, M), g (count, N), A, C and R (count, M, N) of the pairs last worked on; anything beyond lengths."""
 
     def differentiate(self, slots: "Slots", walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
-        """Add to float32 `sums` what the walk's pairs give, from the gradients of all scores; left out, it is `in_rounds`.
+        """Add to float32 `sums` what the walk's pairs give, from the gradients of all scores.
 
         Sums are of the features and the products of both sides, and (I, H) of both score vectors.
         """
-
-    def sum_gradients(self, slots: "Slots", walk: Walk, first: int, sums: tuple[Tensor, ...]) -> None:
-        """The part of it that pairs in slots give, `first` lying in the first of them; for `in_rounds`."""
 
 
 def project(call: Projection) -> Tensor:
@@ -285,20 +281,11 @@ def _with_products(call: Call) -> PlannedCall:
 
 
 def _unscored(call: PlannedCall) -> Tensor:
-    """Scores before any is made: 0, which is that of a pair with an empty side, or NaN for what does not exist."""
+    """Scores before any is made."""
     V, U, pairs = call.V, call.U, call.pairs
-    wrong = [None if x.lengths is None else x.lengths != x.real_lengths for x in (V, U)]
-    scores = V.features.new_zeros((len(V), len(U)) if pairs is None else (len(pairs),), dtype=torch.float32)
-    if pairs is not None:
-        inside = exist(pairs, len(V), len(U))
-        scores.masked_fill_(~inside, torch.nan)
-    for column, items in enumerate(wrong):
-        if items is None or scores.numel() == 0:
-            continue
-        if pairs is None:
-            scores.masked_fill_(items[:, None] if column == 0 else items[None, :], torch.nan)
-        elif len(items):
-            scores.masked_fill_(items[torch.where(inside, pairs[:, column], 0)], torch.nan)
+    wrong = tuple(None if x.lengths is None else x.lengths != x.real_lengths for x in (V, U))
+    scores = new_scores(V.features, U.features, pairs)
+    fill_unscored(scores, (len(V), len(U)), wrong, pairs)
     return scores
 
 
@@ -362,17 +349,7 @@ def _differentiate(call: PlannedCall, grad: Tensor, sums: tuple[Tensor, ...]) ->
         return
     slots = Slots(call, SCRATCH_BYTES, gradient=True)
     walk = plan_walk(grad != 0, call.pairs, slots.regions, slots.words)
-    getattr(call.kernels, "differentiate", in_rounds)(slots, walk, grad, sums)
-
-
-def in_rounds(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
-    """`Kernels.differentiate` by launches that fill all slots, and launches that add up what is in them."""
-    kernels = slots.call.kernels
-    for first in range(0, grad.numel(), slots.count):
-        # How many pairs have a gradient only the device knows: later launches may find none left.
-        count = slots.reserve(grad.numel() - first)
-        kernels.fill(slots, first, count, grad, walk)
-        kernels.sum_gradients(slots, walk, first, sums)
+    call.kernels.differentiate(slots, walk, grad, sums)
 
 
 def _trace(call: PlannedCall, maps: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> None:
@@ -382,7 +359,7 @@ def _trace(call: PlannedCall, maps: tuple[Tensor, Tensor, Tensor, Tensor, Tensor
     regions, words = (torch.arange(x, device=pairs.device) for x in slots.rows)
     for first in range(0, len(pairs), slots.count):
         some = pairs[first : first + slots.reserve(len(pairs) - first)]
-        call.kernels.fill(slots, first, len(some), unused, None)
+        call.kernels.fill(slots, first, len(some), unused)
         real = exist(some, len(call.V), len(call.U))
         image, caption = torch.where(real[:, None], some, 0).unbind(1)
         v_exists = real[:, None] & (regions < slots.regions.lengths[image, None])

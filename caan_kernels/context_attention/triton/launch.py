@@ -28,7 +28,7 @@ from .tiles import tile_kernel
 # Bytes of the workspace that a round's pairs share: what one kernel writes there the next should find in the L2 cache.
 WORKSPACE_BYTES = 24 * 2**20
 
-__all__ = ["fill", "maps", "product", "score_tiles", "slot_numbers", "sum_gradients"]
+__all__ = ["differentiate", "fill", "maps", "product", "score_tiles", "slot_numbers"]
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -306,7 +306,20 @@ def _constants(options: Options) -> dict[str, bool]:
     return {"COSINE": options.cosine, "INTER": options.inter, "INTRA": options.intra}
 
 
-def fill(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
+def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:
+    _run_pairs(slots, first, count, scores, None)
+
+
+def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
+    """Launches that fill all slots, and launches that add up what is in them."""
+    for first in range(0, grad.numel(), slots.count):
+        # How many pairs have a gradient only the device knows: later launches may find none left.
+        _run_pairs(slots, first, slots.reserve(grad.numel() - first), grad, walk)
+        _sum_gradients(slots, walk, first, sums)
+
+
+def _run_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
+    """`pair_kernel` for `count` pairs from `first`, of the call's list or of a walk, whose `scores` are gradients."""
     V, U, vectors, pairs, options, _ = slots.call
     dtype, unused = V.features.dtype, slots.regions.lengths
     # TF32 products of so many regions spill registers, or have eight columns, which Triton pads wrongly on Hopper.
@@ -348,7 +361,7 @@ def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
     return f, g, A, P / column_norm[:, None, :], P / row_norm[:, :, None]
 
 
-def sum_gradients(slots: Slots, walk: Walk, first: int, sums: tuple[Tensor, ...]) -> None:
+def _sum_gradients(slots: Slots, walk: Walk, first: int, sums: tuple[Tensor, ...]) -> None:
     V, U, (region_score, word_score), _, (_, inter, intra), _ = slots.call
     vector_sums = sums[4:]
     lengths = slots.regions.lengths, slots.words.lengths

@@ -111,8 +111,10 @@ def max_similarity(call: Call) -> Tensor:
     check_call(call)
     scores = new_scores(call.regions.features, call.words.features, call.pairs)
     for part, some in pieces_of(call, scores):
-        fill_unscored(some, *part[:3])
         search = search_of(part)
+        sides = (search.queries, search.documents) if search.over_regions else (search.documents, search.queries)
+        wrong = tuple(None if x.lengths is None else x.lengths != y.lengths for x, y in zip(part[:2], sides, strict=True))
+        fill_unscored(some, tuple(len(x.features) for x in part[:2]), wrong, part.pairs)
         queries, documents = search.queries.features, search.documents.features
         if some.numel() == 0 or queries.shape[1] == 0 or documents.shape[1] == 0:
             continue

@@ -6,6 +6,7 @@ import cases
 import pytest
 import torch
 
+from caan_kernels.context_attention.triton import plan as of_triton
 from caan_kernels.core.gpu import plan
 
 pytestmark = pytest.mark.parametrize("device", dict.fromkeys(["cpu", *cases.KERNELS.values()]))
@@ -84,27 +85,42 @@ def test_a_list_is_sorted_into_runs_of_one_image_and_one_block(device):
     regions, words = sides(device)
     generator = torch.Generator().manual_seed(0)
     pairs = torch.randint(-1, 5, (300, 2), generator=generator).to(device)
-    order, keys, ranks = (x.tolist() for x in plan.plan_list(pairs, regions, words))
+    order, keys = (x.tolist() for x in plan.plan_list(pairs, regions, words))
     assert sorted(order) == list(range(300))
     nothing = len(regions.sizes) * len(words.sizes)
     seen = {}
-    for place, key, rank in zip(order, keys, ranks, strict=True):
+    for place, key in zip(order, keys, strict=True):
         image, caption = pairs[place].tolist()
         bucket = nothing
         if 0 <= image < 3 and 0 <= caption < 3:
             bucket = int(regions.buckets[image]) * len(words.sizes) + int(words.buckets[caption])
             assert key % 4 == image
         assert key // 4 == bucket
-        assert rank == len(seen.setdefault(key, []))
-        assert rank == 0 or seen[key][-1] < place, "the order of the list is not kept"
+        assert not seen.setdefault(key, []) or seen[key][-1] < place, "the order of the list is not kept"
         seen[key].append(place)
     assert keys == sorted(keys)
+
+
+def test_ranks_of_a_list(device):
+    """Triton's tiles are pieces of runs of one class and image, which its own plan of the same list counts."""
+    regions, words = sides(device)
+    pairs = torch.randint(-1, 5, (300, 2), generator=torch.Generator().manual_seed(0)).to(device)
+    classes = of_triton.classes_of(regions, words, (40, 20), True)
+    order, ranks, starts = (x.tolist() for x in of_triton.plan_list(pairs, regions, words, classes))
+    assert sorted(order) == list(range(300)) and starts == sorted(starts)
+    seen = {}
+    for position in range(starts[-1]):
+        place, number = order[position], sum(position >= x for x in starts[1:-1])
+        run = seen.setdefault((number, int(pairs[place][0])), [])
+        assert ranks[position] == len(run)
+        assert not run or run[-1] < place, "the order of the list is not kept"
+        run.append(place)
 
 
 def test_an_empty_list(device):
     regions, words = sides(device)
     listed = plan.plan_list(torch.empty(0, 2, dtype=torch.int64, device=device), regions, words)
-    assert [len(x) for x in listed] == [0, 0, 0]
+    assert [len(x) for x in listed] == [0, 0]
 
 
 def check_walk(walk, expected, images, captions):

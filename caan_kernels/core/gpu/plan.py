@@ -94,12 +94,10 @@ class Listed(NamedTuple):
     Attributes:
         order: (P,) int64, places in the list.
         keys: (P,) int64, bucket of the pair · images + image; a bucket beyond all others for a pair with an empty side.
-        ranks: (P,) int64, how many pairs before have the same key.
     """
 
     order: Tensor
     keys: Tensor
-    ranks: Tensor
 
 
 def plan_list(pairs: Tensor, regions: Items, words: Items) -> Listed:
@@ -112,9 +110,7 @@ def plan_list(pairs: Tensor, regions: Items, words: Items) -> Listed:
     real = inside & (region_bucket < len(regions.sizes)) & (word_bucket < len(words.sizes))
     bucket = torch.where(real, region_bucket * len(words.sizes) + word_bucket, len(regions.sizes) * len(words.sizes))
     keys, order = torch.sort(bucket * images + image, stable=True)
-    places = torch.arange(len(keys), device=keys.device)
-    ranks = places - torch.searchsorted(keys, keys)
-    return Listed(order, keys, ranks)
+    return Listed(order, keys)
 
 
 def exist(pairs: Tensor, images: int, captions: int) -> Tensor:

@@ -1,14 +1,17 @@
-"""Everything a GPU can say about this package, in under ten minutes: golden cases, the GPU's own rates, benchmark, tests,
-compute-sanitizer, bit-for-bit repeats.
+"""Everything a GPU can say about this package, in under ten minutes, what matters most first.
 
     python benchmarks/gpu_check.py                 writes benchmarks/results/cuda_DEVICE.json
     python benchmarks/render_readme.py             puts it into the README
 
+Stages: one golden case a backend and dtype; the GPU's own rates; benchmark; what Nsight Compute sees of the main kernels; tests;
+compute-sanitizer; graphs, streams and compilations; batch invariance and bits from run to run; a golden case by the CUDA toolkit's
+assembler; other dtypes; other configurations of Triton's kernels.
+
 Uses the interpreter and the package at hand and installs nothing. A stage that runs out of time is stopped, and the next
 one begins. The file is written after every stage, and all that a stage printed is in build/gpu_check/. A second run of the
 same sources on the same GPU runs the stages that have not passed; `--stages` and `--seconds` spread them over calls. Exit status
-0: every stage in the file passed, save that rates without nvcc, a sanitizer that is absent, refuses the device or is too slow,
-and dtypes that there is no time for, are recorded as not run; 1: something else; 2: no GPU, or no package, and nothing written.
+0: every stage in the file passed, save the optional ones (all but cases, benchmark bfloat16, tests, graphs, invariance) that are
+recorded as not run, and a sweep that was stopped; 1: something else; 2: no GPU, or no package, and nothing written.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -29,40 +31,50 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-LOGS = ROOT / "build" / "gpu_check"
-SCHEMA = 2
-# Seconds for each stage, and for everything. A stage also ends with the whole.
+from gpu_profile import rows_of
+from gpu_record import FAILED, NOT_RUN, OUT_OF_TIME, PASSED, ROOT, TOTAL, Judge, Outcome, Record, cuda_program, environment
+
+# Seconds for each stage. A stage also ends with the whole.
 LIMITS = {
-    "golden": 60.0,
-    "rates": 30.0,
-    "benchmark": 120.0,
-    "tests": 210.0,
-    "memcheck": 40.0,
-    "racecheck": 40.0,
-    "invariance": 30.0,
+    "cases": 45.0,
+    "rates": 25.0,
+    "benchmark": 110.0,
+    "profile": 30.0,
+    "tests": 130.0,
+    "memcheck": 35.0,
+    "racecheck": 35.0,
+    "graphs": 40.0,
+    "invariance": 40.0,
+    "newer ptxas": 20.0,
+    "sweep": 200.0,
 }
-TOTAL = sum(LIMITS.values())
+OTHER_DTYPES = ("float16", "float32")
+REQUIRED = ("cases", "benchmark bfloat16", "tests", "graphs", "invariance")
 # What a benchmark needs beside its workloads; another dtype is begun with no less than the least, and gets no more than the most.
 START_UP = 35.0
 LEAST_BENCHMARK, MOST_BENCHMARK = 80.0, 100.0
 # Compiling a Triton kernel can take most of it.
 ONE_TEST = 120
-# A stage with less is not begun.
-LEAST_STAGE = 1.0
-# What a stopped stage has to say what it found until then.
-GRACE = 10.0
-TAIL_LINES = 40
 
-PASSED, FAILED, NOT_RUN, OUT_OF_TIME = "passed", "failed", "not run", "ran out of time"
 INSTALL = "bash tools/setup.sh && .venv/bin/python benchmarks/gpu_check.py"
 
-ALL_TESTS = "tests/context_attention"
-INVARIANCE = "tests/context_attention/test_invariance.py"
+ON_GPU = "(triton or cuda)"
+OPERATOR, SIMILARITY = "tests/context_attention", "tests/max_similarity"
+ACCURACY = f"{OPERATOR}/test_accuracy.py"
+# COCO's usual size.
+FIRST_CASE = "golden and full_36x13"
+ALONE = [f"{OPERATOR}/test_gpu.py", f"{OPERATOR}/test_triton_gpu.py"]
+ALIKE = f"{ON_GPU} and (invariance or widths_of_the_paper)"
+INVARIANCE = [f"{folder}/test_invariance.py" for folder in (OPERATOR, SIMILARITY)]
+# The rest of its tests is of the CPU's memory, or says the same of every backend.
+OF_SIMILARITY = [f"{SIMILARITY}/test_{name}.py" for name in ("scores", "gradients")]
 RATES = "benchmarks/gpu_rates.cu"
+PROFILED, SWEPT = "benchmarks/gpu_profile.py", "benchmarks/gpu_sweep.py"
 SANITIZED = "tests/sanitize/gpu_small_cases.py"
+# What Nsight Compute tells of a kernel: pipes, caches and shared memory, what warps wait for, warps at a time.
+SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "WarpStateStats", "Occupancy")
 # What the last line of a finished `SANITIZED` says, and what compute-sanitizer says where it watched nothing.
 FINISHED = re.compile(r"^all (\d+) cases done$", re.MULTILINE)
 REFUSED = re.compile(
@@ -70,20 +82,9 @@ REFUSED = re.compile(
     r"injection library|Failed to initialize).*$",
     re.MULTILINE,
 )
+UNWATCHED = re.compile(r"^==(?:ERROR|WARNING)== .*$", re.MULTILINE)
 SUMMARY = re.compile(r"RACECHECK SUMMARY: (\d+) hazards? displayed \((?P<race>\d+) errors?|ERROR SUMMARY: (?P<memory>\d+) errors?")
 PYTEST_COUNT = re.compile(r"(\d+) (passed|failed|error|skipped|deselected|xfailed|xpassed|warning)s?\b")
-
-
-class Outcome(NamedTuple):
-    """How a stage ended, what it counted, and why it did not pass."""
-
-    status: str
-    counts: Mapping[str, int]
-    reason: str = ""
-
-
-# From the exit status, None for a stage that was stopped, and everything printed.
-Judge = Callable[[int | None, str], Outcome]
 
 
 def pytest_counts(output: str) -> dict[str, int]:
@@ -132,134 +133,35 @@ def judge_benchmark(report: dict[str, Any] | None) -> Judge:
     return judge
 
 
+def judge_profile(found: list[dict[str, Any]]) -> Judge:
+    """For what Nsight Compute printed; the kernels are added to `found`. A tool that may not watch says nothing of them."""
+
+    def judge(status: int | None, output: str) -> Outcome:
+        found[:] = rows_of(output)
+        if found:
+            return Outcome(PASSED, {"kernels": len(found)})
+        told = UNWATCHED.search(output)
+        return Outcome(NOT_RUN, {}, told[0] if told else f"no kernel was watched; ended with exit status {status}")
+
+    return judge
+
+
+def judge_sweep(found: list[dict[str, Any]]) -> Judge:
+    """For the rows that the sweep printed until its end, or until it was stopped."""
+
+    def judge(status: int | None, output: str) -> Outcome:
+        found[:] = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        counts = {"configurations": len(found), "faster": sum(row["faster"] for row in found)}
+        return Outcome(FAILED, counts, f"ended with exit status {status}") if status else Outcome(PASSED, counts)
+
+    return judge
+
+
 def agrees(row: dict[str, Any]) -> bool:
     return all(error <= row["tolerances"][name] for name, error in row["errors"].items())
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file that is at no moment half written."""
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
-
-
-def run_for(command: Sequence[str], seconds: float, environment: Mapping[str, str]) -> tuple[int | None, str]:
-    """Run a command in the checkout.
-
-    One that is not through in time is interrupted, as from the keyboard, and killed `GRACE` seconds later, with all that
-    it started.
-
-    Returns:
-        (exit status, or None if it was stopped; what it printed).
-    """
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
-        status = None
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            # A process that waits for a kernel without end may survive even that.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(1)
-        log.seek(0)
-        return status, log.read().decode(errors="replace")
-
-
-class Record:
-    """The stages of one run and the file that they are kept in.
-
-    Args:
-        path: the file. What is there already is kept, and a stage that passed is not run again, if all `facts` but the date are the
-            same.
-        facts: what stands in it beside `stages`, `bench` and `rates`.
-        seconds: for all stages together.
-        start: what `time.monotonic()` was when the clock started; by default now.
-    """
-
-    def __init__(self, path: Path, facts: Mapping[str, Any], seconds: float = TOTAL, start: float | None = None) -> None:
-        self.path = path
-        self.content: dict[str, Any] = {"schema": SCHEMA, **facts, "stages": {}, "bench": {}, "rates": []}
-        self.content |= kept_of(path, self.content)
-        self.end = (time.monotonic() if start is None else start) + seconds
-        self.environment = environment()
-
-    def left(self) -> float:
-        return max(self.end - time.monotonic(), 0.0)
-
-    def run(self, name: str, command: Sequence[str], limit: float, judge: Judge, **variables: str) -> Outcome:
-        """Run a stage for at most `limit` seconds and keep how it ended; one that is kept already is not run."""
-        if self.content["stages"].get(name, {}).get("status") == PASSED:
-            print(f"{name}: kept, it passed before", flush=True)
-            return Outcome(PASSED, self.content["stages"][name]["counts"])
-        limit = min(limit, self.left())
-        if limit < LEAST_STAGE:
-            return self.keep(name, command, Outcome(NOT_RUN, {}, "no time left"))
-        print(f"{name}, at most {limit:.0f} s: {shlex.join(command)}", flush=True)
-        start = time.monotonic()
-        try:
-            status, output = run_for(command, limit, self.environment | variables)
-        except OSError as error:
-            return self.keep(name, command, Outcome(NOT_RUN, {}, str(error)))
-        LOGS.mkdir(parents=True, exist_ok=True)
-        (LOGS / f"{name.replace(' ', '_')}.log").write_text(output, encoding="utf-8")
-        outcome = judge(status, output)
-        if status is None:
-            # What it found until then stands, and so does a sanitizer that found nothing: it was too slow.
-            ended = outcome.status if outcome.status == NOT_RUN or outcome.counts.get("errors") else OUT_OF_TIME
-            reason = f"{outcome.reason}; " if outcome.counts.get("errors") else ""
-            outcome = Outcome(ended, outcome.counts, f"{reason}stopped after {limit:.0f} s")
-        return self.keep(name, command, outcome, time.monotonic() - start, output)
-
-    def keep(self, name: str, command: Sequence[str], outcome: Outcome, seconds: float = 0.0, output: str = "") -> Outcome:
-        if outcome.status in (NOT_RUN, OUT_OF_TIME) and self.content["stages"].get(name, {}).get("status") == FAILED:
-            print(f"{name}: {outcome.status}, {outcome.reason}; it failed before, and that stays", flush=True)
-            return outcome
-        # Where the interpreter and a temporary folder lie says nothing of a result.
-        named = re.sub(rf"{re.escape(tempfile.gettempdir())}/[^/\s]+/", "", shlex.join(command))
-        stage = {"command": named.replace(sys.executable, "python"), "seconds": round(seconds, 1), **outcome._asdict()}
-        if outcome.status != PASSED:
-            stage["tail"] = output.splitlines()[-TAIL_LINES:]
-            print("\n".join(f"    {line}" for line in stage["tail"]))
-        self.content["stages"][name] = stage
-        write_json(self.path, self.content)
-        counted = "".join(f", {count} {word}" for word, count in outcome.counts.items())
-        print(f"{name}: {outcome.status}{counted}{', ' * bool(outcome.reason)}{outcome.reason} ({seconds:.0f} s)", flush=True)
-        return outcome
-
-
-def kept_of(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-    """What an earlier run of the same sources on the same GPU found; empty if there was none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    results = ("stages", "bench", "rates")
-    same = all(found.get(name) == value for name, value in content.items() if name not in (*results, "date"))
-    return {name: found[name] for name in results} if same else {}
-
-
-def environment() -> dict[str, str]:
-    """For every stage: this checkout's package, printing without delay, and Triton's compiler, not its interpreter."""
-    variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return variables | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-
-
-def cuda_program(name: str) -> str | None:
-    """Where a program of the CUDA toolkit lies, None if it is not installed."""
-    cuda = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    return shutil.which(name) or shutil.which(name, path=f"{cuda}/bin")
-
-
-def run_pytest(record: Record, name: str, which: str, *arguments: str) -> None:
+def run_pytest(record: Record, name: str, which: str, *arguments: str, **variables: str) -> None:
     # A log of names tells where a run was stopped.
     options = ["-k", which, "-v", "--tb=short", "-p", "no:cacheprovider", "--color=no"]
     command = [sys.executable, "-m", "pytest", *arguments, *options]
@@ -273,7 +175,7 @@ def run_pytest(record: Record, name: str, which: str, *arguments: str) -> None:
     if missing:
         record.keep(name, command, Outcome(NOT_RUN, {}, f"not installed: {', '.join(missing)}"))
     else:
-        record.run(name, command, LIMITS[name], judge_pytest)
+        record.run(name, command, LIMITS[name], judge_pytest, **variables)
 
 
 def run_rates(record: Record) -> None:
@@ -311,6 +213,47 @@ def run_sanitizer(record: Record, tool: str, *options: str) -> None:
         record.run(tool, command, LIMITS[tool], judge_sanitizer, PYTHONPATH=paths, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
 
 
+def run_profile(record: Record) -> None:
+    """What Nsight Compute sees of one call of each backend."""
+    program = cuda_program("ncu")
+    options = ["--profile-from-start", "off", "--csv", "--page", "details"]
+    options += [word for section in SECTIONS for word in ("--section", section)]
+    command = [program or "ncu", *options, sys.executable, PROFILED]
+    if program is None:
+        record.keep("profile", command, Outcome(NOT_RUN, {}, "ncu is not installed"))
+    else:
+        record.run("profile", command, LIMITS["profile"], judge_profile(record.content["profile"]))
+
+
+def run_newer_ptxas(record: Record) -> None:
+    """One golden case again, by the CUDA toolkit's assembler where that is newer than the one that Triton brings."""
+    name, program = "newer ptxas", cuda_program("ptxas")
+    own = triton_ptxas()
+    versions = [assembler_version(path) if path else (0,) for path in (program, own)]
+    if program is None or versions[0] <= versions[1]:
+        there, brought = (".".join(map(str, version)) for version in versions)
+        record.keep(name, [], Outcome(NOT_RUN, {}, f"the CUDA toolkit's is {there}, Triton's {brought}"))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"TRITON_PTXAS_PATH": program, "TRITON_PTXAS_BLACKWELL_PATH": program, "TRITON_CACHE_DIR": folder}
+        run_pytest(record, name, f"{FIRST_CASE} and triton", ACCURACY, **paths)
+
+
+def triton_ptxas() -> str | None:
+    found = importlib.util.find_spec("triton")
+    path = Path(found.origin).parent / "backends" / "nvidia" / "bin" / "ptxas" if found and found.origin else None
+    return str(path) if path and path.exists() else None
+
+
+def assembler_version(program: str) -> tuple[int, ...]:
+    """Of a ptxas; (0,) where it does not tell."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+        if match := re.search(r"\bV(\d+(?:\.\d+)+)", told):
+            return tuple(map(int, match[1].split(".")))
+    return (0,)
+
+
 def run_benchmark(record: Record, dtype: str, limit: float, *options: str) -> None:
     """Benchmark one dtype; what was measured is kept however it ends."""
     name = f"benchmark {dtype}"
@@ -328,33 +271,45 @@ def run_benchmark(record: Record, dtype: str, limit: float, *options: str) -> No
         record.run(name, [*command, *options, "--json", str(result)], limit, judge)
 
 
+def run_dtype(record: Record, dtype: str) -> None:
+    """Benchmark another dtype where there is time."""
+    if record.left() >= LEAST_BENCHMARK:
+        run_benchmark(record, dtype, min(record.left(), MOST_BENCHMARK), "--workload", "f30k-1k", "train-64")
+    elif f"benchmark {dtype}" not in record.content["stages"]:
+        record.keep(f"benchmark {dtype}", [], Outcome(NOT_RUN, {}, "no time left"))
+
+
 def run_all(record: Record, wanted: Sequence[str]) -> int:
     """The wanted stages, in the order of what must not be missing; the exit status."""
-    on_gpu = "(triton or cuda)"
-    stages: dict[str, Callable[[], None]] = {
-        "golden": lambda: run_pytest(record, "golden", f"golden and {on_gpu}", f"{ALL_TESTS}/test_accuracy.py"),
+    others = [f"--ignore={path}" for path in (*ALONE, INVARIANCE[0])]
+    swept = [sys.executable, SWEPT]
+    stages: dict[str, Callable[[], object]] = {
+        "cases": lambda: run_pytest(record, "cases", f"{FIRST_CASE} and {ON_GPU}", ACCURACY),
         "rates": lambda: run_rates(record),
         "benchmark": lambda: run_benchmark(record, "bfloat16", LIMITS["benchmark"]),
-        "tests": lambda: run_pytest(record, "tests", f"not golden and {on_gpu}", ALL_TESTS, f"--ignore={INVARIANCE}"),
+        "profile": lambda: run_profile(record),
+        "tests": lambda: run_pytest(record, "tests", f"not ({FIRST_CASE}) and {ON_GPU}", OPERATOR, *OF_SIMILARITY, *others),
         "memcheck": lambda: run_sanitizer(record, "memcheck", "--padding", "2048", "--report-api-errors", "no"),
         "racecheck": lambda: run_sanitizer(record, "racecheck"),
-        "invariance": lambda: run_pytest(record, "invariance", on_gpu, INVARIANCE),
+        "graphs": lambda: run_pytest(record, "graphs", "not widths_of_the_paper", *ALONE),
+        "invariance": lambda: run_pytest(record, "invariance", ALIKE, *INVARIANCE, *ALONE),
+        "newer ptxas": lambda: run_newer_ptxas(record),
     }
     for name, run in stages.items():
         if name in wanted:
             run()
-    for dtype in ("float16", "float32") if "benchmark" in wanted else ():
-        if record.left() >= LEAST_BENCHMARK:
-            run_benchmark(record, dtype, min(record.left(), MOST_BENCHMARK), "--workload", "f30k-1k", "train-64")
-        elif f"benchmark {dtype}" not in record.content["stages"]:
-            record.keep(f"benchmark {dtype}", [], Outcome(NOT_RUN, {}, "no time left"))
+    for dtype in OTHER_DTYPES if "benchmark" in wanted else ():
+        run_dtype(record, dtype)
+    if "sweep" in wanted:
+        record.run("sweep", swept, LIMITS["sweep"], judge_sweep(record.content["sweep"]))
     return exit_status(record.content["stages"])
 
 
 def exit_status(stages: Mapping[str, Mapping[str, Any]]) -> int:
-    optional = {"rates", "memcheck", "racecheck", "benchmark float16", "benchmark float32"}
-    fine = [stage["status"] == PASSED or (stage["status"] == NOT_RUN and name in optional) for name, stage in stages.items()]
-    return 0 if all(fine) else 1
+    def fine(name: str, status: str) -> bool:
+        return status == PASSED or (name not in REQUIRED and status == NOT_RUN) or (name == "sweep" and status == OUT_OF_TIME)
+
+    return 0 if all(fine(name, stage["status"]) for name, stage in stages.items()) else 1
 
 
 def obstacle() -> str:

@@ -12,13 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpu_check import INSTALL, PASSED
+from gpu_check import INSTALL
+from gpu_record import PASSED
+from machine import source_hash
 from report import LEGEND, Report, floor_text, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN = "<!-- benchmark: begin -->"
 END = "<!-- benchmark: end -->"
+ESTIMATE = RESULTS / "gpu_estimate.json"
+# Which data set's estimate a workload is held against.
+ESTIMATED = {"f30k-1k": "f30k, H = 1024", "coco-5k": "coco, H = 1024", "coco-5k-h64": "coco, H = 64"}
+REBUILT = """The GPU kernels have been rebuilt since that run. [docs/cuda.md](docs/cuda.md#estimated) has an estimate of today's;
+nothing of them is measured."""
 GPU_BEGIN = "<!-- gpu: begin -->"
 GPU_END = "<!-- gpu: end -->"
 UNMEASURED = f"""Not yet measured on a GPU. Where there is one, this tests, checks and measures the package in under ten minutes,
@@ -58,6 +65,7 @@ def render_gpu(found: dict[str, Any] | None) -> str:
     checks = [f"- {name}: {ending(stage)}" for name, stage in found["stages"].items()]
     others = [f"- {line}" for report in reports[1:] if (line := own_rates(report))]
     parts += ["\n".join(checks + others), *map(notes, reports[:1])]
+    parts.append(beside_estimate(reports) if found["source_sha256"] == source_hash() else REBUILT)
     return "\n\n".join(part for part in parts if part)
 
 
@@ -73,6 +81,18 @@ def own_rates(report: Report) -> str:
     rows = [row for row in report.rows if row.ours and not row.shadow and row.agrees]
     rates = ", ".join(f"{row.workload} {row.nanoseconds:,.1f} ns/pair ({row.implementation})" for row in rows)
     return f"{report.header['dtype']}: {rates}" if rates else ""
+
+
+def beside_estimate(reports: Sequence[Report]) -> str:
+    """What `gpu_estimate.py` expects of the CUDA kernels in bfloat16, and what was measured; empty if nothing was."""
+    sets = json.loads(ESTIMATE.read_text(encoding="utf-8"))["sets"]
+    rows = [row for report in reports if report.header["dtype"] == "bfloat16" for row in report.rows]
+    told = [
+        f"{row.workload} {row.nanoseconds:,.1f}, estimated {sets[name]['overlapped']:,.1f} to {sets[name]['apart']:,.1f}"
+        for row in rows
+        if row.implementation == "cuda" and not row.shadow and row.agrees and (name := ESTIMATED.get(row.workload))
+    ]
+    return f"Nanoseconds a pair, measured and [estimated](docs/cuda.md#estimated) for an H100: {'; '.join(told)}." if told else ""
 
 
 def notes(report: Report) -> str:

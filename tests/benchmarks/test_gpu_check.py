@@ -6,11 +6,15 @@ import sys
 import time
 
 import gpu_check
+import gpu_record
+import gpu_sweep
 import machine
 import pytest
 import torch
-from gpu_check import FAILED, NOT_RUN, OUT_OF_TIME, PASSED, Outcome, Record, judge_pytest, judge_sanitizer, pytest_counts
-from render_readme import UNMEASURED, newest, render_gpu
+from gpu_check import judge_profile, judge_pytest, judge_sanitizer, pytest_counts
+from gpu_profile import rows_of
+from gpu_record import FAILED, NOT_RUN, OUT_OF_TIME, PASSED, Outcome, Record
+from render_readme import ESTIMATE, REBUILT, UNMEASURED, newest, render_gpu
 from reports import full_report
 
 FACTS = {
@@ -44,7 +48,7 @@ def interruptible():
 @pytest.fixture(autouse=True)
 def logs(monkeypatch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("logs")
-    monkeypatch.setattr(gpu_check, "LOGS", folder)
+    monkeypatch.setattr(gpu_record, "LOGS", folder)
     return folder
 
 
@@ -145,7 +149,7 @@ def test_a_stage_without_time_is_interrupted_and_tells_what_it_had(record):
 
 
 def test_a_stage_that_ignores_the_interrupt_is_killed_with_its_children(record, monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu_check, "GRACE", 0.3)
+    monkeypatch.setattr(gpu_record, "GRACE", 0.3)
     late = tmp_path / "late"
     child = f"import signal, time, pathlib; signal.signal({signal.SIGINT:d}, signal.SIG_IGN); "
     child += f"time.sleep(2.5); pathlib.Path({str(late)!r}).touch()"
@@ -165,26 +169,26 @@ def test_no_stage_outlives_the_whole(tmp_path):
 
 def test_a_write_that_breaks_off_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "r.json"
-    gpu_check.write_json(path, {"a": 1})
+    gpu_record.write_json(path, {"a": 1})
 
     def broken(*arguments):
         raise OSError("no more")
 
-    monkeypatch.setattr(gpu_check.os, "replace", broken)
+    monkeypatch.setattr(gpu_record.os, "replace", broken)
     with pytest.raises(OSError, match="no more"):
-        gpu_check.write_json(path, {"a": 2})
+        gpu_record.write_json(path, {"a": 2})
     monkeypatch.undo()
     assert json.loads(path.read_text()) == {"a": 1}
-    gpu_check.write_json(path, {"a": 3})
+    gpu_record.write_json(path, {"a": 3})
     assert [file.name for file in tmp_path.iterdir()] == ["r.json"]
 
 
 def test_stages_compile_kernels_rather_than_interpret_them(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
-    made = gpu_check.environment()
+    made = gpu_record.environment()
     assert "TRITON_INTERPRET" not in made
-    assert made["PYTHONPATH"].split(":") == [str(gpu_check.ROOT), "elsewhere"]
+    assert made["PYTHONPATH"].split(":") == [str(gpu_record.ROOT), "elsewhere"]
 
 
 def test_the_hash_is_of_the_kernels_sources(tmp_path):
@@ -233,6 +237,74 @@ def test_without_the_package_the_install_line_is_told(tmp_path, monkeypatch, cap
     assert not (tmp_path / "r.json").exists()
 
 
+STAGES = ["cases", "rates", "benchmark bfloat16", "profile", "tests", "memcheck", "racecheck", "graphs", "invariance"]
+STAGES += ["newer ptxas", "benchmark float16", "benchmark float32", "sweep"]
+COLUMNS = '"ID","Kernel Name","Block Size","Grid Size","Section Name","Metric Name","Metric Unit","Metric Value","Rule Name"'
+WATCHED = f"""==PROF== Connected to process 1
+{COLUMNS}
+"0","tile_kernel","(256, 1, 1)","(132, 1, 1)","Occupancy","Achieved Occupancy","%","24.5",""
+"0","tile_kernel","(256, 1, 1)","(132, 1, 1)","SpeedOfLight","L2 Cache Throughput","%","61.2",""
+"0","tile_kernel","(256, 1, 1)","(132, 1, 1)","SpeedOfLight","","","","Bottleneck"
+"1","pair_kernel","(256, 1, 1)","(64, 1, 1)","Occupancy","Registers Per Thread","register/thread","255",""
+"""
+SWEPT = """{"function": "products", "blocks": {}, "stages": 3, "same_bits": true, "faster": true}
+{"function": "products", "blocks": {}, "stages": 4, "same_bits": false, "faster": false}
+"""
+
+
+def test_what_nsight_compute_prints():
+    first, second = rows_of(WATCHED)
+    assert first["grid"] == "(132, 1, 1)"
+    assert first["metrics"] == {"Occupancy: Achieved Occupancy": "24.5 %", "SpeedOfLight: L2 Cache Throughput": "61.2 %"}
+    assert second["metrics"] == {"Occupancy: Registers Per Thread": "255 register/thread"}
+    assert rows_of("no table") == []
+
+
+def test_a_profiler_that_may_not_watch_says_nothing():
+    kept = []
+    outcome = judge_profile(kept)(1, "==ERROR== ERR_NVGPUCTRPERM - no permission\n")
+    assert (outcome.status, outcome.reason) == (NOT_RUN, "==ERROR== ERR_NVGPUCTRPERM - no permission")
+    assert judge_profile(kept)(0, WATCHED).counts == {"kernels": 2}
+    assert len(kept) == 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "same", "faster"),
+    [((2.0, 1.0), True, True), ((2.0, 1.99), True, False), ((1.0, 2.0), True, False), ((2.0, 1.0), False, False)],
+)
+def test_a_configuration_is_taken_only_if_it_is_faster_and_has_the_same_bits(seconds, same, faster):
+    calls = [lambda: seconds[0], lambda: seconds[1]]
+    found = gpu_sweep.compared(*calls, lambda x, y: same, lambda call: call())
+    assert (found["same_bits"], found["faster"]) == (same, faster)
+
+
+def test_configurations_are_put_back():
+    configurations = pytest.importorskip("caan_kernels.context_attention.triton.configurations")
+    for function, blocks, stages in gpu_sweep.candidates():
+        shipped = getattr(configurations, function)
+        arguments = {"products": (torch.bfloat16, "ieee", None), "product": (torch.bfloat16, False), "logits": (torch.bfloat16, 16)}
+        before = shipped(*arguments[function])
+        with gpu_sweep.configured(configurations, function, blocks, stages):
+            within = getattr(configurations, function)(*arguments[function])
+        assert within.stages == stages and within.blocks == before.blocks | blocks and set(blocks) <= set(before.blocks)
+        assert getattr(configurations, function) is shipped
+
+
+def test_an_assembler_that_is_no_newer_is_not_tried(fake_stages, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "assembler_version", lambda path: (12, 8))
+    gpu_check.main(["--json", str(tmp_path / "r.json"), "--stages", "newer ptxas"])
+    stage = json.loads((tmp_path / "r.json").read_text())["stages"]["newer ptxas"]
+    assert (stage["status"], stage["reason"]) == (NOT_RUN, "the CUDA toolkit's is 12.8, Triton's 12.8")
+
+
+def test_the_version_of_an_assembler(tmp_path):
+    program = tmp_path / "ptxas"
+    program.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
+    program.chmod(0o755)
+    assert gpu_check.assembler_version(str(program)) == (13, 0, 88)
+    assert gpu_check.assembler_version(str(tmp_path / "absent")) == (0,)
+
+
 def bench_report():
     """What bench_attention.py writes, as JSON."""
     report = full_report()
@@ -248,18 +320,21 @@ def fake_stages(monkeypatch, tmp_path):
     started = answers["started"] = []
 
     def run_for(command, seconds, environment):
-        names = ("pytest", "memcheck", "racecheck", "bench_attention", "gpu_rates")
+        names = ("pytest", "memcheck", "racecheck", "bench_attention", "gpu_rates", "gpu_profile", "gpu_sweep")
         name = next(word for word in names if word in " ".join(command))
         started.append(" ".join(command))
         if name == "bench_attention":
             bench_report().save(type(tmp_path)(command[command.index("--json") + 1]))
         default = {"pytest": (0, "7 passed in 1.0s"), "bench_attention": (0, ""), "racecheck": (0, RACES.format(0, 0))}
         default["gpu_rates"] = 0, 'a warning [of the compiler]\n[\n{"name": "tanh", "value": 16, "unit": "a clock"}]'
+        default |= {"gpu_profile": (0, WATCHED), "gpu_sweep": (0, SWEPT)}
         return answers.get(name, default.get(name, (0, CLEAN)))
 
-    monkeypatch.setattr(gpu_check, "run_for", run_for)
+    monkeypatch.setattr(gpu_record, "run_for", run_for)
     monkeypatch.setattr(gpu_check, "obstacle", lambda: "")
-    monkeypatch.setattr(gpu_check.shutil, "which", lambda name, path=None: f"/bin/{name}")
+    monkeypatch.setattr(gpu_check, "triton_ptxas", lambda: "/elsewhere/ptxas")
+    monkeypatch.setattr(gpu_check, "assembler_version", lambda path: (13, 0) if path.startswith("/bin/") else (12, 8))
+    monkeypatch.setattr(gpu_record.shutil, "which", lambda name, path=None: f"/bin/{name}")
     monkeypatch.setattr(machine, "gpu_facts", lambda device: dict(FACTS))
     return answers
 
@@ -272,8 +347,9 @@ def test_a_whole_run(fake_stages, tmp_path):
     assert {"commit", "source_sha256", "date"} <= found.keys()
     assert list(found["bench"]) == ["bfloat16", "float16", "float32"]
     assert {stage["status"] for stage in found["stages"].values()} == {PASSED}
-    ours = ["golden", "rates", "benchmark bfloat16", "tests", "memcheck", "racecheck", "invariance"]
-    assert list(found["stages"]) == [*ours, "benchmark float16", "benchmark float32"]
+    assert list(found["stages"]) == STAGES
+    assert [row["kernel"] for row in found["profile"]] == ["tile_kernel", "pair_kernel"]
+    assert [row["faster"] for row in found["sweep"]] == [True, False]
     assert found["rates"] == [{"name": "tanh", "value": 16, "unit": "a clock"}]
 
 
@@ -324,12 +400,12 @@ def test_chosen_stages(fake_stages, tmp_path):
     """One call after another fills the same file, and what failed stays in it until it is run again."""
     path = tmp_path / "r.json"
     fake_stages["pytest"] = (1, "1 failed, 6 passed in 1.0s")
-    for names, status in ((["golden", "rates"], 1), (["racecheck"], 1)):
+    for names, status in ((["cases", "rates"], 1), (["racecheck"], 1)):
         assert gpu_check.main(["--json", str(path), "--commit", "abc", "--stages", *names]) == status
     found = json.loads(path.read_text())["stages"]
-    assert {name: stage["status"] for name, stage in found.items()} == {"golden": FAILED, "rates": PASSED, "racecheck": PASSED}
+    assert {name: stage["status"] for name, stage in found.items()} == {"cases": FAILED, "rates": PASSED, "racecheck": PASSED}
     del fake_stages["pytest"]
-    assert gpu_check.main(["--json", str(path), "--commit", "abc", "--stages", "golden"]) == 0
+    assert gpu_check.main(["--json", str(path), "--commit", "abc", "--stages", "cases"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -340,13 +416,16 @@ def test_chosen_stages(fake_stages, tmp_path):
         ("memcheck", (9, CLEAN.replace("0 errors", "4 errors")), 1),
         ("memcheck", (1, "========= Error: Device not supported"), 0),
         ("bench_attention", (1, "Traceback"), 1),
+        ("gpu_profile", (1, "==ERROR== refused"), 0),
+        ("gpu_sweep", (None, SWEPT), 0),
+        ("gpu_sweep", (1, "Traceback"), 1),
     ],
 )
 def test_the_exit_status(fake_stages, tmp_path, name, answer, status):
     fake_stages[name] = answer
     assert gpu_check.main(["--json", str(tmp_path / "r.json")]) == status
     found = json.loads((tmp_path / "r.json").read_text())
-    assert len(found["stages"]) == 9
+    assert len(found["stages"]) == len(STAGES)
     assert "bfloat16" in found["bench"]
 
 
@@ -379,6 +458,18 @@ def test_the_table_is_rendered_from_the_file(fake_stages, tmp_path):
     assert "- memcheck: **not run**: Error: Device not supported" in text
     assert "w 40.0 ns/pair (triton)" in text
     assert "- a note" in text
+
+
+def test_an_estimate_stands_beside_what_was_measured_of_the_same_kernels(fake_stages, tmp_path):
+    gpu_check.main(["--json", str(tmp_path / "cuda_example.json"), "--stages", "benchmark"])
+    found = newest(tmp_path, "cuda_*.json")
+    (row,) = (row for row in found["bench"]["bfloat16"]["rows"] if row["implementation"] == "triton")
+    row |= {"implementation": "cuda", "workload": "coco-5k"}
+    estimated = json.loads(ESTIMATE.read_text())["sets"]["coco, H = 1024"]
+    text = render_gpu(found)
+    assert f"coco-5k 40.0, estimated {estimated['overlapped']:.1f} to {estimated['apart']:.1f}" in text
+    assert REBUILT not in text
+    assert REBUILT in render_gpu(found | {"source_sha256": "of other kernels"})
 
 
 def test_a_run_without_a_benchmark_has_no_table(fake_stages, tmp_path):

@@ -9,6 +9,8 @@ from .problems import SLOW
 
 # What a process with slow kernels tests: the rest is of the CPU's memory, or says the same of every backend.
 _SLOW_FILES = ["scores", "gradients", "gpu", "invariance", *(["operators"] if cases.EMULATED else [])]
+# On a GPU: the other files' tests have their tensors on the CPU.
+_GPU_FILES = ["test_scores", "test_gradients", "test_invariance"]
 collect_ignore = [x.name for x in Path(__file__).parent.glob("test_*.py") if x.stem[5:] not in _SLOW_FILES] if SLOW else []
 
 
@@ -34,6 +36,7 @@ def pytest_collection_modifyitems(config, items):
         dtypes = cases.KERNEL_DTYPES[backend]
         dtype = parameters.get("dtype", torch.float64 if item.get_closest_marker("float64") else dtypes[0])
         wrong = dtype not in dtypes or takes_too_long(dtype, parameters)
+        wrong = wrong or (cases.KERNELS.get(backend) == "cuda" and item.path.stem not in _GPU_FILES)
         wrong = wrong or (item.get_closest_marker("cpu_only") and backend not in ("reference", "cpu"))
         (left_out if wrong else kept).append(item)
     if left_out:

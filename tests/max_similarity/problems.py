@@ -58,6 +58,12 @@ LEAD = 1e-4
 _MOST_DRAWS = 200
 
 
+def score(regions: Tensor, words: Tensor, *indices: Tensor | None, backend: str = "auto", **options) -> Tensor:
+    """`ck.max_similarity` on the device of the backend that is asked for; scores and gradients come back to the CPU."""
+    device = cases.KERNELS.get(backend, "cpu")
+    return ck.max_similarity(regions.to(device), words.to(device), *indices, backend=backend, **options).cpu()
+
+
 @dataclass(frozen=True)
 class Problem:
     """The tensors of a call."""
@@ -69,7 +75,7 @@ class Problem:
     pairs: Tensor | None = None
 
     def call(self, **options) -> Tensor:
-        return ck.max_similarity(self.regions, self.words, self.region_lengths, self.word_lengths, self.pairs, **options)
+        return score(self.regions, self.words, self.region_lengths, self.word_lengths, self.pairs, **options)
 
     def to(self, dtype: torch.dtype) -> "Problem":
         return replace(self, regions=self.regions.to(dtype), words=self.words.to(dtype))

@@ -7,9 +7,7 @@ import cases
 import pytest
 import torch
 
-import caan_kernels as ck
-
-from .problems import KERNELS, OPTIONS, SLOW, problem, run
+from .problems import KERNELS, OPTIONS, SLOW, problem, run, score
 
 pytestmark = [pytest.mark.parametrize("backend", KERNELS), pytest.mark.usefixtures("sums_in_one_order")]
 dtypes = pytest.mark.parametrize("dtype", cases.DTYPES, ids=str)
@@ -25,7 +23,7 @@ def test_alone_or_in_a_batch(backend, dtype, options):
     scores = case.call(**options, backend=backend)
     for i, t in ((0, 0), (SHAPE[0] // 2, 4), (SHAPE[0] - 1, SHAPE[2] - 1), (1, 1)):
         m, n = case.region_lengths[i], case.word_lengths[t]
-        alone = ck.max_similarity(case.regions[i : i + 1, :m], case.words[t : t + 1, :n], **options, backend=backend)
+        alone = score(case.regions[i : i + 1, :m], case.words[t : t + 1, :n], **options, backend=backend)
         assert alone.item() == scores[i, t].item(), "alone, without padding"
         listed = replace(case, pairs=torch.tensor([[i, t]])).call(**options, backend=backend)
         assert listed.item() == scores[i, t].item(), "a list of one"

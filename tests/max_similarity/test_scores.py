@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 import caan_kernels as ck
 from caan_kernels.core import backends as core_backends
 
-from .problems import BACKENDS, KERNELS, OPTIONS, SHAPES, assert_accurate, problem, run
+from .problems import BACKENDS, KERNELS, OPTIONS, SHAPES, assert_accurate, problem, run, score
 
 backends = pytest.mark.parametrize("backend", BACKENDS)
 kernels = pytest.mark.parametrize("backend", KERNELS)
@@ -41,7 +41,7 @@ def test_whole_numbers_are_exact(backend, dtype):
     generator = torch.Generator().manual_seed(0)
     regions, words = (torch.randint(-3, 4, (3, 9, 20), generator=generator).to(dtype) for _ in range(2))
     expected = torch.einsum("imd,tnd->itmn", regions.double(), words.double()).amax(2).sum(-1)
-    assert torch.equal(ck.max_similarity(regions, words, backend=backend).double(), expected)
+    assert torch.equal(score(regions, words, backend=backend).double(), expected)
 
 
 @backends
@@ -70,8 +70,8 @@ def test_nan_wherever_it_stands_in_a_tile(backend):
     for row in range(20):
         regions, words = torch.randn(1, 20, 16), torch.randn(1, 50, 16)
         regions[0, row, 3] = torch.nan
-        assert ck.max_similarity(regions, words, backend=backend).isnan().all()
-        assert ck.max_similarity(words, regions, over="regions", backend=backend).isnan().all()
+        assert score(regions, words, backend=backend).isnan().all()
+        assert score(words, regions, over="regions", backend=backend).isnan().all()
 
 
 @backends
@@ -129,7 +129,7 @@ def test_autocast(backend, autocast_dtype):
     wide = case.to(torch.float64) if torch.float64 in cases.KERNEL_DTYPES[backend] else None
     expected = None if wide is None else wide.call(backend=backend)
     leaves = {"regions": case.regions.clone().requires_grad_(), "words": case.words.clone().requires_grad_()}
-    with torch.autocast("cpu", autocast_dtype):
+    with torch.autocast(cases.KERNELS.get(backend, "cpu"), autocast_dtype):
         scores = replace(case, **leaves).call(backend=backend)
         mixed = replace(case, words=case.words.half()).call(backend=backend)
         assert wide is None or torch.equal(wide.call(backend=backend), expected)
@@ -180,9 +180,9 @@ def test_no_product_of_halves_is_rounded(backend, dtype):
         # Tensor cores add up in another order.
         torch.testing.assert_close(found, wide, rtol=2e-6, atol=2e-6)
     one = torch.full((1, 1, 1), 300.0, dtype=torch.float16)
-    assert ck.max_similarity(one, one, backend=backend).item() == 90000
+    assert score(one, one, backend=backend).item() == 90000
     last = torch.finfo(dtype).eps
     regions, words = (torch.tensor(x, dtype=dtype) for x in ([[[1, 0], [1, last]]], [[[2 - last, last]]]))
     regions.requires_grad_()
-    ck.max_similarity(regions, words, backend=backend).sum().backward()
+    score(regions, words, backend=backend).sum().backward()
     assert not regions.grad[0, 0].any() and torch.equal(regions.grad[0, 1], words[0, 0])

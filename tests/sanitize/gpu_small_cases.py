@@ -11,12 +11,14 @@ import sys
 
 import cases
 import torch
+from max_similarity import problems as similarity
 
 import caan_kernels as ck
 from caan_kernels.core import backends
 
 # The last is for tiles of the CUDA backend, which take widths that are multiples of 8.
 SHAPES = (*cases.SHAPES, (2, 36, 3, 34, 72, 40))
+SIMILARITY_SHAPES = ("odd", "pages")
 OPTIONS = ("default", "cosine")
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 
@@ -34,6 +36,15 @@ def check(backend: str, shape: str | tuple[int, ...], options: str, dtype: torch
             assert result.isfinite().all(), f"{backend}, {shape}, {options}, {dtype}: not finite"
 
 
+def check_similarity(backend: str, shape: str, dtype: torch.dtype) -> None:
+    """The same of MaxSim; scores and gradients come back to the CPU."""
+    for listed in (False, True):
+        case = similarity.problem(shape, dtype, pairs=listed)
+        scores, gradients = similarity.run(case, backend=backend)
+        for result in (scores, *gradients.values()):
+            assert result.isfinite().all(), f"{backend}, max_similarity, {shape}, {dtype}: not finite"
+
+
 def main() -> int:
     usable, device = [], torch.device("cuda")
     for backend in ("triton", "cuda"):
@@ -47,6 +58,9 @@ def main() -> int:
             check(backend, shape, options, dtype)
             done += 1
         print(f"{shape}: done, {done} cases so far", flush=True)
+    for backend, shape, dtype in ((b, s, d) for b in usable for s in SIMILARITY_SHAPES for d in DTYPES):
+        check_similarity(backend, shape, dtype)
+        done += 1
     torch.cuda.synchronize()
     print(f"all {done} cases done", flush=True)
     return 0 if usable else 1

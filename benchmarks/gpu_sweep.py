@@ -1,0 +1,100 @@
+"""Whether other tile sizes or pipeline depths of Triton's kernels are faster on the GPU at hand.
+
+    python benchmarks/gpu_sweep.py         a line of JSON for each, as soon as it is measured
+
+Each takes turns with the configuration that is shipped, on a block of COCO's test set in bfloat16. One is worth having if it is
+faster by more than the spread and gives the same bits; it goes by hand into configurations.py of the Triton backend.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from measure import median
+
+ROUNDS = 5
+# Less of a gain is not told from noise.
+LEAST_GAIN = 0.02
+# By function of configurations.py: tile sizes and stages to try in place of what it gives. No sum has other steps in any of them.
+SWEPT: dict[str, tuple[list[dict[str, int]], tuple[int, ...]]] = {
+    "products": ([{"WORD_BLOCK": w, "REGION_BLOCK": r} for w in (32, 64) for r in (32, 64, 128)], (2, 3, 4)),
+    "product": ([{"ROW_BLOCK": r, "COLUMN_BLOCK": c} for r in (64, 128) for c in (64, 128)], (2, 3, 4)),
+    "logits": ([{}], (1, 2, 3)),
+}
+
+
+def candidates() -> Iterator[tuple[str, dict[str, int], int]]:
+    """(function, tile sizes, stages)."""
+    for function, (blocks, stages) in SWEPT.items():
+        for tile, depth in itertools.product(blocks, stages):
+            yield function, tile, depth
+
+
+@contextmanager
+def configured(module: Any, function: str, blocks: dict[str, int], stages: int) -> Iterator[None]:
+    """`function` of configurations.py gives these tile sizes and stages; undone at the end."""
+    shipped = getattr(module, function)
+
+    def replaced(*arguments: Any) -> Any:
+        given = shipped(*arguments)
+        return given._replace(blocks={**given.blocks, **blocks}, stages=stages)
+
+    setattr(module, function, replaced)
+    try:
+        yield
+    finally:
+        setattr(module, function, shipped)
+
+
+def compared(shipped: Callable[[], Any], other: Callable[[], Any], same: Callable[[Any, Any], bool], seconds_of: Callable) -> dict:
+    """Medians of runs that take turns, whether results have the same bits, and whether the other is faster by more than noise."""
+    equal = same(shipped(), other())
+    times: tuple[list[float], list[float]] = [], []
+    for _ in range(ROUNDS if equal else 0):
+        for call, found in zip((shipped, other), times, strict=True):
+            found.append(seconds_of(call))
+    if not equal:
+        return {"same_bits": False, "faster": False}
+    before, after = map(median, times)
+    quicker = max(times[1]) < min(times[0]) and after < (1 - LEAST_GAIN) * before
+    return {"same_bits": True, "faster": quicker, "shipped_s": before, "seconds": after}
+
+
+def main() -> int:
+    import torch
+    from gpu_profile import CAPTIONS, IMAGES
+    from measure import seconds_of
+    from workloads import CAPTION_LENGTHS, GPU_SPECS, RandomSource, build
+
+    import caan_kernels as ck
+    from caan_kernels.context_attention.triton import configurations
+
+    device, spec = torch.device("cuda"), GPU_SPECS["coco-5k"]._replace(images=IMAGES, captions=CAPTIONS)
+    work = build(spec, RandomSource(CAPTION_LENGTHS[spec.lengths]), torch.bfloat16, device)
+    lengths = work.word_lengths.to(device)
+
+    def score() -> torch.Tensor:
+        return ck.context_attention(work.regions, work.words, work.weights, word_lengths=lengths, backend="triton")
+
+    for function, blocks, stages in candidates():
+
+        def other(function: str = function, blocks: dict[str, int] = blocks, stages: int = stages) -> torch.Tensor:
+            with configured(configurations, function, blocks, stages):
+                return score()
+
+        row: dict[str, Any] = {"function": function, "blocks": blocks, "stages": stages}
+        try:
+            row |= compared(score, other, torch.equal, lambda call: seconds_of(call, device, 0.05))
+        except Exception as error:  # what asks for too much shared memory or too many registers
+            row |= {"same_bits": False, "faster": False, "error": str(error).splitlines()[0] if str(error) else repr(error)}
+        print(json.dumps(row), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

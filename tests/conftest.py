@@ -1,5 +1,6 @@
 """What every test starts from."""
 
+import functools
 import inspect
 import os
 import sys
@@ -80,25 +81,33 @@ def poisoned_memory():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def language_prepared_once():
-    """The interpreter goes through all of Triton's language at each call of a function within a kernel, a third of a test's time,
-    although the kernel's own start has done so."""
+def quick_interpreter():
+    """Triton's interpreter without half of its own work, none of which is of a test: at each call of a function within a kernel it
+    goes through all of Triton's language, although the kernel's own start has done so; for each value it makes a table of dtypes;
+    and it computes whether whole numbers overflow, to say so nowhere but in its debug mode."""
     if not cases.INTERPRETED:
         yield
         return
     from triton import language
     from triton.runtime import interpreter
 
-    prepare = interpreter._patch_lang
+    prepare, dtype_of = interpreter._patch_lang, interpreter._get_np_dtype
+    dtypes = {x.name: dtype_of(x) for x in (language.int1, language.int32, language.int64, language.float16, language.float32)}.get
+
+    @functools.cache
+    def languages(function):
+        return [x for x in function.__globals__.values() if inspect.ismodule(x) and x in (language, language.core)]
 
     def prepared(function):
-        used = [x for x in function.__globals__.values() if inspect.ismodule(x) and x in (language, language.core)]
+        used = languages(function)
         if used and not any(language.core.is_builtin(x.load) for x in used):
             return interpreter._LangPatchScope()
         return prepare(function)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", prepared)
+        patch.setattr(interpreter, "_get_np_dtype", lambda kind: dtypes(kind.scalar.name) or dtype_of(kind))
+        patch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(sanitize_overflow=False))
         yield
 
 

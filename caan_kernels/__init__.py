@@ -3,6 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from .context_attention.interface import attention_maps, context_attention, project_regions, project_words
+from .context_attention.module import ContextAwareAttention
 from .context_attention.types import AttentionMaps, ContextAttentionWeights, ProjectedRegions, ProjectedWords
 from .context_attention.warmup import warmup
 from .core import library as _library
@@ -21,6 +22,7 @@ except PackageNotFoundError:
 __all__ = [
     "AttentionMaps",
     "ContextAttentionWeights",
+    "ContextAwareAttention",
     "ProjectedRegions",
     "ProjectedWords",
     "attention_maps",

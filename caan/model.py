@@ -164,51 +164,8 @@ class WordEncoder(nn.Module):
         return normalize(features, dim=-1) if self.unit_length else features
 
 
-class ContextAwareAttention(nn.Module):
-    """The operator with its learned tensors.
-
-    The paper does not say how they start. Here, for regions and words of unit length:
-
-    - `affinity` is a multiple of the identity, so an alignment starts as tanh of the scaled cosine. The scale cancels in
-      the L2 normalisations as far as tanh is linear.
-    - the four context matrices are normal with variance 1/D, which keeps contexts out of the ends of tanh, and the two
-      score vectors are 0: pooling starts as the plain mean. What is random in it at the start has to be unlearned
-      (docs/flickr8k.md has the measurement).
-    - `region_bilinear` and `word_bilinear`, which are there with intra="features" only, are the identity: the affinity
-      of two regions starts as their cosine, as that of "semantics" is the cosine of their responses. Nothing normalises
-      (14) and (15), so a multiple would be one of the whole term.
-
-    Args:
-        width: D.
-        hidden_width: H; 0 means D.
-        affinity_scale: the multiple.
-        similarity, inter, intra: options of `caan_kernels.context_attention`.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        hidden_width: int = 0,
-        affinity_scale: float = 1.0,
-        similarity: str = "dot",
-        inter: bool = True,
-        intra: str | None = "semantics",
-    ):
-        super().__init__()
-        hidden = hidden_width or width
-        self.affinity = nn.Parameter(affinity_scale * torch.eye(width, **_PARAMETERS))
-        for name in ("region_intra", "region_inter", "word_intra", "word_inter"):
-            setattr(self, name, nn.Parameter(torch.randn(width, hidden, **_PARAMETERS) / math.sqrt(width)))
-        for name in ("region_score", "word_score"):
-            setattr(self, name, nn.Parameter(torch.zeros(hidden, **_PARAMETERS)))
-        for name in ("region_bilinear", "word_bilinear"):
-            self.register_parameter(name, nn.Parameter(torch.eye(width, **_PARAMETERS)) if intra == "features" else None)
-        self.options = {"similarity": similarity, "inter": inter, "intra": intra}
-
-    @property
-    def weights(self) -> ck.ContextAttentionWeights:
-        """The parameters as the operator takes them."""
-        return ck.ContextAttentionWeights(**{name: getattr(self, name) for name in ck.ContextAttentionWeights._fields})
+class EncodedAttention(ck.ContextAwareAttention):
+    """The operator with its learned tensors, for what the encoders give."""
 
     def forward(
         self,
@@ -219,14 +176,14 @@ class ContextAwareAttention(nn.Module):
     ) -> Tensor:
         """Scores of all pairs, (I, T), or of the (P, 2) pairs given, (P,); see `caan_kernels.context_attention`."""
         sides, lengths = self._sides(regions, words)
-        return ck.context_attention(*sides, self.weights, *lengths, pairs, backend=backend, **self.options)
+        return super().forward(*sides, *lengths, pairs, backend=backend)
 
     def maps(
         self, regions: Encoded | ck.ProjectedRegions, words: Encoded | ck.ProjectedWords, pairs: Tensor, backend: str = "auto"
     ) -> ck.AttentionMaps:
         """The attention of (P, 2) pairs; see `caan_kernels.attention_maps`."""
         sides, lengths = self._sides(regions, words)
-        return ck.attention_maps(*sides, self.weights, pairs, *lengths, backend=backend, **self.options)
+        return super().maps(*sides, pairs, *lengths, backend=backend)
 
     @staticmethod
     def _sides(*sides) -> tuple[list, list]:
@@ -244,8 +201,9 @@ class CAAN(nn.Module):
         common = config.dropout, config.unit_length
         self.region_encoder = RegionEncoder(config.region_width, config.width, *common)
         self.word_encoder = WordEncoder(config.vocabulary_size, config.word_width, config.width, *common)
-        self.attention = ContextAwareAttention(
-            config.width, config.hidden_width, config.affinity_scale, config.similarity, config.inter, config.intra
+        options = {"similarity": config.similarity, "inter": config.inter, "intra": config.intra}
+        self.attention = EncodedAttention(
+            config.width, config.hidden_width, affinity_scale=config.affinity_scale, **options, **_PARAMETERS
         )
 
     @property

@@ -1,6 +1,9 @@
 """Kernels for context-aware attention in image-text retrieval."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from .context_attention.interface import attention_maps, context_attention, project_regions, project_words
+from .context_attention.module import ContextAwareAttention
 from .context_attention.types import AttentionMaps, ContextAttentionWeights, ProjectedRegions, ProjectedWords
 from .context_attention.warmup import warmup
 from .core import library as _library
@@ -10,9 +13,16 @@ from .max_similarity.interface import max_similarity
 
 _library.load()
 
+try:
+    # pyproject.toml says it.
+    __version__ = version("caan_kernels")
+except PackageNotFoundError:
+    __version__ = "0+unknown"
+
 __all__ = [
     "AttentionMaps",
     "ContextAttentionWeights",
+    "ContextAwareAttention",
     "ProjectedRegions",
     "ProjectedWords",
     "attention_maps",

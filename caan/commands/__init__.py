@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+import caan
+
 from ..signals import handled
 from .refusals import refused
 
@@ -36,18 +38,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     _open_streams()
     parser = argparse.ArgumentParser(prog="caan", description="Context-aware attention for image-text retrieval.")
+    parser.add_argument("--version", action="version", version=f"caan {caan.__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
+    asked = next((x for x in (sys.argv[1:] if arguments is None else arguments) if not x.startswith("-")), None)
     try:
-        modules = {name: import_module(f".{name}", __package__) for name in _COMMANDS}
+        # The others, with torch behind them, need not be waited for.
+        modules = {name: import_module(f".{name}", __package__) for name in _COMMANDS if name == asked}
     except ModuleNotFoundError as error:
         return _missing(error)
     except KeyboardInterrupt:
         print("caan: stopped", file=sys.stderr)
         return 130
-    for name, module in modules.items():
+    for name, text in _COMMANDS.items():
+        if not (module := modules.get(name)):
+            commands.add_parser(name, help=text)
+            continue
         # Python's -OO takes docstrings away.
-        description = (module.__doc__ or _COMMANDS[name]).split("\n\n", 1)[0]
-        command = commands.add_parser(name, help=_COMMANDS[name], description=description, allow_abbrev=False)
+        description = (module.__doc__ or text).split("\n\n", 1)[0]
+        command = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
         module.add_arguments(command)
         command.set_defaults(run=module.run, name=name)
     parsed = parser.parse_args(arguments)

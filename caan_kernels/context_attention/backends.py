@@ -50,15 +50,18 @@ def _register(backend: str, kernels: launch.Kernels, device: str) -> None:
     gpu.implement({name: getattr(launch, name) for name in _OPERATORS}, device)
 
 
+def _triton_kernels() -> launch.Kernels:
+    from ..core.triton.capture import refuse_in_capture
+    from .triton import launch as kernels
+
+    # The interpreter's functions are never compiled.
+    refuse_in_capture(x for x in vars(kernels).values() if hasattr(x, "_do_compile"))
+    return kernels
+
+
 implement(NAME, "reference")
 implement(NAME, "cpu", _compiled)
 implement(NAME, "triton", _triton)
 implement(NAME, "cuda", _cuda)
 _register("cuda", cuda_kernels, cuda.DEVICE)
-if not triton.NOT_THERE:
-    from ..core.triton.capture import refuse_in_capture
-    from .triton import launch as triton_kernels
-
-    # The interpreter's functions are never compiled.
-    refuse_in_capture(x for x in vars(triton_kernels).values() if hasattr(x, "_do_compile"))
-    _register("triton", triton_kernels, triton.DEVICE)
+_register("triton", gpu.Later(_triton_kernels), triton.DEVICE)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..core.autocast import autocast_dtype, cast, without_autocast
 from ..core.backends import select
-from ..core.checks import Named, check_features, check_lengths, check_pairs, check_same_width
+from ..core.checks import Named, check_features, check_lengths, check_pairs, check_same_width, lengths_of
 from ..core.derivatives import differentiable, refuse_tangents, wants_gradient
 from ..core.indices import indices_for
 from ..core.records import flatten
@@ -31,6 +31,8 @@ def context_attention(
     word_lengths: Tensor | None = None,
     pairs: Tensor | None = None,
     *,
+    region_mask: Tensor | None = None,
+    word_mask: Tensor | None = None,
     similarity: str = "dot",
     inter: bool = True,
     intra: str | None = "semantics",
@@ -50,6 +52,9 @@ def context_attention(
             may hold anything, NaN included. Stays None for projected regions, which have their own.
         word_lengths: (T,) integers from 0 to N, likewise for captions.
         pairs: (P, 2) int64, rows (image, caption); None means every image with every caption.
+        region_mask: (I, M) Boolean in place of `region_lengths`: True for the real regions, which come first. A False before
+            a True is an error; on a GPU, where looking would wait for the device, that image's scores are NaN.
+        word_mask: (T, N), likewise in place of `word_lengths`.
         similarity: of the two pooled vectors: "dot", the paper's inner product (18), or "cosine".
         inter: keep the context gathered from the other side, C U Q2 and Rᵀ V Q4 in (8, 10).
         intra: the affinity by which context is gathered from the own side: "semantics", by (16, 17); "features", by
@@ -67,7 +72,7 @@ def context_attention(
         RuntimeError: the backend asked for cannot run this call; under torch.compile, a length or pair out of range.
     """
     options = arguments.checked_options(similarity, inter, intra)
-    call, bilinear = _checked(regions, words, weights, region_lengths, word_lengths, pairs, options)
+    call, bilinear = _checked((regions, region_lengths, region_mask), (words, word_lengths, word_mask), weights, pairs, options)
     name = _select(backend, call, bilinear)
     with without_autocast(call.regions.features.device):
         call = _placed(call, name)
@@ -86,6 +91,8 @@ def attention_maps(
     region_lengths: Tensor | None = None,
     word_lengths: Tensor | None = None,
     *,
+    region_mask: Tensor | None = None,
+    word_mask: Tensor | None = None,
     similarity: str = "dot",
     inter: bool = True,
     intra: str | None = "semantics",
@@ -97,7 +104,7 @@ def attention_maps(
 
     Args:
         pairs: (P, 2) int64, rows (image, caption).
-        regions, words, weights, region_lengths, word_lengths: as for `context_attention`.
+        regions, words, weights, region_lengths, word_lengths, region_mask, word_mask: as for `context_attention`.
         similarity, inter, intra, backend: as for `context_attention`.
 
     Returns:
@@ -110,7 +117,7 @@ def attention_maps(
     if pairs is None:
         raise TypeError("pairs: expected a tensor of shape (P, 2), got None")
     options = arguments.checked_options(similarity, inter, intra)
-    call, bilinear = _checked(regions, words, weights, region_lengths, word_lengths, pairs, options)
+    call, bilinear = _checked((regions, region_lengths, region_mask), (words, word_lengths, word_mask), weights, pairs, options)
     name = _select(backend, call, bilinear, maps=True)
     with without_autocast(call.regions.features.device):
         call = _projected(_placed(_gathered(call), name))
@@ -121,7 +128,12 @@ def attention_maps(
 
 
 def project_regions(
-    regions: Tensor, weights: ContextAttentionWeights, region_lengths: Tensor | None = None, *, backend: str = "auto"
+    regions: Tensor,
+    weights: ContextAttentionWeights,
+    region_lengths: Tensor | None = None,
+    *,
+    region_mask: Tensor | None = None,
+    backend: str = "auto",
 ) -> ProjectedRegions:
     """Do once for an image what every caption would otherwise repeat.
 
@@ -129,6 +141,7 @@ def project_regions(
         regions: (I, M, D) region features.
         weights: the learned tensors; region_intra and word_inter are used here.
         region_lengths: (I,) integers from 0 to M, the real regions of each image; None means all M.
+        region_mask: (I, M) Boolean in its place, as for `context_attention`.
         backend: "auto" or a name of `available_backends()`; the one that is to score, where bits matter.
 
     Returns:
@@ -139,11 +152,16 @@ def project_regions(
         TypeError, ValueError: an argument that does not fit, named with what was expected.
         RuntimeError: the backend asked for cannot run this call.
     """
-    return ProjectedRegions(*_project_alone("regions", regions, weights, _REGION_FIELDS, region_lengths, backend))
+    return ProjectedRegions(*_project_alone("regions", (regions, region_lengths, region_mask), weights, _REGION_FIELDS, backend))
 
 
 def project_words(
-    words: Tensor, weights: ContextAttentionWeights, word_lengths: Tensor | None = None, *, backend: str = "auto"
+    words: Tensor,
+    weights: ContextAttentionWeights,
+    word_lengths: Tensor | None = None,
+    *,
+    word_mask: Tensor | None = None,
+    backend: str = "auto",
 ) -> ProjectedWords:
     """Do once for a caption what every image would otherwise repeat.
 
@@ -151,6 +169,7 @@ def project_words(
         words: (T, N, D) word features.
         weights: the learned tensors; affinity, region_inter and word_intra are used here.
         word_lengths: (T,) integers from 0 to N, the real words of each caption; None means all N.
+        word_mask: (T, N) Boolean in its place, as for `context_attention`.
         backend: "auto" or a name of `available_backends()`; the one that is to score, where bits matter.
 
     Returns:
@@ -161,16 +180,19 @@ def project_words(
         TypeError, ValueError: an argument that does not fit, named with what was expected.
         RuntimeError: the backend asked for cannot run this call.
     """
-    return ProjectedWords(*_project_alone("words", words, weights, _WORD_FIELDS, word_lengths, backend))
+    return ProjectedWords(*_project_alone("words", (words, word_lengths, word_mask), weights, _WORD_FIELDS, backend))
 
 
 def _checked(
-    regions, words, weights, region_lengths, word_lengths, pairs, options: arguments.Choice
+    regions: tuple, words: tuple, weights: ContextAttentionWeights, pairs: Tensor | None, options: arguments.Choice
 ) -> tuple[Call, reference.Bilinear]:
-    """The call, of a backend that is not chosen yet, and M1 and M2 with intra="features"; unread weights are detached."""
-    dtype = _dtype(regions, words)
-    V_name, V = _checked_side("regions", regions, ProjectedRegions, region_lengths, dtype)
-    U_name, U = _checked_side("words", words, ProjectedWords, word_lengths, dtype)
+    """The call, of a backend that is not chosen yet, and M1 and M2 with intra="features"; unread weights are detached.
+
+    Of each side its features, or what was projected of them, its lengths and its mask.
+    """
+    dtype = _dtype(regions[0], words[0])
+    V_name, V = _checked_side("regions", regions, ProjectedRegions, dtype)
+    U_name, U = _checked_side("words", words, ProjectedWords, dtype)
     named_V, named_U = Named(V_name, V.features), Named(U_name, U.features)
     check_same_width(named_U, named_V)
 
@@ -179,7 +201,7 @@ def _checked(
         fields += of_side if side.products is None else ()
     if options.bilinear:
         fields += _BILINEAR_FIELDS
-        for name, given, side in (("regions", regions, V), ("words", words, U)):
+        for name, (given, *_), side in (("regions", regions, V), ("words", words, U)):
             if side.products is not None:
                 raise ValueError(f"{name}: expected a tensor with intra='features', got {type(given).__name__}")
     weights = _checked_weights(weights, fields, named_V, dtype)
@@ -210,21 +232,22 @@ def _unread(options: arguments.Choice) -> tuple[str, ...]:
     return unread
 
 
-def _checked_side(name: str, given, projected: type, lengths: Tensor | None, dtype: torch.dtype | None) -> tuple[str, Side]:
-    """A side and what errors call its features."""
-    lengths_name, products = f"{name[:-1]}_lengths", None
-    if isinstance(given, projected):
-        if lengths is not None:
-            what = type(lengths).__name__
-            raise ValueError(f"{lengths_name}: expected None, since projected {name} keep their lengths, got {what}")
-        name, lengths_name = f"{name}.features", f"{name}.lengths"
-        features, products, lengths = given
-    else:
-        features = cast(given, dtype)
-    check_features(name, features, f" or {projected.__name__}")
-    if lengths is not None:
-        check_lengths(lengths_name, lengths, Named(name, features))
-    return name, Side(features, products, lengths)
+def _checked_side(name: str, given: tuple, projected: type, dtype: torch.dtype | None) -> tuple[str, Side]:
+    """A side, given with lengths and mask, and what errors call its features."""
+    items, lengths, mask = given
+    if not isinstance(items, projected):
+        features = cast(items, dtype)
+        check_features(name, features, f" or {projected.__name__}")
+        return name, Side(features, None, lengths_of(name, lengths, mask, Named(name, features)))
+    for what, value in (("lengths", lengths), ("mask", mask)):
+        if value is not None:
+            expected = f"{name[:-1]}_{what}: expected None, since projected {name} keep their lengths"
+            raise ValueError(f"{expected}, got {type(value).__name__}")
+    features = f"{name}.features"
+    check_features(features, items.features, f" or {projected.__name__}")
+    if items.lengths is not None:
+        check_lengths(f"{name}.lengths", items.lengths, Named(features, items.features))
+    return features, Side(*items)
 
 
 def _checked_weights(
@@ -254,15 +277,13 @@ def _select(requested: str, call: Call, bilinear: reference.Bilinear, maps: bool
     return name
 
 
-def _project_alone(
-    name: str, items: Tensor, weights: ContextAttentionWeights, fields: tuple[str, ...], lengths: Tensor | None, backend: str
-) -> Side:
-    """A side that is projected by itself."""
+def _project_alone(name: str, given: tuple, weights: ContextAttentionWeights, fields: tuple[str, ...], backend: str) -> Side:
+    """A side, given with lengths and mask, that is projected by itself."""
+    items, lengths, mask = given
     dtype = _dtype(items)
     items = cast(items, dtype)
     check_features(name, items)
-    if lengths is not None:
-        check_lengths(f"{name[:-1]}_lengths", lengths, Named(name, items))
+    lengths = lengths_of(name, lengths, mask, Named(name, items))
     weights = _checked_weights(weights, fields, Named(name, items), dtype)
     backend = select(NAME, backend, items.device, items.dtype)
     if backend != "reference":

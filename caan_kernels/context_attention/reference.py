@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.ragged import real_rows, widened, without_padding
+from ..core.ragged import nan_where_wrong, real_rows, widened, without_padding
 from .call import Call, Projection
 
 # M1 and M2.
@@ -97,6 +97,8 @@ def attend(call: Call, bilinear: Bilinear = None) -> Attention:
     if options.cosine:
         v, u = (unit_rows(widened(pooled)).to(pooled.dtype) for pooled in (v, u))
     score = (v * u).sum(-1)  # (18)
+    sides = [(side.features, side.lengths) for side in (call.regions, call.words)]
+    score = nan_where_wrong(score, *sides, call.pairs)
     return Attention(score, f, g, A, C, Rt, Hv, Hu)
 
 

@@ -44,6 +44,46 @@ def check_same_width(words: Named, regions: Named) -> None:
         raise ValueError(f"{words.name}: expected width {width}, that of {regions.name}, got shape {tuple(words.tensor.shape)}")
 
 
+def lengths_of(side: str, lengths: Tensor | None, mask: Tensor | None, items: Named) -> Tensor | None:
+    """The lengths of (B, L, D) items, (B,), from lengths or a mask; None where neither is given.
+
+    Args:
+        side: "regions" or "words"; errors call its arguments by it.
+        lengths: (B,) integers from 0 to L.
+        mask: (B, L) Boolean, True for the first rows of each item, those that are real, and False for the rest.
+        items: the features.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, both are given, or a False comes before a True.
+    """
+    lengths_name, mask_name = f"{side[:-1]}_lengths", f"{side[:-1]}_mask"
+    if mask is None:
+        if lengths is not None:
+            check_lengths(lengths_name, lengths, items)
+        return lengths
+    if lengths is not None:
+        raise ValueError(f"{mask_name}: expected None beside {lengths_name}, got {type(mask).__name__}: give one of them")
+    return _lengths_of_mask(mask_name, mask, items, side)
+
+
+def _lengths_of_mask(name: str, mask: Tensor, items: Named, rows: str) -> Tensor:
+    check_tensor(name, mask)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name}: expected dtype torch.bool, got {mask.dtype}")
+    shape = tuple(items.tensor.shape[:2])
+    if tuple(mask.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, an entry for each row of {items.name}, got {tuple(mask.shape)}")
+    _check_index_device(name, mask, items)
+    wrong = (mask[:, 1:] & ~mask[:, :-1]).any(1)
+    expected = f"{name}: expected True for the real {rows}, which come first, and False after them"
+    if mask.device.type == "cpu" and torch.compiler.is_compiling():
+        torch._assert_async(~wrong.any(), f"{expected}, got False before True")
+    elif (found := _at_hand(wrong)) is not None and found.any():
+        raise ValueError(f"{expected}, got False before True in item {int(found.nonzero()[0, -1])}")
+    # A length out of range is what makes an item's scores NaN where nobody looks.
+    return mask.sum(1).masked_fill(wrong, -1)
+
+
 def check_lengths(name: str, lengths: Tensor, items: Named) -> None:
     """(B,) integers from 0 to L, for (B, L, D) items."""
     count, rows = items.tensor.shape[:2]
@@ -89,17 +129,23 @@ def _check_index_device(name: str, indices: Tensor, items: Named) -> None:
 
 
 def _check_values(name: str, indices: Tensor, highest: int, meaning: str) -> None:
-    if torch.compiler.is_compiling() or indices.device.type != "cpu" or indices.numel() == 0:
-        return
-    *_, indices = layers(indices)
-    if get_proxy_mode() is not None:
+    if (indices := _at_hand(indices)) is None:
         return
     lowest_found, highest_found = indices.aminmax()
-    if isinstance(lowest_found, FakeTensor):
-        return
     if int(lowest_found) < 0 or int(highest_found) > highest:
         wrong = indices[(indices < 0) | (indices > highest)]
         raise ValueError(f"{name}: expected values from 0 to {highest}, {meaning}, got {int(wrong[0])}")
+
+
+def _at_hand(values: Tensor) -> Tensor | None:
+    """The values of a tensor, without what transforms have wrapped them in, where looking makes nobody wait; else None."""
+    if torch.compiler.is_compiling() or values.device.type != "cpu" or values.numel() == 0:
+        return None
+    *_, values = layers(values)
+    # Under a FakeTensorMode, what is computed of a real tensor is fake.
+    if get_proxy_mode() is not None or isinstance(values[:0], FakeTensor):
+        return None
+    return values
 
 
 def layers(tensor: Tensor) -> Iterator[Tensor]:

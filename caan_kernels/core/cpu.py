@@ -10,6 +10,7 @@ from . import library
 from .backends import register
 from .records import Written
 from .registration import define, fake
+from .tracing import constant_while_traced
 
 NAME, ORDER = "cpu", 1
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -36,7 +37,7 @@ def instruction_set() -> str:
 
 
 # What torch.compile asks while it traces does not change.
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def missing() -> str:
     """Why the kernels cannot be used in this process, or an empty string."""
     return library.load() or _no_instruction_set()

@@ -13,6 +13,7 @@ from .gpu import aligned, stream_of
 from .modes import EMULATED
 from .records import Written
 from .registration import define
+from .tracing import constant_while_traced
 
 NAME, ORDER = "cuda", 3
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -61,7 +62,7 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
     return result
 
 
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def missing() -> str:
     """Why this backend cannot be used on this machine, or an empty string."""
     if EMULATED:
@@ -80,7 +81,7 @@ def description() -> str:
     return "CUDA C++ kernels for CUDA tensors: float16, bfloat16 and float32"
 
 
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def cannot_run(device: torch.device) -> str:
     """Why tensors of a device are not for this backend, or an empty string."""
     if EMULATED:

@@ -32,3 +32,23 @@ def new_scores(regions: Tensor, words: Tensor, pairs: Tensor | None) -> Tensor:
     """Scores that are not written yet: (I, T), or (P,) with pairs."""
     shape = (regions.shape[0], words.shape[0]) if pairs is None else (pairs.shape[0],)
     return regions.new_empty(shape, dtype=score_dtype(regions.dtype))
+
+
+def nan_where_wrong(scores: Tensor, regions: tuple, words: tuple, pairs: Tensor | None) -> Tensor:
+    """Scores with NaN for items whose length is out of range: on a GPU and in a compiled graph nobody has looked at lengths.
+
+    Args:
+        scores: (I, T), or (P,) with pairs.
+        regions, words: of each the features, (B, L, D), and the lengths, (B,) or None.
+        pairs: (P, 2) of (image, caption), or None.
+    """
+    for column, (features, lengths) in enumerate((regions, words)):
+        if lengths is None:
+            continue
+        wrong = (lengths < 0) | (lengths > features.shape[1])
+        if pairs is not None:
+            wrong = wrong.index_select(0, pairs[:, column])
+        elif column == 0:
+            wrong = wrong[:, None]
+        scores = torch.where(wrong, torch.nan, scores)
+    return scores

@@ -18,12 +18,15 @@ def _register(backend: str, kernels: launch.Kernels, device: str) -> None:
     gpu.implement({name: getattr(launch, name) for name in _OPERATORS}, device)
 
 
+def _triton_kernels() -> launch.Kernels:
+    from .triton import launch as kernels
+
+    return kernels
+
+
 implement(NAME, "reference")
 implement(NAME, "cpu")
 implement(NAME, "triton")
 implement(NAME, "cuda")
 _register("cuda", cuda_kernels, cuda.DEVICE)
-if not triton.NOT_THERE:
-    from .triton import launch as triton_kernels
-
-    _register("triton", triton_kernels, triton.DEVICE)
+_register("triton", gpu.Later(_triton_kernels), triton.DEVICE)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..core.autocast import autocast_dtype, cast, without_autocast
 from ..core.backends import select
-from ..core.checks import Named, check_features, check_lengths, check_pairs, check_same_width
+from ..core.checks import Named, check_features, check_pairs, check_same_width, lengths_of
 from ..core.derivatives import differentiable, refuse_tangents, wants_gradient
 from ..core.indices import indices_for
 from ..core.records import Items, flatten
@@ -23,6 +23,8 @@ def max_similarity(
     word_lengths: Tensor | None = None,
     pairs: Tensor | None = None,
     *,
+    region_mask: Tensor | None = None,
+    word_mask: Tensor | None = None,
     over: str = "words",
     reduce: str = "sum",
     backend: str = "auto",
@@ -42,6 +44,9 @@ def max_similarity(
             may hold anything, NaN included.
         word_lengths: (T,) integers from 0 to N, likewise for captions.
         pairs: (P, 2) int64, rows (image, caption); None means every image with every caption.
+        region_mask: (I, M) Boolean in place of `region_lengths`: True for the real regions, which come first. A False before
+            a True is an error; on a GPU, where looking would wait for the device, that image's scores are NaN.
+        word_mask: (T, N), likewise in place of `word_lengths`.
         over: "words": every word looks for its best region; "regions": every region for its best word.
         reduce: "sum" of the largest products, or their "mean" over the real words, or regions with over="regions".
         backend: "auto" or a name of `available_backends()` that has this operator.
@@ -57,7 +62,7 @@ def max_similarity(
         RuntimeError: the backend asked for cannot run this call; under torch.compile, a length or pair out of range.
     """
     options = _checked_options(over, reduce)
-    call = _checked(regions, words, region_lengths, word_lengths, pairs, options)
+    call = _checked((regions, region_lengths, region_mask), (words, word_lengths, word_mask), pairs, options)
     features = call.regions.features, call.words.features
     name = select(NAME, backend, features[0].device, features[0].dtype)
     if name != "reference":
@@ -80,16 +85,14 @@ def _checked_options(over: str, reduce: str) -> Options:
     return Options(over_regions=over == "regions", mean=reduce == "mean")
 
 
-def _checked(regions, words, region_lengths, word_lengths, pairs, options: Options) -> Call:
-    """The call, of a backend that is not chosen yet."""
-    dtype = autocast_dtype([x for x in (regions, words) if isinstance(x, Tensor)])
+def _checked(regions: tuple, words: tuple, pairs: Tensor | None, options: Options) -> Call:
+    """The call, of a backend that is not chosen yet; of each side its features, lengths and mask."""
+    dtype = autocast_dtype([x for x in (regions[0], words[0]) if isinstance(x, Tensor)])
     sides = []
-    for name, features, lengths in (("regions", regions, region_lengths), ("words", words, word_lengths)):
+    for name, (features, lengths, mask) in (("regions", regions), ("words", words)):
         named = Named(name, cast(features, dtype))
         check_features(*named)
-        if lengths is not None:
-            check_lengths(f"{name[:-1]}_lengths", lengths, named)
-        sides.append(Items(named.tensor, lengths))
+        sides.append(Items(named.tensor, lengths_of(name, lengths, mask, named)))
     V, U = Named("regions", sides[0].features), Named("words", sides[1].features)
     check_same_width(U, V)
     if pairs is not None:

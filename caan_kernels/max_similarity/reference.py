@@ -7,7 +7,7 @@ In shapes, "..." is (I, T), or (P,) for a list of pairs; rows of queries look fo
 import torch
 from torch import Tensor
 
-from ..core.ragged import real_rows, widened, without_padding
+from ..core.ragged import nan_where_wrong, real_rows, widened, without_padding
 from .call import Call
 
 
@@ -29,7 +29,8 @@ def max_similarity(call: Call) -> Tensor:
     best = _largest(products, documents)
     # Where nothing exists the largest is -Inf.
     best = torch.where(queries & documents.any(-1, keepdim=True), best, 0)
-    return best.sum(-1) / queries.sum(-1).clamp_min(1) if call.options.mean else best.sum(-1)
+    scores = best.sum(-1) / queries.sum(-1).clamp_min(1) if call.options.mean else best.sum(-1)
+    return nan_where_wrong(scores, call.regions, call.words, call.pairs)
 
 
 def _largest(products: Tensor, exists: Tensor) -> Tensor:

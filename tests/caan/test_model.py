@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 import caan_kernels as ck
 from caan import CAAN, ModelConfig, Vocabulary, triplet_loss
 from caan.data import Captions, Images, LengthBatches, Pairs, ShuffledBatches, load_scan_split, make_loader
-from caan.model import ContextAwareAttention, Encoded, keep_some
+from caan.model import Encoded, EncodedAttention, keep_some
 from caan.recall import RankCounter, positive_pairs
 
 
@@ -41,7 +41,7 @@ def test_parameters(vocabulary):
     assert torch.equal(attention.affinity.detach(), 3 * torch.eye(16)) and attention.weights[7:] == (None, None)
     assert set(dict(attention.named_parameters())) == set(ck.ContextAttentionWeights._fields[:7])
     assert all(weight is getattr(attention, name) for name, weight in attention.weights._asdict().items())
-    fresh = ContextAwareAttention(8)
+    fresh = EncodedAttention(8)
     assert torch.equal(fresh.region_score, torch.zeros(8)) and torch.equal(fresh.word_score, torch.zeros(8))
 
     features = make_model(vocabulary, affinity_scale=3.0, intra="features").attention
@@ -182,7 +182,7 @@ def test_empty_images_score_zero(split, vocabulary):
 
 
 def test_encoded_words_must_fit():
-    attention = ContextAwareAttention(8)
+    attention = EncodedAttention(8)
     regions, words = Encoded(torch.randn(2, 3, 8), torch.tensor([3, 4])), Encoded(torch.randn(2, 5, 8), torch.tensor([5, 1]))
     with pytest.raises(ValueError, match="region_lengths"):
         attention(regions, words)

@@ -110,3 +110,34 @@ def test_wrong_lengths_are_found_by_the_kernels(backend):
             function(*arguments, backend=backend)
     else:
         assert function(*arguments, backend=backend).isnan().all()
+
+
+@pytest.mark.skipif(cases.INTERPRETED, reason="masks are lengths before any kernel sees them, and the interpreter is slow")
+def test_masks(backend):
+    """They vary from call to call in one graph; one that is no prefix is found in it, on a GPU by scores of NaN."""
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def function(regions, words, weights, region_mask, word_mask):
+        masks = {"region_mask": region_mask, "word_mask": word_mask}
+        return ck.context_attention(regions, words, weights, **masks, backend=backend)
+
+    compiled = torch.compile(function, backend=counter, fullgraph=True)
+    case = batch((3, 3, 2, 4), backend, padding=0.0)
+    tensors = case.regions, case.words, case.weights
+
+    def mask(items, lengths):
+        return (torch.arange(items.shape[1]) < lengths[:, None]).to(items.device)
+
+    word_mask = mask(case.words, case.word_lengths)
+    for lengths in (case.region_lengths, case.region_lengths.flip(0)):
+        expected = ck.context_attention(*tensors, lengths, case.word_lengths, backend=backend)
+        assert torch.equal(compiled(*tensors, mask(case.regions, lengths), word_mask), expected)
+    assert counter.frame_count == 1
+    masks = mask(case.regions, lengths), word_mask
+    word_mask[0] = torch.arange(4, device=word_mask.device) != 1
+    if cases.KERNELS[backend] == "cpu":
+        with pytest.raises(RuntimeError, match="word_mask: expected True for the real words, which come first"):
+            compiled(*tensors, *masks)
+    else:
+        scores = compiled(*tensors, *masks)
+        assert scores[:, 0].isnan().all() and torch.equal(scores[:, 1:], expected[:, 1:])

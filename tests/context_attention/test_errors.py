@@ -165,6 +165,42 @@ def test_projection(case):
         ck.project_words(case.words, case.weights._replace(affinity=None))
 
 
+PREFIX = "expected True for the real words, which come first, and False after them, got False before True in item 1"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x: x.numpy(), TypeError, "expected a tensor, got ndarray"),
+        (lambda x: x.long(), TypeError, "expected dtype torch.bool, got torch.int64"),
+        (lambda x: x[:1], ValueError, r"expected shape \(2, 5\), an entry for each row of words, got \(1, 5\)"),
+        (lambda x: x.to("meta"), ValueError, "expected device cpu .*, got meta"),
+        (lambda x: x.logical_xor(long([[0], [1]])), ValueError, PREFIX),
+    ],
+)
+def test_masks(case, change, error, message):
+    mask = change(torch.arange(5) < long([[2], [3]]))
+    bare = replace(case, word_lengths=None)
+    calls = {
+        "context_attention": lambda: bare.call(word_mask=mask),
+        "attention_maps": lambda: replace(bare, pairs=long([[0, 1]])).call(ck.attention_maps, word_mask=mask),
+        "project_words": lambda: ck.project_words(case.words, case.weights, word_mask=mask),
+        "max_similarity": lambda: ck.max_similarity(case.regions, case.words, word_mask=mask),
+    }
+    for call in calls.values():
+        with pytest.raises(error, match=f"^word_mask: {message}$"):
+            call()
+
+
+def test_masks_beside_lengths(case):
+    mask = torch.ones(3, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"^region_mask: expected None beside region_lengths, got Tensor: give one of them$"):
+        case.call(region_mask=mask)
+    V = ck.project_regions(case.regions, case.weights, region_mask=mask)
+    with pytest.raises(ValueError, match=r"^region_mask: expected None, since projected regions keep their lengths, got Tensor$"):
+        ck.context_attention(V, case.words, case.weights, region_mask=mask)
+
+
 def test_projected(case):
     V = ck.project_regions(case.regions, case.weights, case.region_lengths)
     U = ck.project_words(case.words, case.weights, case.word_lengths)

@@ -105,6 +105,10 @@ def test_nothing_waits_for_the_device(backend, dtype, pairs):
             if pairs:
                 case.call(ck.attention_maps, backend=backend)
 
+            masks = [(x == x)[..., 0] for x in (case.regions, case.words)]
+            whole = replace(case, region_lengths=None, word_lengths=None)
+            whole.call(backend=backend, region_mask=masks[0], word_mask=masks[1])
+
     everything()
     with no_waiting():
         everything()

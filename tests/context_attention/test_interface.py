@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import caan_kernels as ck
 from caan_kernels.context_attention import interface
+from caan_kernels.core import checks
+from caan_kernels.core.gpu import checks as gpu_checks
 from caan_kernels.core.indices import indices_for
 
 BACKENDS = [*cases.KERNELS] if cases.INTERPRETED else ["reference", *cases.KERNELS]
@@ -114,6 +116,53 @@ def test_projections(backend, dtype):
         products = products.cpu()
         assert not products[padding].any()
         torch.testing.assert_close(products[~padding], expected[~padding].to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def masks_of(case):
+    """What the lengths of a problem say, as masks."""
+    sides = ("region", case.regions, case.region_lengths), ("word", case.words, case.word_lengths)
+    return {f"{side}_mask": torch.arange(items.shape[1]) < lengths[:, None] for side, items, lengths in sides}
+
+
+@backends
+@pytest.mark.parametrize("pairs", [False] if cases.INTERPRETED else [False, True])
+def test_masks_are_lengths(backend, pairs):
+    """The same bits, whichever function takes them."""
+    case = cases.problem((3, 3, 2, 4, 6, 5), torch.float32, pairs=pairs)
+    masks, bare = masks_of(case), replace(case, region_lengths=None, word_lengths=None)
+    if pairs:
+        wanted = case.call(ck.attention_maps, backend=backend)
+        cases.assert_equal(tuple(bare.call(ck.attention_maps, backend=backend, **masks)), tuple(wanted), backend)
+        return
+    expected = cases.run(case, backend=backend)
+    cases.assert_same(expected, cases.run(bare, backend=backend, **masks))
+    V = ck.project_regions(case.on(backend).regions, case.weights, region_mask=masks["region_mask"], backend=backend)
+    U = ck.project_words(case.on(backend).words, case.weights, word_mask=masks["word_mask"], backend=backend)
+    assert torch.equal(V.lengths, case.region_lengths) and torch.equal(U.lengths, case.word_lengths)
+    projected = ck.context_attention(V, U, case.on(backend).weights, backend=backend)
+    cases.assert_equal(projected, expected[0], backend)
+
+
+@backends
+def test_a_mask_that_nobody_looks_at(backend, monkeypatch):
+    """As on a GPU: an image or caption whose mask has a False before a True scores NaN, no other does, and it has no gradient."""
+    case = cases.problem((3, 3, 3, 4, 6, 5), torch.float32)
+    monkeypatch.setattr(checks, "_at_hand", lambda values: None)
+    monkeypatch.setattr(gpu_checks, "check_values", lambda *arguments: None)
+    masks, bare = masks_of(case), replace(case, region_lengths=None, word_lengths=None)
+    expected, _ = cases.run(case, backend=backend)
+    masks["word_mask"][1] = torch.arange(case.words.shape[1]) != 2
+    if backend == "cpu":
+        with pytest.raises(RuntimeError, match="word_lengths: expected lengths from 0 to"):
+            bare.call(backend=backend, **masks)
+        return
+    scores, gradients = cases.run(bare, torch.ones_like(expected), backend=backend, **masks)
+    others = torch.arange(len(case.words)) != 1
+    assert scores[:, 1].isnan().all() and torch.equal(scores[:, others], expected[:, others])
+    assert not gradients["words"][1].any() and all(x.isfinite().all() for x in gradients.values())
+    pairs = replace(bare, pairs=torch.tensor([[0, 1], [1, 0]]))
+    assert pairs.call(backend=backend, **masks).isnan().tolist() == [True, False]
+    assert pairs.call(ck.attention_maps, backend=backend, **masks).scores.isnan().tolist() == [True, False]
 
 
 @pytest.mark.parametrize("backend", cases.KERNELS)

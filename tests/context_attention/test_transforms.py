@@ -99,6 +99,27 @@ def test_export(call, backend, strict):
     cases.assert_equal(torch.export.export(Scores(), given, strict=strict).module()(*given), Scores()(*given), backend)
 
 
+def test_masks(call, backend):
+    def function(word_mask):
+        region_lengths, _ = call.lengths
+        tensors = call.regions, call.words, call.weights, region_lengths
+        return ck.context_attention(*tensors, word_mask=word_mask, backend=backend)
+
+    position = torch.arange(4, device=call.regions.device)
+    several = torch.stack([position < torch.tensor([[4], [count]], device=position.device) for count in (1, 3)])
+    expected = torch.stack([function(mask) for mask in several])
+    cases.assert_equal(torch.vmap(function)(several), expected, backend)
+    cases.assert_equal(torch.vmap(function, in_dims=2)(several.permute(1, 2, 0)), expected, backend)
+    graph = make_fx(function, _allow_non_fake_inputs=True)(several[0])
+    assert not [x.target for x in graph.graph.nodes if "nonzero" in str(x.target) or "assert" in str(x.target)]
+    cases.assert_equal(graph(several[1]), expected[1], backend)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert function(mode.from_tensor(several[0])).shape == (2, 2)
+    if several.device.type == "cpu":
+        with pytest.raises(ValueError, match="^word_mask: expected True for the real words, which come first"):
+            torch.vmap(function)(several.flip(2))
+
+
 def test_vmap(call, backend):
     several = call.several()
     expected = torch.stack([call(x) for x in several])

@@ -9,6 +9,8 @@ from torch.autograd import forward_ad
 
 import caan_kernels as ck
 from caan_kernels.core import backends as core_backends
+from caan_kernels.core import checks
+from caan_kernels.core.gpu import checks as gpu_checks
 
 from .problems import BACKENDS, KERNELS, OPTIONS, SHAPES, assert_accurate, problem, run, score
 
@@ -186,3 +188,22 @@ def test_no_product_of_halves_is_rounded(backend, dtype):
     regions.requires_grad_()
     score(regions, words, backend=backend).sum().backward()
     assert not regions.grad[0, 0].any() and torch.equal(regions.grad[0, 1], words[0, 0])
+
+
+@backends
+def test_masks_are_lengths(backend, monkeypatch):
+    """The same bits; one that is no prefix, where nobody looks as on a GPU, makes NaN of its item's scores alone."""
+    case = problem("odd", torch.float32)
+    sides = ("region", case.regions, case.region_lengths), ("word", case.words, case.word_lengths)
+    masks = {f"{side}_mask": torch.arange(items.shape[1]) < lengths[:, None] for side, items, lengths in sides}
+    bare, expected = replace(case, region_lengths=None, word_lengths=None), case.call(backend=backend)
+    assert torch.equal(bare.call(backend=backend, **masks), expected)
+    monkeypatch.setattr(checks, "_at_hand", lambda values: None)
+    monkeypatch.setattr(gpu_checks, "check_values", lambda *arguments: None)
+    masks["region_mask"][0] = torch.arange(case.regions.shape[1]) != 1
+    if backend == "cpu":
+        with pytest.raises(RuntimeError, match="region_lengths: expected lengths from 0 to"):
+            bare.call(backend=backend, **masks)
+        return
+    scores = bare.call(backend=backend, **masks)
+    assert scores[0].isnan().all() and torch.equal(scores[1:], expected[1:])

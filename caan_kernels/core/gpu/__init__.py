@@ -6,6 +6,7 @@ which was chosen.
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,20 @@ def _implement(name: str, function: Callable, device: str) -> torch.library.Libr
     library = torch.library.Library("caan_kernels", "IMPL", device)
     library.impl(name, _on_its_device(taking_values(name, function)))
     return library
+
+
+class Later:
+    """A module that is imported when something of it is asked for.
+
+    Args:
+        load: imports and gives it.
+    """
+
+    def __init__(self, load: Callable[[], Any]):
+        self._load = functools.cache(load)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._load(), name)
 
 
 def _on_its_device(operator: Callable) -> Callable:

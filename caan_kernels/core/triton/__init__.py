@@ -1,5 +1,6 @@
 """The Triton backend: kernels of our own for NVIDIA GPUs of compute capability 8.0 and later (docs/triton.md)."""
 
+import functools
 import sys
 
 import torch
@@ -7,13 +8,7 @@ import torch
 from .. import gpu
 from ..backends import register
 from ..modes import INTERPRETED
-
-try:
-    import triton  # noqa: F401
-except ImportError as error:
-    NOT_THERE = f"Triton cannot be imported: {error}"
-else:
-    NOT_THERE = ""
+from ..tracing import constant_while_traced
 
 NAME, ORDER = "triton", 2
 # The interpreter's products of bfloat16 are wrong.
@@ -24,12 +19,22 @@ DEVICE = "CPU" if INTERPRETED else "CUDA"
 
 
 # What torch.compile asks while it traces does not change.
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def missing() -> str:
     """Why this backend cannot be used on this machine, or an empty string."""
-    if NOT_THERE or INTERPRETED:
-        return NOT_THERE
-    return "" if torch.cuda.is_available() else "there is no CUDA device; TRITON_INTERPRET=1 runs its kernels on the CPU, for tests"
+    if not INTERPRETED and not torch.cuda.is_available():
+        return "there is no CUDA device; TRITON_INTERPRET=1 runs its kernels on the CPU, for tests"
+    return _cannot_be_imported()
+
+
+# Not with this package: it takes a quarter of a second, which a process without a GPU need not wait.
+@functools.cache
+def _cannot_be_imported() -> str:
+    try:
+        import triton  # noqa: F401
+    except ImportError as error:
+        return f"Triton cannot be imported: {error}"
+    return ""
 
 
 def description() -> str:
@@ -39,7 +44,7 @@ def description() -> str:
     return "Triton kernels for CUDA tensors: float16, bfloat16 and float32"
 
 
-@torch.compiler.assume_constant_result
+@constant_while_traced
 def cannot_run(device: torch.device) -> str:
     """Why tensors of a device are not for this backend, or an empty string."""
     if INTERPRETED:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..checkpoint import load_model
 from ..errors import FormatError
 from ..files import parse_json, read_text
+from ..progress import bar
 from . import options
 
 _LENGTHS = (50, 100, 200, 500)
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     for name, query, askers, asked in sides:
         chosen = np.random.default_rng(0).permutation(len(askers))[: arguments.check]
-        queries = [query(number) for number in tqdm(chosen, desc=name, unit=" queries", leave=False)]
+        queries = [query(number) for number in bar(chosen, desc=name, unit=" queries", leave=False)]
         recall = shortlist_recall(searcher, queries, _LENGTHS)
         print(f"{name}, {len(queries)} queries: of the exact best 1, 5 and 10 among {len(asked):,}, in the shortlist")
         for length, by_top in recall.items():

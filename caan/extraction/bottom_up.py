@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import FormatError, MissingFileError
 from ..photographs import Unreadable, is_photograph
+from ..progress import bar
 from ..text import normalised
 from .regions import Regions
 from .sources import CaptionedImage
@@ -178,7 +178,7 @@ def _index(files: Sequence[Path]) -> _Records:
     joined = []
     longest = b""
     total = sum(path.stat().st_size for path in files)
-    with tqdm(total=total, desc="looking for records", unit="B", unit_scale=True) as bar:
+    with bar(total=total, desc="looking for records", unit="B", unit_scale=True) as watch:
         for path in files:
             offset = 0
             with path.open("rb", buffering=1 << 20) as file:
@@ -195,7 +195,7 @@ def _index(files: Sequence[Path]) -> _Records:
                         if columns >= len(_COLUMNS) and len(name) > len(longest):
                             longest = name
                     offset += len(line)
-                    bar.update(len(line))
+                    watch.update(len(line))
     if joined:
         order = {path: number for number, path in enumerate(files)}
         _add_joined(records, joined, longest, order)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..data.splits import CAPTIONS_PER_IMAGE
 from ..errors import CaptionMismatchError, DataError
 from ..files import check_writable, hold, make_folder, naming, replacing
+from ..progress import bar
 from .regions import Regions, RegionSource, batches
 from .sources import CaptionedImage
 
@@ -111,14 +112,14 @@ def extract_split(
         begin = len(journal.images)
         if begin:
             say(f"{split}: continues after {begin:,} of {len(enough):,} images, where an earlier run was stopped")
-        bar = tqdm(total=len(enough), initial=begin, desc=split, unit=" images")
-        with bar, closing(batches(enough[begin:], source, batch_size, workers)) as read:
+        watch = bar(total=len(enough), initial=begin, desc=split, unit=" images")
+        with watch, closing(batches(enough[begin:], source, batch_size, workers)) as read:
             for batch in read:
                 journal.append(batch)
                 for name, reason in batch:
                     if isinstance(reason, str):
                         report(name, reason)
-                bar.update(len(batch))
+                watch.update(len(batch))
         skipped += [(name, outcome) for name, outcome in journal.images if isinstance(outcome, str)]
         stored = [(image, *row) for image, row in zip(enough, journal.images, strict=True) if isinstance(row[1], int)]
         if not stored:

@@ -102,6 +102,10 @@ class BottomUpFeatures:
         """The regions as they are."""
         return list(loaded)
 
+    def images(self) -> list[CaptionedImage]:
+        """All images that have records, called by their keys."""
+        return [CaptionedImage(key, [], key) for key in sorted(self._records)]
+
     def examples(self) -> list[str]:
         """The keys of some images that are there."""
         return [key for key, _ in zip(self._records, range(3), strict=False)]

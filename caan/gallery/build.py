@@ -55,7 +55,7 @@ def build_index(
         split: what is added; an image's captions follow each other.
         data: the folder that the split is from; with its name, what the split is known by.
         replace: take out what the index has of the split if that has changed since.
-        backbone: what made its features, for photographs that are searched with.
+        backbone: what made its features, for photographs that are searched with, and where its own photographs are.
         progress: show a bar of images.
         say: takes what is to be told beside it.
 
@@ -83,6 +83,7 @@ def build_index(
             _take_out(contents, folder, place, split.name)
         source = _source_of(contents, folder, Source(place, split.name, digest, split.num_images, backbone))
         if source.finished == split.num_images:
+            contents.write(folder)
             say(f"{split.name}: all of its {split.num_images:,} images are in {folder} already; nothing to do")
             return
         if source.finished:
@@ -160,6 +161,8 @@ def _source_of(contents: Contents, folder: Path, wanted: Source) -> Source:
     """The split's entry, a new one where it has none."""
     for source in contents.sources:
         if source.digest == wanted.digest:
+            # Photographs may have moved.
+            source.backbone = wanted.backbone or source.backbone
             return source
     for source in contents.sources:
         if source.is_split(wanted.data, wanted.split):

@@ -114,9 +114,9 @@ def read_regions(file: str | Path, made_by: dict[str, Any] | None, place: str | 
             f"{place}: expected to know which backbone made its features, to make those of {shown(str(file))}; found no "
             "{split}_extract.json of caan extract with a backbone in it"
         )
-    from ..extraction import extract_images, grid_boxes, load_backbone
+    from ..extraction import backbones, extract_images, grid_boxes
 
-    backbone = load_backbone(made_by["backbone"], made_by["size"])
+    backbone = backbones.load_backbone(made_by["backbone"], made_by["size"])
     [features] = extract_images([file], backbone)
     return features, grid_boxes(*backbone.grid)
 

@@ -290,7 +290,8 @@ def _scored_line(result: dict[str, Any]) -> str:
         return ""
     if result["by"] == "operator":
         return f"{result['scored']:,} of {result['gallery']:,} scored"
-    return f"{result['gallery']:,} images compared by the cosine of their pooled vectors, not scored by the operator"
+    how = "the cosine of their pooled vectors (the operator scores no image against an image)"
+    return f"{result['gallery']:,} images compared by {how}"
 
 
 def _lines(path: Path) -> list[str]:

@@ -18,6 +18,7 @@ from .isolation import isolated
 from .kept import KeptSums
 from .model import CAAN
 from .processes import Processes
+from .progress import bar
 from .recall import Figures, RankCounter, folds
 from .score_matrix import ScoreMatrix
 from .scorer import Loaded, Scorer, Unit, identity, share
@@ -202,18 +203,17 @@ class _Passes:
         if kept.done and self.processes.first:
             self.say(f"continuing ({name}): {before:,} of {self.total:,} pairs were done, and kept in {self.folder}")
         mine = share([unit for unit in self.units if unit.number not in kept.done], self.processes)
-        bar = tqdm(
+        watch = bar(
             total=sum(unit.pairs for unit in mine),
             desc=name if self.processes.count == 1 else f"{name}, process 0 of {self.processes.count}",
             unit=" pairs",
             unit_scale=True,
-            dynamic_ncols=True,
-            disable=not (self.progress and self.processes.first),
+            shown=self.progress and self.processes.first,
             leave=False,
         )
-        with bar:
+        with watch:
             for loaded in self.scorer.loaded(mine):
                 add(loaded)
                 kept.finish(loaded.unit.number)
-                bar.update(loaded.unit.pairs)
+                watch.update(loaded.unit.pairs)
         return kept.total()

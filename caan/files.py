@@ -53,7 +53,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     unfinished = _unfinished(path)
     try:
         with naming(path):
-            # Libraries that make a file themselves may let nobody else read it.
+            # Libraries that make a file themselves may let nobody else read it, and a kill leaves such a file behind.
+            unfinished.unlink(missing_ok=True)
             unfinished.write_bytes(b"")
             mode = (path if path.exists() else unfinished).stat().st_mode
             yield unfinished

@@ -102,6 +102,11 @@ class PhotoFolder:
         """What a photograph that was found is called: its path in the folder, by which it is found again."""
         return normalised(path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else str(path))
 
+    def names(self) -> list[str]:
+        """What all photographs are called, in the order of their names. Files without an ending are left out: most are others'."""
+        found = (normalised(path) for paths in self._by_name.values() for _, path in paths)
+        return sorted(name for name in found if is_photograph(name))
+
     def examples(self) -> list[str]:
         """The names of some photographs that are there."""
         return sorted(form for found in self._by_name.values() for form, _ in found)[:3]

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from .data import Captions, Images, Split, make_loader
 from .isolation import isolated
 from .model import CAAN
+from .progress import bar
 from .vocabulary import Vocabulary
 
 # Elsewhere than on the CPU, and of a dense model, the reference may have to score a tile; its intermediates are thousands of times
@@ -66,11 +66,11 @@ def score_some(
     columns = batches(Captions(split, vocabulary), captions, model.prepare_captions)
     few, many = (rows, columns) if len(images) <= len(captions) else (columns, rows)
     few = list(few)
-    with tqdm(total=scores.numel(), unit=" pairs", unit_scale=True, dynamic_ncols=True, disable=not progress, leave=False) as bar:
+    with bar(total=scores.numel(), unit=" pairs", unit_scale=True, shown=progress, leave=False) as watch:
         for other in many:
             for one in few:
                 (row, regions), (column, words) = (one, other) if len(images) <= len(captions) else (other, one)
                 tile = model.attention(regions, words).cpu()
                 scores[row, column] = tile
-                bar.update(tile.numel())
+                watch.update(tile.numel())
     return scores

@@ -39,6 +39,7 @@ from .metrics import Metrics, gradient_row, summary, validation_row
 from .model import CAAN, Encoded, ModelConfig
 from .presets import TrainingConfig
 from .processes import Processes
+from .progress import bar
 from .recall import Figures
 from .signals import StopRequests
 from .text import normalised
@@ -163,15 +164,7 @@ class Trainer:
         try:
             with ExitStack() as stack:
                 stack.enter_context(self.stop.heard())
-                bar = stack.enter_context(
-                    tqdm(
-                        total=self.total_steps,
-                        initial=self.step,
-                        unit="step",
-                        dynamic_ncols=True,
-                        disable=not self.processes.first,
-                    )
-                )
+                watch = stack.enter_context(bar(total=self.total_steps, initial=self.step, unit="step", shown=self.processes.first))
                 metrics = None
                 if self.processes.first:
                     stack.enter_context(locked(self.folder, "a run"))
@@ -181,12 +174,12 @@ class Trainer:
                 if not self.validated:
                     self._end_epoch(metrics, self.seconds - time.monotonic())
                 while self.step < self.total_steps:
-                    self._epoch(bar, metrics)
+                    self._epoch(watch, metrics)
         except KeyboardInterrupt:
             kept = f"the run was saved after step {self._saved_step}" if self._saved_step else "nothing was saved yet"
             raise KeyboardInterrupt(f"stopped; {kept}, and the same command continues from there") from None
 
-    def _epoch(self, bar: tqdm, metrics: Metrics | None) -> None:
+    def _epoch(self, watch: tqdm, metrics: Metrics | None) -> None:
         """The rest of an epoch, and its validation."""
         config = self.config
         self.model.train()
@@ -201,7 +194,7 @@ class Trainer:
             self.batches.advance()
             self.step += 1
             steps += 1
-            bar.update()
+            watch.update()
             pending.append((loss, norm, collapsed_loss(images, config.margin, form)))
             stops = self.processes.any(self.stop.requested)
             now = time.monotonic()
@@ -213,7 +206,7 @@ class Trainer:
                 self.seconds = before + now - started
                 self._take(pending)
             if logs:
-                self._log(steps * config.batch_size**2 / (now - logged), metrics, bar)
+                self._log(steps * config.batch_size**2 / (now - logged), metrics, watch)
                 steps, logged = 0, now
             if saves:
                 self.validated = not ends_epoch
@@ -346,12 +339,12 @@ class Trainer:
         self.norms += norms
         pending.clear()
 
-    def _log(self, rate: float, metrics: Metrics | None, bar: tqdm) -> None:
+    def _log(self, rate: float, metrics: Metrics | None, watch: tqdm) -> None:
         """A row of the steps since the last one."""
         mean = sum(self.losses) / len(self.losses)
         self.losses.clear()
         if metrics:
-            bar.set_postfix_str(f"loss {mean:.2f}, {rate:,.0f} pairs/s")
+            watch.set_postfix_str(f"loss {mean:.2f}, {rate:,.0f} pairs/s")
             rate_now = self.optimizer.param_groups[0]["lr"]
             row = {"loss": mean, "learning_rate": rate_now, "gradient_norm": self.norms[-1], "pairs_per_second": rate}
             metrics.add(self._place(), row)

@@ -1,5 +1,6 @@
 """Words and their ids, in SCAN's vocabulary files, and the tokens that the field counts as words."""
 
+import difflib
 import json
 import re
 from collections import Counter
@@ -16,6 +17,8 @@ PAD, START, END, UNKNOWN = range(4)
 MARKS = ("<pad>", "<start>", "<end>", "<unk>")
 
 _LETTER = re.compile(r"\w")
+# Of difflib's ratio: one letter among six may be another.
+_ALIKE = 0.75
 _ABBREVIATIONS = frozenset(
     "adm bros capt co col corp dr ft gen gov inc jr lt ltd messrs mr mrs ms mt ph.d prof rep rev sen sgt sr st vs".split()
 )
@@ -134,6 +137,11 @@ class Vocabulary:
         content = {"word2idx": ids, "idx2word": dict(enumerate(self.words)), "idx": len(self.words)}
         with replacing(path) as unfinished:
             unfinished.write_text(json.dumps(content), encoding="utf-8")
+
+    def near(self, word: str, most: int = 3) -> list[str]:
+        """Words that are spelt much like this one, the nearest first."""
+        known = [own for own in self.words[len(MARKS) :] if _LETTER.search(own)]
+        return difflib.get_close_matches(word, known, n=most, cutoff=_ALIKE)
 
     @property
     def marks(self) -> list[int]:

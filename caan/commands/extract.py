@@ -1,15 +1,21 @@
-"""Turn a folder of photographs and a captions file into the SCAN layout, which training and evaluation read.
+"""Turn a folder of photographs, with captions or without, into the SCAN layout, which the other commands read.
 
-Instead of photographs, features of bottom-up attention can be taken: TSV files, or a folder of .npz files. A run that
-was stopped or killed continues when the same command is given again.
+Without captions a split can be indexed and searched by text; training and evaluation need them. Instead of photographs,
+features of bottom-up attention can be taken: TSV files, or a folder of .npz files. A run that was stopped or killed
+continues when the same command is given again.
 """
 
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import CaptionMismatchError, DataError
 from ..files import make_folder
+
+if TYPE_CHECKING:
+    from ..data import ExtractRecord
+    from ..extraction import CaptionedImage, Photographs, RegionSource
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,19 +28,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         metavar="FILE",
-        required=True,
-        help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with image,caption",
+        help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with image,caption; without it all photographs are taken",
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder for the results")
+    parser.add_argument("--out", metavar="DIR", required=True, help="the data folder; its splits have the same backbone")
     parser.add_argument(
         "--split",
         metavar="NAME",
         help="what the results are called (test), for captions without splits; of Karpathy's splits, write only this one",
     )
+    parser.add_argument(
+        "--hold-out",
+        metavar="N",
+        type=int,
+        help="divide captions without splits: N images, evenly spread, are dev, as many are test, and the rest is train",
+    )
     parser.add_argument("--images", metavar="FILE", help="names of the split's images, one a line; default: all that have captions")
     parser.add_argument("--format", help="flickr, karpathy, coco, csv or bars; default: recognised by content")
-    parser.add_argument("--captions-per-image", metavar="N", type=int, default=5, help="take the first N captions (5)")
-    parser.add_argument("--backbone", metavar="NAME", help="efficientnet-lite0 (default), timm:MODEL or torchvision:MODEL")
+    parser.add_argument(
+        "--captions-per-image",
+        metavar="N",
+        type=int,
+        help="take the first N captions (default: as many as most images have, at most 5)",
+    )
+    parser.add_argument(
+        "--backbone",
+        metavar="NAME",
+        help="efficientnet-lite0, timm:MODEL or torchvision:MODEL; default: that of the folder's other splits, else the first",
+    )
     parser.add_argument("--size", metavar="PIXELS", type=int, help="side of the square that the backbone sees; default: its own")
     parser.add_argument("--device", help="where the backbone runs; default: cuda where there is one, else cpu")
     parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="images at once (8; a GPU likes more)")
@@ -49,46 +69,59 @@ def run(arguments: argparse.Namespace) -> None:
         DataError, ValueError, OSError: what was given cannot be used.
     """
     # torch takes seconds to import, which `caan --help` need not wait for.
-    from ..extraction import extract_split, open_features
+    from ..data import records
+    from ..extraction import extract_split, open_features, usual_captions
 
-    splits = _splits(arguments)
+    splits = _captioned(arguments)
     make_folder("--out", Path(arguments.out))
+    written = set(splits or [arguments.split or "test"])
+    others = {name: record for name, record in records(arguments.out).items() if name not in written}
     if arguments.features:
         for name in ("backbone", "size", "device"):
             if getattr(arguments, name) is not None:
                 raise ValueError(f"--{name}: expected with --photos only, got it with --features")
         source = open_features(arguments.features)
     else:
-        source = _photographs(arguments)
+        source = _photographs(arguments, others)
+    if not arguments.overwrite:
+        _check_likeness(arguments.out, source, others)
+    splits = splits or _without_captions(arguments, source)
 
     present = {split: any(_is_there(source, image) for image in images) for split, images in splits.items()}
     if not any(present.values()):
         names = [image.name for images in splits.values() for image in images]
+        wanted = f"images that {arguments.captions} has captions for" if arguments.captions else f"the images of {arguments.images}"
         raise CaptionMismatchError(
-            f"{source.place}: expected images that {arguments.captions} has captions for, such as {', '.join(names[:3])}; found "
+            f"{source.place}: expected {wanted}, such as {', '.join(names[:3])}; found "
             f"none of the {len(names):,}; there: {', '.join(source.examples()) or 'nothing'}"
         )
     for split, images in splits.items():
         if not present[split]:
             print(f"{split}: none of its {len(images):,} images is in {source.place}; not written")
             continue
+        given = arguments.captions_per_image
+        captions_per_image = usual_captions(images) if given is None else given
         summary = extract_split(
             images,
             source,
             arguments.out,
             split,
             arguments.captions,
-            captions_per_image=arguments.captions_per_image,
+            captions_per_image=captions_per_image,
             batch_size=arguments.batch_size,
             workers=arguments.workers,
             overwrite=arguments.overwrite,
         )
         if summary.ran:
-            skipped = f"; {len(summary.skipped):,} skipped, listed in {split}_extract.json" if summary.skipped else ""
-            print(f"{split}: {summary.images:,} images in {arguments.out}{skipped}")
+            count = captions_per_image if arguments.captions else "no"
+            print(
+                f"{split}: {summary.images:,} images in {arguments.out}; {source.settings['width']:,} numbers a region, {count} "
+                f"caption{'' if count == 1 else 's'} an image"
+                + (f"; {len(summary.skipped):,} skipped, listed in {split}_extract.json" if summary.skipped else "")
+            )
 
 
-def _is_there(source, image) -> bool:
+def _is_there(source: "RegionSource", image: "CaptionedImage") -> bool:
     from ..photographs import Unreadable
 
     try:
@@ -98,7 +131,8 @@ def _is_there(source, image) -> bool:
         return True
 
 
-def _photographs(arguments: argparse.Namespace):
+def _photographs(arguments: argparse.Namespace, others: dict[str, "ExtractRecord"]) -> "Photographs":
+    """The photographs with their backbone: the one that is named, or else that of the folder's other splits."""
     import torch
 
     from ..extraction import DEFAULT_BACKBONE, Photographs, backbones
@@ -106,16 +140,45 @@ def _photographs(arguments: argparse.Namespace):
     if not os.path.isdir(arguments.photos):
         raise DataError(f"--photos: expected a folder of photographs, found none at {arguments.photos}")
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Photographs(arguments.photos, backbones.load_backbone(arguments.backbone or DEFAULT_BACKBONE, arguments.size, device))
+    name, size = arguments.backbone, arguments.size
+    other = next((record for record in others.values() if record.backbone), None)
+    if other and name in (None, other.backbone):
+        name, size = other.backbone, size or other.size
+    return Photographs(arguments.photos, backbones.load_backbone(name or DEFAULT_BACKBONE, size, device))
 
 
-def _splits(arguments: argparse.Namespace) -> dict:
-    """The images of each split to write."""
-    from ..extraction import CaptionedImage, read_captions, read_names
+def _check_likeness(folder: str, source: "RegionSource", others: dict[str, "ExtractRecord"]) -> None:
+    """A model reads features of one kind: those of a folder are alike."""
+    own = [source.settings.get(name) for name in ("backbone", "size", "width")]
+    for split, record in others.items():
+        there = [record.backbone, record.size, record.width]
+        if there != own:
+            raise ValueError(
+                f"--out: expected features as those of {split} in {folder}, {_likeness(*there)}, got {_likeness(*own)}: a model "
+                "reads features of one kind only; give another --out, or say --overwrite, and make the others anew, too"
+            )
 
+
+def _likeness(backbone: str | None, size: int | None, width: int) -> str:
+    return f"{width:,} numbers a region" + (f" from {backbone} at {size} pixels" if backbone else "")
+
+
+def _captioned(arguments: argparse.Namespace) -> "dict[str, list[CaptionedImage]] | None":
+    """The images of each split to write, with their captions; None where there are no captions."""
+    from ..extraction import read_captions
+
+    if not arguments.captions:
+        for name in ("format", "captions_per_image", "hold_out"):
+            if getattr(arguments, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')}: expected with --captions only, got it without")
+        return None
+    if arguments.hold_out is not None and arguments.split:
+        raise ValueError("--hold-out: expected without --split, since it makes train, dev and test, got both")
     splits = read_captions(arguments.captions, arguments.format)
     if None in splits:
         splits = {arguments.split or "test": splits[None]}
+    elif arguments.hold_out is not None:
+        raise ValueError(f"--hold-out: expected captions without splits, found {', '.join(splits)} in {arguments.captions}")
     elif arguments.split:
         if arguments.split not in splits:
             raise ValueError(
@@ -126,13 +189,44 @@ def _splits(arguments: argparse.Namespace) -> dict:
         if len(splits) > 1:
             raise ValueError(f"--images: expected captions of one split, found {', '.join(splits)}; say --split as well")
         ((split, images),) = splits.items()
-        # Lists are found with and without the names' ending.
-        by_name = {os.path.splitext(image.name)[0]: image for image in images} | {image.name: image for image in images}
-        names = read_names(arguments.images)
-        if not by_name.keys() & set(names):
-            raise CaptionMismatchError(
-                f"{arguments.images}: expected names of images that {arguments.captions} has captions for, such as "
-                f"{images[0].name}; found {len(names):,} others, such as {names[0]}"
-            )
-        splits = {split: [by_name.get(name, CaptionedImage(name, [])) for name in names]}
+        splits = {split: _named(arguments, images)}
+    if arguments.hold_out is not None:
+        ((_, images),) = splits.items()
+        splits = _divided(images, arguments.hold_out)
     return splits
+
+
+def _named(arguments: argparse.Namespace, images: "list[CaptionedImage]") -> "list[CaptionedImage]":
+    """Those images that --images names, in its order."""
+    from ..extraction import CaptionedImage, read_names
+
+    # Lists are found with and without the names' ending.
+    by_name = {os.path.splitext(image.name)[0]: image for image in images} | {image.name: image for image in images}
+    names = read_names(arguments.images)
+    if not by_name.keys() & set(names):
+        raise CaptionMismatchError(
+            f"{arguments.images}: expected names of images that {arguments.captions} has captions for, such as "
+            f"{images[0].name}; found {len(names):,} others, such as {names[0]}"
+        )
+    return [by_name.get(name, CaptionedImage(name, [])) for name in names]
+
+
+def _divided(images: "list[CaptionedImage]", held_out: int) -> "dict[str, list[CaptionedImage]]":
+    """Train, dev and test; those held out are evenly spread, so that all three have something of every part of a file."""
+    if not 0 < held_out <= len(images) // 3:
+        raise ValueError(f"--hold-out: expected 1 to {len(images) // 3}, a third of the {len(images):,} images, got {held_out}")
+    places = [number * len(images) // (2 * held_out) for number in range(2 * held_out)]
+    dev, test = set(places[::2]), set(places[1::2])
+    return {
+        "train": [image for place, image in enumerate(images) if place not in dev | test],
+        "dev": [images[place] for place in sorted(dev)],
+        "test": [images[place] for place in sorted(test)],
+    }
+
+
+def _without_captions(arguments: argparse.Namespace, source: "RegionSource") -> "dict[str, list[CaptionedImage]]":
+    """The one split of images without captions: those that --images names, or all."""
+    from ..extraction import CaptionedImage, read_names
+
+    named = arguments.images and [CaptionedImage(name, []) for name in read_names(arguments.images)]
+    return {arguments.split or "test": named or source.images()}

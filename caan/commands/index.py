@@ -1,6 +1,7 @@
 """Project a gallery once and store it, for `caan search`.
 
-A second split is added to an index by naming the same --out. Stopped or killed, the same command continues.
+A second split is added to an index by naming the same --out. A split without captions is searched by text and by image.
+Stopped or killed, the same command continues.
 """
 
 import argparse
@@ -8,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..checkpoint import load_model
-from ..errors import FormatError
-from ..files import parse_json, read_text
+from ..data import read_record
+from ..photographs import PhotoFolder
+from ..progress import bar
 from . import options
 
 _LENGTHS = (50, 100, 200, 500)
@@ -25,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", metavar="NAME", help="default: test")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index")
+    parser.add_argument(
+        "--photos", type=Path, metavar="DIR", help="where a search finds the photographs; default: as caan extract has noted"
+    )
     change = parser.add_mutually_exclusive_group()
     change.add_argument(
         "--replace", action="store_true", help="if the split has changed since it went in, take the old one out first"
@@ -50,7 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
         return
     device = options.device(arguments)
     model, vocabulary, _ = load_model(arguments.checkpoint)
-    [split] = options.load_splits(arguments, arguments.split, limit=arguments.limit)
+    [split] = options.load_splits(arguments, arguments.split, limit=arguments.limit, need_captions=False)
+    if not split.captions:
+        print(f"{split.name}: no captions: texts and images find its images")
     build_index(
         arguments.out,
         model.to(device),
@@ -58,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.checkpoint,
         split,
         data=arguments.data,
-        backbone=_backbone(arguments.data / f"{arguments.split}_extract.json"),
+        backbone=_made_by(arguments),
         replace=arguments.replace,
         progress=True,
     )
@@ -75,21 +81,21 @@ def run(arguments: argparse.Namespace) -> None:
         ("image → text", searcher.image, gallery.image_vectors, gallery.caption_vectors),
     )
     for name, query, askers, asked in sides:
+        if not len(gallery.caption_vectors):
+            print(f"{name}: not checked, the index has no captions")
+            continue
         chosen = np.random.default_rng(0).permutation(len(askers))[: arguments.check]
-        queries = [query(number) for number in tqdm(chosen, desc=name, unit=" queries", leave=False)]
+        queries = [query(number) for number in bar(chosen, desc=name, unit=" queries", leave=False)]
         recall = shortlist_recall(searcher, queries, _LENGTHS)
         print(f"{name}, {len(queries)} queries: of the exact best 1, 5 and 10 among {len(asked):,}, in the shortlist")
         for length, by_top in recall.items():
             print(f"  shortlist of {length:4}" + "".join(f"{value:8.1f}%" for value in by_top.values()))
 
 
-def _backbone(record: Path) -> dict[str, Any] | None:
-    """What `caan extract` has noted of how it made the features, where it has."""
-    if not record.is_file():
-        return None
-    content = parse_json(record, read_text(record), "what caan extract writes")
-    try:
-        settings = content["settings"]
-        return {name: settings[name] for name in ("backbone", "size") if name in settings} or None
-    except (KeyError, TypeError) as error:
-        raise FormatError(f"{record}: expected what caan extract writes: {type(error).__name__}: {error}") from None
+def _made_by(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """What made the features and where the photographs are, as far as that is known."""
+    record = read_record(arguments.data, arguments.split)
+    made_by = (record and record.made_by) or {}
+    if arguments.photos:
+        made_by["photos"] = str(PhotoFolder(arguments.photos).folder.resolve())
+    return made_by or None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..data import KarpathyFile, Split, load_karpathy_split, load_scan_split
+from ..data import KarpathyFile, Split, load_karpathy_split, load_scan_split, recorded_captions_per_image
 from ..settings import helps
 
 
@@ -20,7 +20,10 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--karpathy", type=Path, metavar="FILE", help="dataset_*.json with the captions, in place of {split}_caps.txt"
     )
     parser.add_argument(
-        "--captions-per-image", type=int, default=5, metavar="N", help="captions of an image (5); Karpathy's: the first N"
+        "--captions-per-image",
+        type=int,
+        metavar="N",
+        help="captions of an image (default: as caan extract has noted, or else 5); Karpathy's: the first N",
     )
     parser.add_argument("--workers", type=count, default=0, metavar="N", help="processes that read the data; 0: this one")
     add_device_option(parser)
@@ -32,14 +35,20 @@ def add_device_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default=default, help=f"cpu, cuda, cuda:1, ... ({default})")
 
 
-def load_splits(arguments: argparse.Namespace, *names: str, limit: int | None = None) -> list[Split]:
-    """Open splits as the options say."""
-    common = {"captions_per_image": arguments.captions_per_image, "limit": limit}
+def load_splits(arguments: argparse.Namespace, *names: str, limit: int | None = None, need_captions: bool = True) -> list[Split]:
+    """Open splits as the options say; without `need_captions`, those that have no captions, too."""
+    given = arguments.captions_per_image
     if not arguments.karpathy:
+        common = {"captions_per_image": given, "need_captions": need_captions, "limit": limit}
         return [load_scan_split(arguments.data, name, **common) for name in names]
     # Once for all: it may be a pipe.
     file = KarpathyFile.read(arguments.karpathy)
-    return [load_karpathy_split(file, arguments.data / f"{name}_ims.npy", name, **common) for name in names]
+    splits = []
+    for name in names:
+        count = recorded_captions_per_image(arguments.data, name) if given is None else given
+        features = arguments.data / f"{name}_ims.npy"
+        splits.append(load_karpathy_split(file, features, name, captions_per_image=count, limit=limit))
+    return splits
 
 
 def device(arguments: argparse.Namespace) -> torch.device:
@@ -60,6 +69,25 @@ def device(arguments: argparse.Namespace) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device: expected a device that is there, got {arguments.device!r}: {error}") from None
     return found
+
+
+def intermixed(parser: argparse.ArgumentParser) -> None:
+    """Have a command take options between its positional arguments, which argparse otherwise takes all at once."""
+    plain = parser.parse_known_args
+    inside = False
+
+    def parse(arguments: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        nonlocal inside
+        if inside:
+            # What follows asks for it twice, for options and then for the rest.
+            return plain(arguments, namespace)
+        inside = True
+        try:
+            return parser.parse_known_intermixed_args(arguments, namespace)
+        finally:
+            inside = False
+
+    parser.parse_known_args = parse
 
 
 def count(text: str) -> int:

@@ -1,6 +1,7 @@
-"""Search a gallery that `caan index` has stored: images for a text, captions for an image.
+"""Search a gallery that `caan index` has stored: images for a text, captions or images for an image.
 
-A shortlist by pooled vectors is put in order by the operator; --exact scores everything.
+A shortlist by pooled vectors is put in order by the operator; --exact scores everything. Images for an image are compared
+by their pooled vectors alone. A text of which the model knows no word ends the command with 2.
 """
 
 import argparse
@@ -8,34 +9,42 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import FormatError
 from ..files import check_writable, read_text, replacing
-from ..photographs import PhotoFolder
+from ..photographs import Unreadable
+from ..progress import bar, warn
 from ..text import normalised, shown
-from ..vocabulary import tokenize
-from . import options
+from ..vocabulary import UNKNOWN, tokenize
+from . import images, options
 
 _SHORTLIST = 200
+_END = ("quit", "exit")
+
+
+class NothingKnownError(ValueError):
+    """A text of which the model knows no word; the message has near spellings."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("index", type=Path, metavar="INDEX", help="folder that caan index has made")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("text", nargs="?", help="search images for this text")
-    what.add_argument(
-        "--image", metavar="ID", help="search captions for this image of the gallery (ID, or SPLIT:ID), or for a photograph's file"
-    )
+    parser.add_argument("text", nargs="*", metavar="TEXT", help="search images for this text")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--image", metavar="IMAGE", help=f"search for {images.HELP}")
     what.add_argument("--queries", type=Path, metavar="FILE", help="search images for each line of a file; results in JSON lines")
-    what.add_argument("--interactive", action="store_true", help="ask for texts until Ctrl-D")
+    what.add_argument("--interactive", action="store_true", help="ask for texts until `quit` or Ctrl-D")
+    parser.add_argument(
+        "--find",
+        choices=("captions", "images"),
+        help="what --image searches: captions (default), or images by their pooled vectors (default where there are no captions)",
+    )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many are shown (10)")
     parser.add_argument(
         "--shortlist", type=int, metavar="N", help="how many the operator puts in order (200, or --top where that is more)"
@@ -46,15 +55,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", type=Path, metavar="FILE", help="write the result to this file; -: to the screen, and nothing else"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures to this file")
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of the photographs, for --html")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of the photographs, for --html; default: as noted")
     options.add_device_option(parser)
+    options.intermixed(parser)
+    parser.set_defaults(refuse=parser.error)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Search and print."""
+    _check(arguments)
     # faiss need not be there for --help.
     from ..gallery import Searcher
 
+    texts = _lines(arguments.queries) if arguments.queries else [arguments.text]
+    searcher = Searcher(arguments.index, arguments.checkpoint, options.device(arguments))
+    gallery = searcher.gallery
+    for source in gallery.unfinished:
+        found = f"{source.finished:,} of its {source.images:,} images"
+        print(f"{source.name}: left out, the index has {found}; the same caan index command brings the rest", file=sys.stderr)
+    photographs = _Photographs(gallery, arguments.photos) if arguments.html else None
+    if not arguments.json and not arguments.queries:
+        print(f"{len(gallery.image_vectors):,} images, {len(gallery.caption_vectors):,} captions in {arguments.index}")
+    if arguments.interactive:
+        for text in _prompted():
+            try:
+                print(_table(_answer(searcher, arguments, text)))
+            except ValueError as error:
+                print(error)
+        return
+    results = []
+    with _output(arguments) as write:
+        for text in bar(texts, unit=" queries", shown=_is_apart(arguments)):
+            try:
+                results.append(_answer(searcher, arguments, text))
+            except NothingKnownError as error:
+                if not arguments.queries:
+                    print(f"caan search: error: {error}", file=sys.stderr)
+                    raise SystemExit(2) from None
+                warn(str(error))
+                results.append({"text": text, **_unknown(searcher, tokenize(text)), "hits": []})
+            write(json.dumps(results[-1], indent=None if arguments.queries else 1, ensure_ascii=False) + "\n")
+    if not arguments.queries and str(arguments.json) != "-":
+        print(_table(results[0]))
+    if photographs:
+        _write_page(searcher, arguments, results, photographs)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """What can be told from the command line alone."""
+    arguments.text = " ".join(arguments.text) if arguments.text else None
+    asked = [arguments.text is not None, arguments.image is not None, arguments.queries is not None, arguments.interactive]
+    if sum(asked) != 1:
+        arguments.refuse("expected one of TEXT, --image, --queries and --interactive" + (", got several" if any(asked) else ""))
+    if arguments.find and arguments.image is None:
+        arguments.refuse("argument --find: expected with --image, got it without")
     if arguments.top < 1:
         raise ValueError(f"--top: expected at least 1, got {arguments.top}")
     if arguments.shortlist is None:
@@ -70,39 +124,23 @@ def run(arguments: argparse.Namespace) -> None:
     files = [path.absolute() for path in (arguments.json, arguments.html, arguments.queries) if path]
     if len(set(files)) < len(files):
         raise ValueError(f"--json, --html, --queries: expected different files, got {', '.join(map(str, files))}")
-    texts = _lines(arguments.queries) if arguments.queries else [arguments.text]
     if arguments.text is not None and not normalised(arguments.text, "text").strip():
         raise ValueError("text: expected words, got none")
-    folder = PhotoFolder(arguments.photos) if arguments.html and arguments.photos else None
-    searcher = Searcher(arguments.index, arguments.checkpoint, options.device(arguments))
-    gallery = searcher.gallery
-    for source in gallery.unfinished:
-        found = f"{source.finished:,} of its {source.images:,} images"
-        print(f"{source.name}: left out, the index has {found}; the same caan index command brings the rest", file=sys.stderr)
-    if not arguments.json and not arguments.queries:
-        print(f"{len(gallery.image_vectors):,} images, {len(gallery.caption_vectors):,} captions in {arguments.index}")
-    if arguments.interactive:
-        for text in _prompted():
-            try:
-                print(_table(_answer(searcher, arguments, text)))
-            except ValueError as error:
-                print(error)
-        return
-    results = []
-    with _output(arguments) as write:
-        for text in tqdm(texts, unit=" queries", dynamic_ncols=True) if arguments.queries else texts:
-            results.append(_answer(searcher, arguments, text))
-            write(json.dumps(results[-1], indent=None if arguments.queries else 1, ensure_ascii=False) + "\n")
-    if not arguments.queries and str(arguments.json) != "-":
-        print(_table(results[0]))
-    if arguments.html:
-        _write_page(searcher, arguments, results, folder)
+
+
+def _is_apart(arguments: argparse.Namespace) -> bool:
+    """Whether a bar is on another screen than the results, which tell by themselves how far the queries are."""
+    return bool(arguments.queries) and (_to_file(arguments) or not sys.stdout.isatty())
+
+
+def _to_file(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.json) and str(arguments.json) != "-"
 
 
 @contextmanager
 def _output(arguments: argparse.Namespace) -> Iterator[Callable[[str], Any]]:
     """Takes the results as text, each when it is found."""
-    if arguments.json and str(arguments.json) != "-":
+    if _to_file(arguments):
         with replacing(arguments.json) as unfinished, unfinished.open("w", encoding="utf-8") as file:
             yield file.write
     elif arguments.json or arguments.queries:
@@ -111,72 +149,123 @@ def _output(arguments: argparse.Namespace) -> Iterator[Callable[[str], Any]]:
         yield lambda text: None
 
 
-def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str, Any]], folder: PhotoFolder | None) -> None:
+class _Photographs:
+    """The photographs of a gallery: in the folder that --photos names, or in those that were noted, one a split."""
+
+    def __init__(self, gallery, given: Path | None):
+        self._gallery = gallery
+        noted = [(source.backbone or {}).get("photos") for source in gallery.sources]
+        folders = {place: images.photo_folder(given, place) for place in dict.fromkeys(noted)}
+        self._folders = {id(source): folders[place] for source, place in zip(gallery.sources, noted, strict=True)}
+
+    def look_up(self, number: int) -> Path | Unreadable | None:
+        """That of an image; None where its folder is not known, or has none of it."""
+        folder = self._folders[id(self._gallery.source_of(number))]
+        return folder and folder.look_up(self._gallery.ids[number])
+
+
+def _write_page(searcher, arguments: argparse.Namespace, results: list[dict[str, Any]], photographs: _Photographs) -> None:
     """The results as a page: photographs where they are known, and the words that decided."""
     from ..attention.retrieval_page import Answer, Hit, write_retrieval_page
 
     answers = []
     for result in results:
         words = [()] * len(result["hits"])
-        if "text" in result:
+        if "text" in result and result["hits"]:
             query = searcher.text(result["text"])
-            images = np.array([hit["number"] for hit in result["hits"]])
-            marked = ["<start>", *tokenize(result["text"]), "<end>"]
-            words = [list(zip(marked, row.tolist(), strict=True)) for row in searcher.word_attention(query, images)]
+            numbers = np.array([hit["number"] for hit in result["hits"]])
+            known = (word if word in searcher.vocabulary else f"<unk:{word}>" for word in tokenize(result["text"]))
+            marked = ["<start>", *known, "<end>"]
+            words = [list(zip(marked, row.tolist(), strict=True)) for row in searcher.word_attention(query, numbers)]
         hits = [
             Hit(
                 hit.get("caption", hit["name"]),
                 hit["score"],
-                photograph=folder.look_up(hit["image"]) if folder and "text" in result else None,
+                photograph=None if "caption" in hit else photographs.look_up(hit["number"]),
                 words=own,
             )
             for hit, own in zip(result["hits"], words, strict=True)
         ]
         asked = result.get("image", "")
-        photograph = None
-        if "number" in result:
-            photograph = folder and folder.look_up(searcher.gallery.ids[result["number"]])
-        elif asked:
-            photograph = Path(arguments.image)
-        note = f"{result['scored']:,} of {result['gallery']:,} scored"
+        photograph = photographs.look_up(result["number"]) if "number" in result else Path(arguments.image) if asked else None
+        note = ". ".join(filter(None, (_unknown_line(result), _scored_line(result))))
         answers.append(Answer(result.get("text", asked), hits, photograph, note))
     write_retrieval_page(arguments.html, f"Search in {arguments.index.name}", answers)
 
 
 def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[str, Any]:
-    """One query with what it found, in types that JSON has."""
+    """One query with what it found, in types that JSON has.
+
+    Raises:
+        NothingKnownError: the model knows no word of the text.
+        ValueError: the text or the image cannot be searched with.
+    """
     gallery = searcher.gallery
-    if text is not None:
-        text = normalised(text, "text")
-    asked: dict[str, Any] = {"text": text} if text is not None else {"image": shown(arguments.image)}
-    if text is None:
-        number = _find_image(gallery, arguments.image)
-        if number is not None:
-            asked |= {"number": number, **_origin(gallery, number)}
     begin = time.perf_counter()
-    if text is not None:
-        query = searcher.text(text)
-    else:
-        query = _photograph_query(searcher, arguments.image) if number is None else searcher.image(number)
+    query, asked = _image_query(searcher, arguments.image) if text is None else _text_query(searcher, text)
     encoded = time.perf_counter() - begin
-    if query.unknown:
-        asked["unknown"] = query.unknown
-        none_known = len(query.unknown) == len(tokenize(text))
-        advice = "; it knows none of this text: write it in the training's language, its words between spaces" if none_known else ""
-        print(f"words that the model does not know: {', '.join(query.unknown)}{advice}", file=sys.stderr)
-    hits = searcher.search(query, arguments.top, None if arguments.exact else arguments.shortlist)
+    finds_captions = text is None and (arguments.find or ("captions" if gallery.captions else "images")) == "captions"
+    of = len(gallery.caption_vectors if finds_captions else gallery.image_vectors)
+    if text is None and not finds_captions:
+        hits = searcher.similar(query, arguments.top, asked.get("number"))
+        searched = {"by": "pooled vectors", "gallery": of, "scored": 0}
+    else:
+        hits = searcher.search(query, arguments.top, None if arguments.exact else arguments.shortlist)
+        searched = {"by": "operator", "gallery": of, "scored": of if arguments.exact else min(arguments.shortlist, of)}
     found = []
     for place, (item, score) in enumerate(zip(hits.items.tolist(), hits.scores.tolist(), strict=True), 1):
-        number = item if query.wants_images else int(gallery.image_of_caption[item])
-        hit = {"place": place, "score": score, "image": gallery.ids[number], "number": number, **_origin(gallery, number)}
+        image = int(gallery.image_of_caption[item]) if finds_captions else item
+        hit = {"place": place, "score": score, "image": gallery.ids[image], "number": image, **_origin(gallery, image)}
         hit["name"] = hit["image"] if len(gallery.sources) == 1 else f"{hit['split']}:{hit['image']}"
-        if not query.wants_images:
+        if finds_captions:
             hit["caption"] = gallery.captions[item]
         found.append(hit)
-    of = len(gallery.image_vectors if query.wants_images else gallery.caption_vectors)
-    scored = of if arguments.exact else min(arguments.shortlist, of)
-    seconds = {"encode": encoded, **hits.seconds}
-    return {**asked, "gallery": of, "scored": scored, "seconds": seconds, "hits": found}
+    return {**asked, **searched, "seconds": {"encode": encoded, **hits.seconds}, "hits": found}
+
+
+def _text_query(searcher, text: str) -> tuple[Any, dict[str, Any]]:
+    text, vocabulary = normalised(text, "text"), searcher.vocabulary
+    query = searcher.text(text)
+    asked = {"text": text, **_unknown(searcher, query.unknown)}
+    # Punctuation says nothing of an image.
+    says_nothing = {UNKNOWN, *vocabulary.marks}
+    if all(vocabulary[word] in says_nothing for word in tokenize(text)):
+        raise NothingKnownError(_nothing_known(searcher, asked))
+    return query, asked
+
+
+def _image_query(searcher, name: str) -> tuple[Any, dict[str, Any]]:
+    gallery = searcher.gallery
+    splits = [(source.split, source.images) for source in gallery.sources]
+    number = images.find_image(name, gallery.ids, splits, str(gallery.folder))
+    if number is not None:
+        return searcher.image(number), {"image": shown(name), "number": number, **_origin(gallery, number)}
+    known = (source.backbone for source in gallery.sources if source.backbone and "backbone" in source.backbone)
+    features, _ = images.read_regions(name, next(known, None), gallery.folder)
+    return searcher.features(features), {"image": shown(name)}
+
+
+def _unknown(searcher, words: list[str]) -> dict[str, Any]:
+    """Words that the model does not know, and for each those that are spelt much like it; nothing where there are none."""
+    words = list(dict.fromkeys(words))
+    return {"unknown": words, "near": {word: searcher.vocabulary.near(word) for word in words}} if words else {}
+
+
+def _spelt(result: dict[str, Any]) -> str:
+    near = result["near"].items()
+    return ", ".join(f"{word} (near it: {', '.join(others)})" if others else f"{word} (nothing near it)" for word, others in near)
+
+
+def _unknown_line(result: dict[str, Any]) -> str:
+    return f"Words that the model does not know: {_spelt(result)}" if "unknown" in result else ""
+
+
+def _nothing_known(searcher, asked: dict[str, Any]) -> str:
+    expected = "text: expected a word that the model knows"
+    if "unknown" not in asked:
+        return f"{expected}, got only marks: {asked['text']}"
+    words = f"{len(searcher.vocabulary):,} words, those of the captions of its training"
+    return f"{expected}, got {_spelt(asked)}; it knows {words}, which stand between spaces"
 
 
 def _origin(gallery, number: int) -> dict[str, str]:
@@ -185,48 +274,24 @@ def _origin(gallery, number: int) -> dict[str, str]:
     return {"split": source.split, "data": source.data}
 
 
-def _find_image(gallery, name: str) -> int | None:
-    """An image of the gallery by its id, with its split before it where two splits have the id; None for a photograph's file."""
-    # A file's name need not be text.
-    wanted = shown(name)
-    found = [number for number, own in enumerate(gallery.ids) if own == wanted]
-    if not found and ":" in wanted:
-        split, own_name = wanted.split(":", 1)
-        found = [i for i, own in enumerate(gallery.ids) if own == own_name and gallery.source_of(i).split == split]
-    if len(found) > 1:
-        places = ", ".join(f"{gallery.source_of(number).split}:{gallery.ids[number]}" for number in found)
-        raise ValueError(f"--image: expected an id that one image has, got {name!r} of {len(found)}: {places}")
-    if not found and not Path(name).is_file():
-        some = ", ".join(gallery.ids[:3])
-        raise ValueError(f"--image: expected an id of the gallery, such as {some}, or a photograph's file, got {name!r}")
-    return found[0] if found else None
-
-
-def _photograph_query(searcher, name: str):
-    """A photograph by its file."""
-    gallery = searcher.gallery
-    known = [source.backbone for source in gallery.sources]
-    backbone = next((backbone for backbone in known if backbone and "backbone" in backbone), None)
-    if backbone is None:
-        raise FormatError(
-            f"{gallery.folder}: expected to know which backbone made its features, to make those of {name}; found no "
-            "{split}_extract.json of caan extract when it was made"
-        )
-    from ..extraction import extract_images, load_backbone
-
-    [regions] = extract_images([name], load_backbone(backbone["backbone"], backbone["size"]))
-    return searcher.features(regions)
-
-
 def _table(result: dict[str, Any]) -> str:
-    lines = []
+    lines = [line] if (line := _unknown_line(result)) else []
     for hit in result["hits"]:
         text = f"{hit['name']}  {hit['caption']}" if "caption" in hit else hit["name"]
         lines.append(f"{hit['place']:4}{hit['score']:9.4f}  {text}")
     seconds = result["seconds"]
     stages = ", ".join(f"{name} {1000 * value:,.0f}" for name, value in seconds.items())
-    lines.append(f"{result['scored']:,} of {result['gallery']:,} scored in {1000 * sum(seconds.values()):,.0f} ms ({stages})")
+    lines.append(f"{_scored_line(result)} in {1000 * sum(seconds.values()):,.0f} ms ({stages})")
     return "\n".join(lines)
+
+
+def _scored_line(result: dict[str, Any]) -> str:
+    if "by" not in result:
+        return ""
+    if result["by"] == "operator":
+        return f"{result['scored']:,} of {result['gallery']:,} scored"
+    how = "the cosine of their pooled vectors (the operator scores no image against an image)"
+    return f"{result['gallery']:,} images compared by {how}"
 
 
 def _lines(path: Path) -> list[str]:
@@ -238,11 +303,18 @@ def _lines(path: Path) -> list[str]:
 
 
 def _prompted() -> Iterator[str]:
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        # Gives `input` a line that can be edited, and the lines before it. Some systems have none.
+        with suppress(ImportError):
+            import readline  # noqa: F401
+    print("A text finds images; quit or Ctrl-D ends.")
     while True:
         try:
             text = input("text> ").strip()
         except EOFError:
             print()
+            return
+        if text.lower() in _END:
             return
         if text:
             yield text

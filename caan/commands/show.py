@@ -4,17 +4,22 @@ Each is one PNG, or one HTML page that needs nothing else.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..checkpoint import load_model
-from ..data import Split
+from ..data import Split, read_record
 from ..files import check_writable, replacing
-from ..text import normalised
-from . import options
+from ..photographs import Unreadable
+from ..text import normalised, shown
+from . import images, options
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(required=True, dest="kind", metavar="what")
     pair = kinds.add_parser("pair", help="where regions and words of a pair attend", allow_abbrev=False)
     _add_data(pair)
-    pair.add_argument("--image", required=True, metavar="ID", help="the image's id, or its number")
+    pair.add_argument("--image", required=True, metavar="IMAGE", help=images.HELP)
     caption = pair.add_mutually_exclusive_group()
     caption.add_argument("--caption", type=options.count, default=0, metavar="N", help="the N-th of its captions, from 0 (0)")
-    caption.add_argument("--text", help="a caption of your own")
+    caption.add_argument("--text", help="a caption of your own; needed for a photograph's file")
     _add_out(pair, "PNG or HTML")
 
     training = kinds.add_parser(
@@ -49,7 +54,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="RUN", help="folder of a run, or a checkpoint")
     options.add_data_options(parser)
     parser.add_argument("--split", default="test", metavar="NAME", help="default: test")
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of the photographs")
+    parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of the photographs; default: as caan extract has noted")
 
 
 def _add_out(parser: argparse.ArgumentParser, kinds: str) -> None:
@@ -71,40 +76,15 @@ def _pair(arguments: argparse.Namespace) -> None:
     from ..attention import RegionBoxes, explain
     from ..attention.figure_page import Table
     from ..attention.figures import pair_figure
-    from ..extraction import read_photograph
-    from ..photographs import PhotoFolder, Unreadable
 
+    if arguments.text is not None and not normalised(arguments.text, "--text").strip():
+        raise ValueError("--text: expected words, got none")
     device = options.device(arguments)
     model, vocabulary, _ = load_model(arguments.checkpoint)
-    [split] = options.load_splits(arguments, arguments.split)
-    image = _image_number(split, arguments.image)
-    boxes = RegionBoxes(split)
-    caption: int | str = arguments.text
-    if arguments.text is None:
-        own = np.flatnonzero(split.image_of_caption == image)
-        if arguments.caption >= len(own):
-            raise ValueError(
-                f"--caption: expected 0 to {len(own) - 1}, the captions of {split.ids[image]}, got {arguments.caption}"
-            )
-        caption = int(own[arguments.caption])
-    elif not normalised(arguments.text, "--text").strip():
-        raise ValueError("--text: expected words, got none")
-    [pair] = explain(model, vocabulary, split, [(image, caption)], device=device, boxes=boxes)
-    photograph = None
-    if arguments.photos:
-        folder = PhotoFolder(arguments.photos)
-        try:
-            path = folder.find(pair.image_id)
-        except Unreadable as error:
-            raise ValueError(f"{pair.image_id}: {error}") from None
-        if path is None:
-            raise ValueError(
-                f"--photos: expected a photograph of {pair.image_id}, found none; there: {', '.join(folder.examples())}"
-            )
-        try:
-            photograph = read_photograph(path)
-        except Unreadable as error:
-            raise ValueError(f"{path}: expected a photograph: {error}") from None
+    with _asked(arguments) as (split, image, photograph):
+        boxes = RegionBoxes(split)
+        caption = _own_caption(split, image, arguments.caption) if arguments.text is None else arguments.text
+        [pair] = explain(model, vocabulary, split, [(image, caption)], device=device, boxes=boxes)
     places = f"; boxes assumed: a grid of {boxes.assumed} x {boxes.assumed}" if boxes.assumed else ""
     lead = f"Score {pair.score:.4f}; {len(pair.boxes)} regions, {len(pair.words)} words{places}."
     tables = [
@@ -133,6 +113,62 @@ def _pair(arguments: argparse.Namespace) -> None:
         ),
     ]
     _write(arguments.out, f"{pair.image_id}: {pair.caption}", lead, pair_figure(pair, photograph), tables)
+
+
+@contextmanager
+def _asked(arguments: argparse.Namespace) -> "Iterator[tuple[Split, int, Image.Image | None]]":
+    """The image that is asked for: its split, its number there, and its photograph where there is one."""
+    prefix, colon, rest = arguments.image.partition(":")
+    # Only where it does not name a path.
+    if colon and Path(prefix).name == prefix and (arguments.data / f"{prefix}_ims.npy").is_file():
+        arguments.split, arguments.image = prefix, rest
+    [split] = options.load_splits(arguments, arguments.split, need_captions=False)
+    place = f"{split.name} in {arguments.data}"
+    number = images.find_image(arguments.image, split.ids, [(split.name, split.num_images)], place)
+    record = read_record(arguments.data, split.name)
+    if number is not None:
+        yield split, number, _photograph(arguments.photos, record and record.photos, split.ids[number])
+        return
+    if arguments.text is None:
+        raise ValueError(f"--text: expected a caption of your own for a photograph's file, {shown(arguments.image)}, got none")
+    photograph = _opened(Path(arguments.image))
+    with images.photograph_split(arguments.image, record and record.made_by, place) as own:
+        yield own, 0, photograph
+
+
+def _own_caption(split: Split, image: int, wanted: int) -> int:
+    """The number in the split of one of an image's own captions."""
+    own = np.flatnonzero(split.image_of_caption == image)
+    if not len(own):
+        raise ValueError(f"--text: expected a caption of your own, since {split.name} has no captions, got none")
+    if wanted >= len(own):
+        raise ValueError(f"--caption: expected 0 to {len(own) - 1}, the captions of {split.ids[image]}, got {wanted}")
+    return int(own[wanted])
+
+
+def _photograph(given: Path | None, noted: Path | None, image_id: str) -> "Image.Image | None":
+    """An image's photograph; None where --photos is not given and none is found where it is noted."""
+    folder = images.photo_folder(given, noted)
+    if folder is None:
+        return None
+    try:
+        path = folder.find(image_id)
+    except Unreadable as error:
+        raise ValueError(f"{image_id}: {error}") from None
+    if path is None:
+        raise ValueError(
+            f"--photos: expected a photograph of {image_id}, found none; there: {', '.join(folder.examples())}"
+        )
+    return _opened(path)
+
+
+def _opened(path: Path) -> "Image.Image":
+    from ..extraction import read_photograph
+
+    try:
+        return read_photograph(path)
+    except Unreadable as error:
+        raise ValueError(f"{path}: expected a photograph: {error}") from None
 
 
 def _most(weights: np.ndarray, items: Sequence[object]) -> object:
@@ -172,7 +208,6 @@ def _write(out: Path, title: str, lead: str, figure: Any, tables: list[Any]) -> 
 def _retrieval(arguments: argparse.Namespace) -> None:
     from ..attention import RegionBoxes, explain
     from ..attention.retrieval_page import Answer, Hit, write_retrieval_page
-    from ..photographs import PhotoFolder
     from ..ranking import score_some
 
     for name in ("queries", "top"):
@@ -181,7 +216,8 @@ def _retrieval(arguments: argparse.Namespace) -> None:
     device = options.device(arguments)
     model, vocabulary, _ = load_model(arguments.checkpoint)
     [split] = options.load_splits(arguments, arguments.split, limit=arguments.limit)
-    folder = PhotoFolder(arguments.photos) if arguments.photos else None
+    record = read_record(arguments.data, split.name)
+    folder = images.photo_folder(arguments.photos, record and record.photos)
     # Without photographs nothing is drawn, and where regions are need not be known.
     boxes = RegionBoxes(split) if folder else [np.zeros((count, 4), np.float32) for count in split.region_counts]
     of_text = arguments.direction == "text"
@@ -218,13 +254,3 @@ def _retrieval(arguments: argparse.Namespace) -> None:
         answers.append(Answer(name, hits, folder.look_up(split.ids[query]) if folder and not of_text else None, note))
     title = f"{arguments.checkpoint.name} on {arguments.split}: {'text → image' if of_text else 'image → text'}"
     write_retrieval_page(arguments.out, title, answers)
-
-
-def _image_number(split: Split, name: str) -> int:
-    name = normalised(name, "--image")
-    if name in split.ids:
-        return split.ids.index(name)
-    if name.isdecimal() and int(name) < split.num_images:
-        return int(name)
-    some = ", ".join(split.ids[:3])
-    raise ValueError(f"--image: expected an id of {split.name}, such as {some}, or a number below {split.num_images}, got {name!r}")

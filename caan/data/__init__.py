@@ -12,13 +12,25 @@ from .batches import (
     ShuffledBatches,
     make_loader,
 )
+from .record import ExtractRecord, read_record, records
 from .regions import RegionFile
-from .splits import KarpathyFile, KarpathyImage, Split, load_karpathy_split, load_scan_split, read_karpathy
+from .splits import (
+    CAPTIONS_PER_IMAGE,
+    KarpathyFile,
+    KarpathyImage,
+    Split,
+    load_karpathy_split,
+    load_scan_split,
+    read_karpathy,
+    recorded_captions_per_image,
+)
 from .statistics import channel_statistics
 
 __all__ = [
+    "CAPTIONS_PER_IMAGE",
     "CaptionBatch",
     "Captions",
+    "ExtractRecord",
     "ImageBatch",
     "Images",
     "KarpathyFile",
@@ -35,4 +47,7 @@ __all__ = [
     "load_scan_split",
     "make_loader",
     "read_karpathy",
+    "read_record",
+    "recorded_captions_per_image",
+    "records",
 ]

@@ -12,6 +12,7 @@ from ..errors import CaptionMismatchError, FormatError, MissingFileError
 from ..files import parse_json, read_text
 from ..progress import watched
 from ..text import normalised
+from .record import read_record
 from .regions import RegionFile, read_region_counts
 
 CAPTIONS_PER_IMAGE = 5
@@ -27,7 +28,7 @@ class Split:
         rows: (I,) int64, the row of `regions` that holds each image.
         region_counts: (I,) int64, the real regions of each image.
         ids: what the data set calls each image, I of them.
-        captions: T texts.
+        captions: T texts; none where the split has no captions file.
         image_of_caption: (T,) int64, the image that each caption describes, from 0 to I - 1.
     """
 
@@ -90,7 +91,8 @@ def load_scan_split(
     folder: str | Path,
     split: str,
     *,
-    captions_per_image: int = CAPTIONS_PER_IMAGE,
+    captions_per_image: int | None = None,
+    need_captions: bool = True,
     limit: int | None = None,
     width: int | None = None,
 ) -> Split:
@@ -104,7 +106,8 @@ def load_scan_split(
     Args:
         folder: where the files are.
         split: the first part of their names: "train", "dev", "test", "testall".
-        captions_per_image: how many lines of captions an image has.
+        captions_per_image: how many lines of captions an image has; None takes what `caan extract` has noted, or else 5.
+        need_captions: False opens features without `{split}_caps.txt`, too, as a split of no captions.
         limit: use only the first images; the field takes 1,000 of Flickr30K's 1,014 in dev.
         width: the width that the features must have; None takes any.
 
@@ -113,23 +116,44 @@ def load_scan_split(
         ValueError: captions_per_image or limit does not fit.
     """
     folder = Path(folder)
+    if captions_per_image is None:
+        captions_per_image = recorded_captions_per_image(folder, split)
     if captions_per_image < 1:
         raise ValueError(f"captions_per_image: expected at least 1, got {captions_per_image}")
     features_path, captions_path = folder / f"{split}_ims.npy", folder / f"{split}_caps.txt"
-    for path in (features_path, captions_path):
+    for path in (features_path, captions_path) if need_captions else (features_path,):
         if not path.is_file():
-            there = sorted(found.name.removesuffix("_ims.npy") for found in folder.glob("*_ims.npy"))
-            splits = f"splits there: {', '.join(there)}" if there else "there is no split at all"
-            raise MissingFileError(f"{path}: expected a file of the SCAN layout, found none ({splits})")
+            raise MissingFileError(_missing(path, folder, split))
     regions = RegionFile(features_path, width)
-    captions = _read_lines(captions_path)
-
-    stride = _rows_per_image(regions, len(captions), captions_path, captions_per_image)
+    captions, stride = [], 1
+    if captions_path.is_file():
+        captions = _read_lines(captions_path)
+        stride = _rows_per_image(regions, len(captions), captions_path, captions_per_image)
     rows = np.arange(0, len(regions), stride)
     region_counts = _region_counts(folder / f"{split}_num_boxes.npy", regions, rows)
     ids = _read_ids(folder / f"{split}_ids.txt", len(regions), len(captions), stride, captions_per_image)
     image_of_caption = np.arange(len(captions)) // captions_per_image
     return Split(split, regions, rows, region_counts, ids, captions, image_of_caption).first(limit)
+
+
+def recorded_captions_per_image(folder: str | Path, split: str) -> int:
+    """How many captions an image of a split has, by what `caan extract` has noted; 5 where it has noted none.
+
+    Raises:
+        FormatError: the note is none of `caan extract`.
+    """
+    record = read_record(folder, split)
+    return (record and record.captions_per_image) or CAPTIONS_PER_IMAGE
+
+
+def _missing(path: Path, folder: Path, split: str) -> str:
+    """What to say of a file of the layout that is not there."""
+    record = read_record(folder, split)
+    if record and not record.captions_per_image and path.with_name(f"{split}_ims.npy").is_file():
+        return f"{path}: expected captions, found none: caan extract made {split} without; another split has its --captions"
+    there = sorted(found.name.removesuffix("_ims.npy") for found in folder.glob("*_ims.npy"))
+    splits = f"splits there: {', '.join(there)}" if there else "there is no split at all"
+    return f"{path}: expected a file of the SCAN layout, found none ({splits})"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from .photographs import Photographs, extract_images, grid_boxes
 from .pixels import read_photograph
 from .regions import Regions, RegionSource
 from .run import Summary, extract_split
-from .sources import FORMATS, CaptionedImage, read_captions, read_names
+from .sources import FORMATS, CaptionedImage, read_captions, read_names, usual_captions
 
 __all__ = [
     "DEFAULT_BACKBONE",
@@ -28,4 +28,5 @@ __all__ = [
     "read_captions",
     "read_names",
     "read_photograph",
+    "usual_captions",
 ]

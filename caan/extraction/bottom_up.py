@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import FormatError, MissingFileError
 from ..photographs import Unreadable, is_photograph
+from ..progress import bar
 from ..text import normalised
 from .regions import Regions
 from .sources import CaptionedImage
@@ -102,6 +102,10 @@ class BottomUpFeatures:
         """The regions as they are."""
         return list(loaded)
 
+    def images(self) -> list[CaptionedImage]:
+        """All images that have records, called by their keys."""
+        return [CaptionedImage(key, [], key) for key in sorted(self._records)]
+
     def examples(self) -> list[str]:
         """The keys of some images that are there."""
         return [key for key, _ in zip(self._records, range(3), strict=False)]
@@ -178,7 +182,7 @@ def _index(files: Sequence[Path]) -> _Records:
     joined = []
     longest = b""
     total = sum(path.stat().st_size for path in files)
-    with tqdm(total=total, desc="looking for records", unit="B", unit_scale=True) as bar:
+    with bar(total=total, desc="looking for records", unit="B", unit_scale=True) as watch:
         for path in files:
             offset = 0
             with path.open("rb", buffering=1 << 20) as file:
@@ -195,7 +199,7 @@ def _index(files: Sequence[Path]) -> _Records:
                         if columns >= len(_COLUMNS) and len(name) > len(longest):
                             longest = name
                     offset += len(line)
-                    bar.update(len(line))
+                    watch.update(len(line))
     if joined:
         order = {path: number for number, path in enumerate(files)}
         _add_joined(records, joined, longest, order)

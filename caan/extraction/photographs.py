@@ -55,6 +55,10 @@ class Photographs:
         """The regions of photographs."""
         return [Regions(features, self._boxes) for features in self._backbone(torch.stack(list(loaded))).numpy()]
 
+    def images(self) -> list[CaptionedImage]:
+        """All photographs of the folder."""
+        return [CaptionedImage(name, []) for name in self._folder.names()]
+
     def examples(self) -> list[str]:
         """The names of some photographs that are there."""
         return self._folder.examples()

@@ -56,6 +56,10 @@ class RegionSource(Protocol):
         """The regions of a batch."""
         ...
 
+    def images(self) -> list[CaptionedImage]:
+        """All images that are there, without captions, in an order of their names' own."""
+        ...
+
     def examples(self) -> list[str]:
         """The names of some images that are there."""
         ...

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..data.splits import CAPTIONS_PER_IMAGE
 from ..errors import CaptionMismatchError, DataError
 from ..files import check_writable, hold, make_folder, naming, replacing
+from ..progress import bar
 from .regions import Regions, RegionSource, batches
 from .sources import CaptionedImage
 
@@ -53,7 +54,7 @@ def extract_split(
     source: RegionSource,
     folder: str | Path,
     split: str,
-    captions: str | Path,
+    captions: str | Path | None = None,
     *,
     captions_per_image: int = CAPTIONS_PER_IMAGE,
     batch_size: int = 8,
@@ -63,9 +64,9 @@ def extract_split(
 ) -> Summary:
     """Write the files of one split; continue where a run with the same settings was killed.
 
-    These are `{split}_ims.npy` (N, R, F), `_caps.txt`, `_ids.txt`, `_boxes.npy` (N, R, 4) float32, `_num_boxes.npy` (N,)
-    int64 where images differ in the number of regions (the rest of a row is zeros), and `_extract.json`, which tells
-    what they were made with and which images were skipped. Killed or not, the same call ends in the same bytes.
+    These are `{split}_ims.npy` (N, R, F), `_caps.txt` where there are captions, `_ids.txt`, `_boxes.npy` (N, R, 4) float32,
+    `_num_boxes.npy` (N,) int64 where images differ in the number of regions (the rest of a row is zeros), and `_extract.json`,
+    which tells what they were made with and which images were skipped. Killed or not, the same call ends in the same bytes.
 
     Args:
         images: what belongs to the split, in the order of the rows. Those that cannot be read, and those with too few
@@ -73,8 +74,8 @@ def extract_split(
         source: gives their regions.
         folder: where the files go; it is made where it is not there.
         split: the first part of their names.
-        captions: the file that the images are from, for messages and for the record.
-        captions_per_image: how many captions of an image are taken, the first ones.
+        captions: the file that the captions are from, for messages and for the record; None takes images without captions.
+        captions_per_image: how many captions of an image are taken, the first ones; of no meaning where `captions` is None.
         batch_size: images that go through the source at once.
         workers: threads that read.
         overwrite: begin anew, whatever lies there.
@@ -87,11 +88,11 @@ def extract_split(
         OSError: a file cannot be written, or another run is writing the split.
     """
     _check(split, captions_per_image=captions_per_image, batch_size=batch_size, workers=workers)
-    folder, captions = Path(folder), Path(captions)
+    folder, captions_per_image = Path(folder), captions_per_image if captions else 0
     enough = _with_captions(
         images, captions_per_image, f"{captions}: expected {captions_per_image} captions for an image of {split}"
     )
-    of_captions = {"captions": captions.name, "captions_per_image": captions_per_image}
+    of_captions = {"captions": Path(captions).name if captions else None, "captions_per_image": captions_per_image}
     settings = {**source.settings, **of_captions, "captions_digest": _digest(images, captions_per_image)}
     make_folder("folder", folder)
     for name in _FINAL:
@@ -111,14 +112,14 @@ def extract_split(
         begin = len(journal.images)
         if begin:
             say(f"{split}: continues after {begin:,} of {len(enough):,} images, where an earlier run was stopped")
-        bar = tqdm(total=len(enough), initial=begin, desc=split, unit=" images")
-        with bar, closing(batches(enough[begin:], source, batch_size, workers)) as read:
+        watch = bar(total=len(enough), initial=begin, desc=split, unit=" images")
+        with watch, closing(batches(enough[begin:], source, batch_size, workers)) as read:
             for batch in read:
                 journal.append(batch)
                 for name, reason in batch:
                     if isinstance(reason, str):
                         report(name, reason)
-                bar.update(len(batch))
+                watch.update(len(batch))
         skipped += [(name, outcome) for name, outcome in journal.images if isinstance(outcome, str)]
         stored = [(image, *row) for image, row in zip(enough, journal.images, strict=True) if isinstance(row[1], int)]
         if not stored:
@@ -156,8 +157,9 @@ def _write_texts(
     skipped: Sequence[tuple[str, str]],
 ) -> None:
     """The files beside the arrays: of the stored images, with their names and numbers of regions, and of the run."""
-    texts = (caption for image, *_ in stored for caption in image.captions[: settings["captions_per_image"]])
-    _write_lines(folder / f"{split}_caps.txt", texts)
+    if settings["captions"] is not None:
+        texts = (caption for image, *_ in stored for caption in image.captions[: settings["captions_per_image"]])
+        _write_lines(folder / f"{split}_caps.txt", texts)
     _write_lines(folder / f"{split}_ids.txt", (name for _, name, _ in stored))
     versions = {"torch": torch.__version__, "numpy": np.__version__, "pillow": PIL.__version__}
     record = {"settings": settings, "images": len(stored), "versions": versions, "skipped": skipped}
@@ -297,8 +299,8 @@ def _finished(folder: Path, split: str, settings: dict[str, Any]) -> Summary | N
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{record}: expected the record of an earlier run, found another file; {_WAY_OUT}") from None
         _compare(record, found, settings)
-        needed = {folder / f"{split}_{name}" for name in ("ims.npy", "caps.txt", "ids.txt", "boxes.npy")}
-        if needed <= set(there):
+        needed = ["ims.npy", "ids.txt", "boxes.npy", *(["caps.txt"] if settings["captions"] is not None else [])]
+        if {folder / f"{split}_{name}" for name in needed} <= set(there):
             _remove(folder, split, _Journal.files)
             return Summary(images, [(name, reason) for name, reason in skipped], False)
     elif there and not (folder / f"{split}_extract.journal").is_file():

@@ -4,12 +4,13 @@ import csv
 import io
 import re
 import reprlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.splits import parse_karpathy
+from ..data.splits import CAPTIONS_PER_IMAGE, parse_karpathy
 from ..errors import FormatError
 from ..files import parse_json, read_text
 from ..photographs import is_photograph
@@ -67,6 +68,12 @@ def read_captions(path: str | Path, format: str | None = None) -> dict[str | Non
     if not any(splits.values()):
         raise FormatError(f"{path}: expected captions in the format {format!r}, found none")
     return splits
+
+
+def usual_captions(images: Iterable[CaptionedImage], most: int = CAPTIONS_PER_IMAGE) -> int:
+    """As many captions as most of the images have that have any; `most` at most, and where none has any."""
+    counts = Counter(min(most, len(image.captions)) for image in images if image.captions)
+    return max(counts, key=lambda count: (counts[count], count), default=most)
 
 
 def read_names(path: str | Path) -> list[str]:

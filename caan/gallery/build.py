@@ -21,6 +21,7 @@ from ..errors import StaleSplitError
 from ..files import locked, make_folder, naming
 from ..isolation import isolated
 from ..model import CAAN
+from ..progress import bar
 from ..vocabulary import Vocabulary
 from .store import Contents, Source
 
@@ -54,7 +55,7 @@ def build_index(
         split: what is added; an image's captions follow each other.
         data: the folder that the split is from; with its name, what the split is known by.
         replace: take out what the index has of the split if that has changed since.
-        backbone: what made its features, for photographs that are searched with.
+        backbone: what made its features, for photographs that are searched with, and where its own photographs are.
         progress: show a bar of images.
         say: takes what is to be told beside it.
 
@@ -82,6 +83,7 @@ def build_index(
             _take_out(contents, folder, place, split.name)
         source = _source_of(contents, folder, Source(place, split.name, digest, split.num_images, backbone))
         if source.finished == split.num_images:
+            contents.write(folder)
             say(f"{split.name}: all of its {split.num_images:,} images are in {folder} already; nothing to do")
             return
         if source.finished:
@@ -92,11 +94,11 @@ def build_index(
         model.eval()
         used = _first_unused(contents)
         bar_of = {"total": split.num_images, "initial": source.finished, "unit": " images", "desc": split.name}
-        with tqdm(**bar_of, dynamic_ncols=True, disable=not progress) as bar:
+        with bar(**bar_of, shown=progress) as watch:
             for first in range(source.finished, split.num_images, _SEGMENT):
                 chosen = np.arange(first, min(first + _SEGMENT, split.num_images))
                 own = np.flatnonzero((split.image_of_caption >= chosen[0]) & (split.image_of_caption <= chosen[-1]))
-                arrays = _image_arrays(model, images, chosen, bar) | _caption_arrays(model, captions, own)
+                arrays = _image_arrays(model, images, chosen, watch) | _caption_arrays(model, captions, own)
                 arrays["image_of_caption"] = split.image_of_caption[own].astype(np.int64) - first
                 texts = {"ids": [split.ids[i] for i in chosen], "captions": [split.captions[t] for t in own]}
                 name = f"segment-{used:05d}-{secrets.token_hex(4)}"
@@ -159,6 +161,8 @@ def _source_of(contents: Contents, folder: Path, wanted: Source) -> Source:
     """The split's entry, a new one where it has none."""
     for source in contents.sources:
         if source.digest == wanted.digest:
+            # Photographs may have moved.
+            source.backbone = wanted.backbone or source.backbone
             return source
     for source in contents.sources:
         if source.is_split(wanted.data, wanted.split):
@@ -175,14 +179,14 @@ def _source_of(contents: Contents, folder: Path, wanted: Source) -> Source:
     return wanted
 
 
-def _image_arrays(model: CAAN, images: Images, chosen: np.ndarray, bar: tqdm) -> dict[str, np.ndarray]:
+def _image_arrays(model: CAAN, images: Images, chosen: np.ndarray, watch: tqdm) -> dict[str, np.ndarray]:
     device = model.attention.affinity.device
     parts = []
     for first in range(0, len(chosen), _BATCH):
         batch = images.collate([images[int(image)] for image in chosen[first : first + _BATCH]])
         projected = model.prepare_images(batch.to(device))
         parts.append((projected.features.cpu(), projected.products.cpu(), batch.region_lengths))
-        bar.update(len(batch.images))
+        watch.update(len(batch.images))
     most = max(features.shape[1] for features, *_ in parts)
     features, products = (torch.cat([_padded(part[side], most) for part in parts]) for side in (0, 1))
     lengths = torch.cat([part[2] for part in parts])

@@ -53,7 +53,8 @@ class Source:
         split: its name.
         digest: of its captions and features, `Split.digest`.
         images: how many it has.
-        backbone: what made its features, as `caan extract` has it; None where that is not known.
+        backbone: what made its features, as `caan extract` has it, and "photos", the folder of its photographs; None where that is
+            not known.
         segments: those that are written: their folder, numbers of images and captions, and the size of each file in bytes.
     """
 

@@ -45,6 +45,15 @@ def test_permissions_are_the_old_files_or_the_umasks(tmp_path, umask):
             assert mode(path) == expected
 
 
+def test_what_a_kill_has_left_gives_no_permissions(tmp_path, umask):
+    """safetensors makes a file for its user alone, and a kill can come before its permissions are set."""
+    left = tmp_path / "result.unfinished"
+    left.touch(0o600)
+    with replacing(tmp_path / "result") as unfinished:
+        unfinished.write_text("new")
+    assert unfinished == left and mode(tmp_path / "result") == 0o640
+
+
 def test_permissions_of_checkpoints_and_scores(data, tmp_path, umask):
     run, scores = tmp_path / "run", tmp_path / "scores.npy"
     assert main(["train", "--data", str(data), "--out", str(run), *SMALL]) == 0

@@ -325,7 +325,9 @@ def test_what_is_wrong_is_one_line(split, boxes, photos, model_file, tmp_path, c
         return captured.err
 
     pair = ["pair", model_file, "--data", tmp_path, "--image"]
-    assert "--image: expected an id of test, such as 0, 1, 2, or a number below 24, got 'x'" in error(*pair, "x", "--out", "a.png")
+    found = error(*pair, "x", "--out", "a.png")
+    assert "--image: expected an id of test in " in found
+    assert ", such as 0, 1, 2, a number below 24, or a photograph's file, got 'x'" in found
     assert "--caption: expected 0 to 4, the captions of 3, got 5" in error(*pair, 3, "--caption", 5, "--out", tmp_path / "a.png")
     assert "--out: expected a file that ends in .png or .html" in error(*pair, 3, "--out", "a.gif")
     assert "--out: expected a file in a folder that is there" in error(*pair, 3, "--out", tmp_path / "no" / "a.png")

@@ -1,0 +1,133 @@
+"""Images as a user names them, in every command alike, and their photographs."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from ..data import Split, load_scan_split
+from ..errors import DataError, FormatError
+from ..photographs import PhotoFolder, is_photograph
+from ..progress import warn
+from ..text import shown
+
+HELP = "an image: its id, with or without folders and ending, SPLIT:ID, its number, or a photograph's file"
+
+
+def find_image(name: str, ids: Sequence[str], splits: Sequence[tuple[str, int]], place: str) -> int | None:
+    """An image by what a user calls it.
+
+    The first of these that fits counts: its id; its id without folders or ending; its number; all of them once more in the one
+    split that stands before a colon; a photograph's file.
+
+    Args:
+        name: as it was typed.
+        ids: of all images.
+        splits: the name of each split and how many of the images, in their order, are its.
+        place: where they are, for messages.
+
+    Returns:
+        The image's number; None for a photograph's file.
+
+    Raises:
+        ValueError: nothing fits, or several images do.
+    """
+    # A file's name need not be text.
+    wanted = shown(name)
+    found = _named(wanted, ids, range(len(ids)))
+    if not found and ":" in wanted:
+        split, own = wanted.split(":", 1)
+        found = _named(own, ids, _numbers(splits, split))
+    if len(found) > 1:
+        owners = [split for split, count in splits for _ in range(count)]
+        some = ", ".join(f"{owners[number]}:{ids[number]}" for number in found[:5])
+        raise ValueError(f"--image: expected a name that one image has, got {wanted!r} of {len(found)}: {some}")
+    if not found and not Path(name).is_file():
+        raise ValueError(
+            f"--image: expected an id of {place}, such as {', '.join(ids[:3])}, a number below {len(ids)}, or a photograph's file, "
+            f"got {wanted!r}"
+        )
+    return found[0] if found else None
+
+
+def _numbers(splits: Sequence[tuple[str, int]], wanted: str) -> list[int]:
+    numbers, first = [], 0
+    for split, count in splits:
+        if split == wanted:
+            numbers += range(first, first + count)
+        first += count
+    return numbers
+
+
+def _named(wanted: str, ids: Sequence[str], numbers: Sequence[int]) -> list[int]:
+    exact = [number for number in numbers if ids[number] == wanted]
+    if exact:
+        return exact
+    bare = os.path.splitext(wanted)[0] if is_photograph(wanted) else wanted
+    loose = [number for number in numbers if wanted in _shortened(ids[number]) or ids[number] == bare]
+    if loose:
+        return loose
+    return [numbers[int(wanted)]] if wanted.isdecimal() and int(wanted) < len(numbers) else []
+
+
+def _shortened(own: str) -> tuple[str, str, str]:
+    name = own.rsplit("/", 1)[-1]
+    return (name, *(os.path.splitext(path)[0] if is_photograph(path) else path for path in (own, name)))
+
+
+def photo_folder(given: Path | None, noted: str | Path | None) -> PhotoFolder | None:
+    """The folder that --photos names, or else the one that `caan extract` has noted, where that is still there.
+
+    Raises:
+        DataError: there is no folder as it was named, or no photograph in it.
+    """
+    if given is not None or noted is None:
+        return given and PhotoFolder(given)
+    try:
+        return PhotoFolder(noted)
+    except DataError:
+        warn(f"{noted}: no photographs any more, where caan extract found them; --photos names the folder in which they are now")
+        return None
+
+
+def read_regions(file: str | Path, made_by: dict[str, Any] | None, place: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """The regions of a photograph's file, from the backbone that made the features it is to be compared with.
+
+    Args:
+        file: the photograph.
+        made_by: what `caan extract` has noted: "backbone" and "size".
+        place: where that was looked for, for messages.
+
+    Returns:
+        (R, F) float16 features, and (R, 4) float32 boxes as fractions.
+
+    Raises:
+        FormatError: it is not known which backbone that was.
+        DataError: the photograph cannot be read.
+    """
+    if not made_by or "backbone" not in made_by:
+        raise FormatError(
+            f"{place}: expected to know which backbone made its features, to make those of {shown(str(file))}; found no "
+            "{split}_extract.json of caan extract with a backbone in it"
+        )
+    from ..extraction import backbones, extract_images, grid_boxes
+
+    backbone = backbones.load_backbone(made_by["backbone"], made_by["size"])
+    [features] = extract_images([file], backbone)
+    return features, grid_boxes(*backbone.grid)
+
+
+@contextmanager
+def photograph_split(file: str | Path, made_by: dict[str, Any] | None, place: str | Path) -> Iterator[Split]:
+    """A split of one photograph, as `caan extract` would make it; arguments and errors as `read_regions`."""
+    features, boxes = read_regions(file, made_by, place)
+    with TemporaryDirectory() as folder:
+        for name, array in (("ims", features), ("boxes", boxes)):
+            np.save(Path(folder) / f"photograph_{name}.npy", array[None])
+        name = " ".join(shown(Path(file).name).split())
+        (Path(folder) / "photograph_ids.txt").write_text(f"{name}\n", encoding="utf-8")
+        yield load_scan_split(folder, "photograph", need_captions=False)

@@ -1,0 +1,71 @@
+"""What `caan extract` has noted of how it made a split: `{split}_extract.json`, which other commands read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError
+from ..files import parse_json, read_text
+
+
+@dataclass(frozen=True)
+class ExtractRecord:
+    """How a split was made; None for what does not apply to it.
+
+    Attributes:
+        path: of the record.
+        width: F, of a region's features.
+        photos: the folder that the photographs were in.
+        backbone: what made the features, as on the command line.
+        size: pixels along a side of the square that it saw.
+        captions_per_image: how many captions each image has; 0 where it was made without captions.
+    """
+
+    path: Path
+    width: int
+    photos: Path | None
+    backbone: str | None
+    size: int | None
+    captions_per_image: int
+
+    @property
+    def made_by(self) -> dict[str, Any] | None:
+        """The photographs' folder and the backbone, in types that JSON has; None where the features were given."""
+        if self.backbone is None:
+            return None
+        return {"backbone": self.backbone, "size": self.size, "photos": None if self.photos is None else str(self.photos)}
+
+
+def read_record(folder: str | Path, split: str) -> ExtractRecord | None:
+    """Read the record of a split; None where `caan extract` has not made it, or has not finished.
+
+    Raises:
+        FormatError: the file is none that `caan extract` has written.
+    """
+    path = Path(folder) / f"{split}_extract.json"
+    if not path.is_file():
+        return None
+    expected = "expected what caan extract writes"
+    content = parse_json(path, read_text(path), "what caan extract writes")
+    try:
+        settings = content["settings"]
+        kinds = {"width": int, "captions_per_image": int, "photos": str | None, "backbone": str | None, "size": int | None}
+        values = {name: settings[name] if kind is int else settings.get(name) for name, kind in kinds.items()}
+        for name, kind in kinds.items():
+            if not isinstance(values[name], kind):
+                raise TypeError(f"{name} {values[name]!r}")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"{path}: {expected}: {type(error).__name__}: {error}") from None
+    photos = values.pop("photos")
+    return ExtractRecord(path, photos=None if photos is None else Path(photos), **values)
+
+
+def records(folder: str | Path) -> dict[str, ExtractRecord]:
+    """The records of all splits of a folder, by the splits' names.
+
+    Raises:
+        FormatError: a file is none that `caan extract` has written.
+    """
+    ending = "_extract.json"
+    names = sorted(path.name.removesuffix(ending) for path in Path(folder).glob(f"*{ending}"))
+    return {name: record for name in names if (record := read_record(folder, name)) is not None}

@@ -16,8 +16,21 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 RECALLS = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "rsum")
+# On how many images the recalls are, and of how many the split has.
+VALIDATED = ("validation_images", "split_images")
 GRADIENTS = ("gradient_norm_median", "gradient_norm_mean", "gradient_norm_max", "clipped_share")
-COLUMNS = ("step", "epoch", "seconds", "loss", "learning_rate", "gradient_norm", "pairs_per_second", *RECALLS, *GRADIENTS)
+COLUMNS = (
+    "step",
+    "epoch",
+    "seconds",
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "pairs_per_second",
+    *RECALLS,
+    *VALIDATED,
+    *GRADIENTS,
+)
 
 
 class Metrics:
@@ -59,10 +72,10 @@ class Metrics:
         self._file.close()
 
 
-def validation_row(figures: Figures) -> dict[str, float]:
-    """The columns of recall."""
+def validation_row(figures: Figures, images: int, split_images: int) -> dict[str, float]:
+    """The columns of recall, and of what it was measured on."""
     values = [getattr(side, r) for side in figures.sides for r in ("r1", "r5", "r10")]
-    return dict(zip(RECALLS, [*values, figures.rsum], strict=True))
+    return dict(zip((*RECALLS, *VALIDATED), (*values, figures.rsum, images, split_images), strict=True))
 
 
 def gradient_row(norms: Sequence[float], clip_norm: float) -> dict[str, float]:
@@ -74,6 +87,15 @@ def gradient_row(norms: Sequence[float], clip_norm: float) -> dict[str, float]:
     """
     taken = np.array([norm for norm in norms if math.isfinite(norm)] or [math.nan])
     return dict(zip(GRADIENTS, map(float, (np.median(taken), taken.mean(), taken.max(), (taken > clip_norm).mean())), strict=True))
+
+
+def place_of_validation(name: str, images: int, split_images: int) -> str:
+    """Which images of a split figures are of, in words."""
+    return (
+        f"all {images:,} images of {name}"
+        if images == split_images
+        else f"the first {images:,} of {split_images:,} images of {name}"
+    )
 
 
 def summary(figures: Figures) -> str:

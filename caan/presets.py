@@ -8,6 +8,7 @@ from .loss import FORMS
 from .settings import setting
 
 PRECISIONS = ("float32", "bfloat16", "float16")
+_SHORT_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,22 @@ class TrainingConfig:
 
     epochs: int = setting(30, "times through the training captions")
     batch_size: int = setting(128, "pairs of an image and a caption in a step; every image is scored with every caption")
-    learning_rate: float = setting(2e-4, "Adam's")
+    learning_rate: float = setting(2e-4, "Adam's", short="--lr")
     ramp_steps: int = setting(0, "steps over which the learning rate rises from 0")
-    decay_epochs: tuple[float, ...] = setting((15.0,), "epochs after which the learning rate is multiplied by decay_factor")
-    decay_factor: float = setting(0.1, "what the learning rate is multiplied by at each of decay_epochs")
+    decay_epochs: tuple[float, ...] = setting((15.0,), "epochs after which the learning rate is multiplied by --decay-factor")
+    decay_factor: float = setting(0.1, "what the learning rate is multiplied by at each of --decay-epochs")
     margin: float = setting(0.2, "of the triplet loss")
     warmup_epochs: float = setting(1.0, "epochs on all violations, before the hardest negatives alone count")
     warmup_form: str = setting("sum", "what becomes of all violations in the warm-up, sum or mean")
     clip_norm: float = setting(2.0, "largest L2 norm of the gradient; larger ones are scaled down")
     average: float = setting(0.0, "decay of the moving average of the weights, which is then what is validated and kept; 0: none")
-    precision: str = setting("float32", "of the matrix products: float32, bfloat16 or float16 (mixed precision)")
+    precision: str = setting(
+        "float32", "of the matrix products: fp32, or mixed precision in bf16 or fp16", spellings=_SHORT_PRECISIONS
+    )
     validation_images: int = setting(0, "validate on no more than the first so many images; 0: all")
     seed: int = setting(0, "of weights, order and dropout")
+    # No setting of its own: the name of those that it began from.
+    preset: str = ""
 
     def __post_init__(self):
         at_least = {"epochs": 1, "batch_size": 2, "ramp_steps": 0, "validation_images": 0, "seed": 0}
@@ -42,8 +47,9 @@ class TrainingConfig:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: expected a number more than 0, got {getattr(self, name)}")
         for name, values in (("warmup_epochs", (self.warmup_epochs,)), ("decay_epochs", self.decay_epochs)):
-            if not all(0 <= value < math.inf for value in values):
-                raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
+            for value in values:
+                if not 0 <= value < math.inf:
+                    raise ValueError(f"{name}: expected at least 0, got {value}")
         if not 0 <= self.average < 1:
             raise ValueError(f"average: expected at least 0 and less than 1, got {self.average}")
         for name, known in (("warmup_form", FORMS), ("precision", PRECISIONS)):

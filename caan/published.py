@@ -1,5 +1,8 @@
-"""What others have published, to print beside one's own figures."""
+"""What others have published, to print beside one's own figures on the same data."""
 
+import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SOURCE = "performance tables of Awesome_Matching_Pretraining_Transfering, September 2025"
@@ -33,6 +36,32 @@ class PublishedRow:
 
 PROTOCOLS = {"f30k": "Flickr30K 1K", "coco1k": "COCO 5 x 1K", "coco5k": "COCO 5K", "f8k": "Flickr8k 1K"}
 """What each protocol is called in a table."""
+
+
+@dataclass(frozen=True)
+class PublishedTest:
+    """What tells the images that published figures are of from others.
+
+    Attributes:
+        data: the data set's name.
+        images: how many its test has.
+        folds: whether figures are means over folds of 1,000 images.
+        marks: digests of captions of its test that the other data sets here do not have.
+    """
+
+    data: str
+    images: int
+    folds: bool
+    marks: tuple[str, ...]
+
+
+_COCO_MARKS = ("371c4e56cb5c9b44", "0f7faa2f4279711a", "792d2133b6329811")
+TESTS = {
+    "f30k": PublishedTest("Flickr30K", 1000, False, ("66344f73a35912e8", "50d3aa3b2dfc062b", "460998a7c4271611")),
+    "coco1k": PublishedTest("COCO", 5000, True, _COCO_MARKS),
+    "coco5k": PublishedTest("COCO", 5000, False, _COCO_MARKS),
+    "f8k": PublishedTest("Flickr8k", 1000, False, ("bd78041405197820", "caa3ec972034822e")),
+}
 PUBLISHED = (
     PublishedRow("CAAN", "f30k", (70.1, 91.6, 97.2), (52.8, 79.0, 87.9)),
     PublishedRow("SCAN", "f30k", (67.4, 90.3, 95.8), (48.6, 77.7, 85.2), ensemble=True),
@@ -60,3 +89,24 @@ def published_rows(protocol: str) -> tuple[PublishedRow, ...]:
     if not rows:
         raise ValueError(f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}")
     return rows
+
+
+def why_not_comparable(protocol: str, images: int, captions: Sequence[str]) -> str | None:
+    """What tells a split from the test that a protocol's rows are of; None where nothing does.
+
+    Args:
+        protocol: one of `PROTOCOLS`.
+        images: how many the split has.
+        captions: its captions.
+    """
+    test = TESTS[protocol]
+    if images != test.images:
+        return f"expected the {test.images:,} images of the test of {test.data}, found {images:,}"
+    if not any(caption_digest(caption) in test.marks for caption in captions):
+        return f"expected the captions of the test of {test.data}, found others"
+    return None
+
+
+def caption_digest(caption: str) -> str:
+    """A fingerprint that case, punctuation and spaces do not change."""
+    return hashlib.sha256(re.sub(r"[\W_]+", "", caption.casefold()).encode("utf-8", "replace")).hexdigest()[:16]

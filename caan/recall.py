@@ -304,6 +304,25 @@ def chance(image_of_caption: Tensor, num_images: int) -> tuple[tuple[float, ...]
     return tuple(by_image), tuple(by_caption)
 
 
+def chance_limit(image_of_caption: Tensor, num_images: int, queries: int) -> float:
+    """What rsum scores without meaning exceed in about one evaluation of a hundred: two standard deviations above its mean.
+
+    Captions of an image are much alike, and so are the two directions: each counts as `queries` independent trials, and their
+    deviations add up.
+
+    Args:
+        image_of_caption, num_images: as for `RankCounter`; of one fold where figures are means over folds.
+        queries: images that ask.
+    """
+    limit = 0.0
+    for recalls in chance(image_of_caption, num_images):
+        r1, r5, r10 = (recall / 100 for recall in recalls)
+        # A query that is right at the first place is right at the first five.
+        variance = sum(r * (1 - r) for r in (r1, r5, r10)) + 2 * (r1 * (1 - r5) + (r1 + r5) * (1 - r10))
+        limit += sum(recalls) + 200 * math.sqrt(max(variance, 0.0) / queries)
+    return limit
+
+
 def _mean(sides: list[Recall]) -> Recall:
     return Recall(*(sum(values) / len(sides) for values in zip(*map(astuple, sides), strict=True)))
 

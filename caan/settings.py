@@ -1,14 +1,41 @@
 """Settings: fields of a dataclass that say what they are, for the command line."""
 
+from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Any
 
 
-def setting(default: Any, help: str) -> Any:
-    """A dataclass's field that the command line can set."""
-    return field(default=default, metadata={"help": help})
+def setting(default: Any, help: str, *, short: str | None = None, spellings: Mapping[str, str] | None = None) -> Any:
+    """A dataclass's field that the command line can set.
+
+    Args:
+        default: its value.
+        help: what it is.
+        short: another option for it, such as "--lr".
+        spellings: what else the command line takes for a value.
+    """
+    return field(default=default, metadata={"help": help, "short": short, "spellings": spellings or {}})
 
 
 def helps(config: type) -> dict[str, str]:
     """What each setting of a dataclass is, by its name."""
     return {own.name: own.metadata["help"] for own in fields(config) if "help" in own.metadata}
+
+
+def option(name: str) -> str:
+    """A setting's option."""
+    return f"--{name.replace('_', '-')}"
+
+
+def as_typed(name: str, value: Any) -> str:
+    """A setting's option with its value, as on a command line."""
+    if isinstance(value, bool):
+        return option(name) if value else option(f"no_{name}")
+    return f"{option(name)} {value_as_typed(value)}"
+
+
+def value_as_typed(value: Any) -> str:
+    """A setting's value, as on a command line."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(value_as_typed, value))
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)

@@ -35,19 +35,19 @@ from .evaluation import evaluate
 from .files import check_writable, locked, make_folder
 from .isolation import isolated
 from .loss import CollapseWatch, collapsed_loss, triplet_loss
-from .metrics import Metrics, gradient_row, summary, validation_row
+from .metrics import Metrics, gradient_row, place_of_validation, summary, validation_row
 from .model import CAAN, Encoded, ModelConfig
 from .presets import TrainingConfig
 from .processes import Processes
 from .progress import bar
 from .recall import Figures
+from .same_run import check_same_run
 from .signals import StopRequests
 from .text import normalised
 from .vocabulary import Vocabulary
 
 # A row of metrics.csv, from one count of steps to the next.
 _ROW_STEPS = 20
-_ANEW = "another folder starts anew"
 _COLLAPSE_ADVICE = (
     "the loss is stuck where all scores are the same (collapse). What helps: a longer warm-up (--warmup-epochs), a lower "
     "learning rate or a ramp (--learning-rate, --ramp-steps), features of like scale in all channels (--standardize)"
@@ -59,7 +59,7 @@ class Trainer:
 
     Args:
         folder: of the run; made where it is missing, continued where it holds `last.safetensors`.
-        train, validation: the splits.
+        train, validation: the splits; of validation, no more than the first `config.validation_images` are used.
         vocabulary: of the captions.
         model_config, config: what is trained, and how.
         device: where.
@@ -69,7 +69,8 @@ class Trainer:
         say: takes what is to be told beside the progress bar.
 
     Raises:
-        ValueError: the folder holds a run with other settings, other data or another vocabulary, or the processes differ.
+        OtherRunError: the folder holds a run with other settings.
+        ValueError: it holds a run of other data or another vocabulary, the processes differ, or there are too few captions.
         FormatError: the folder's checkpoint cannot be used.
     """
 
@@ -92,10 +93,16 @@ class Trainer:
         self.processes = processes or Processes()
         if config.batch_size % self.processes.count:
             raise ValueError(f"batch_size: expected a multiple of the {self.processes.count} processes, got {config.batch_size}")
-        self.folder, self.validation, self.vocabulary, self.config = Path(folder), validation, vocabulary, config
+        if config.batch_size > len(train.captions):
+            raise ValueError(
+                f"batch_size: expected at most {len(train.captions)}, the captions of {train.name}, got {config.batch_size}"
+            )
+        self.folder, self.vocabulary, self.config = Path(folder), vocabulary, config
+        self._validation_images = validation.num_images
+        self.validation = validation.first(min(config.validation_images or validation.num_images, validation.num_images))
         self.device, self.workers, self.save_seconds, self.say = torch.device(device), workers, save_seconds, say
         # A whole training split is tens of gigabytes: some of its images have to stand for it each time a run continues.
-        self.data = {"train": train.digest(images=64), "validation": validation.digest(images=64)}
+        self.data = {"train": train.digest(images=64), "validation": self.validation.digest(images=64)}
         # What writes checkpoints and TensorBoard's files takes no other name.
         normalised(str(self.folder), "folder")
         make_folder("folder", self.folder)
@@ -111,7 +118,7 @@ class Trainer:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         pairs = Pairs(train, vocabulary)
         if self.processes.first:
-            for warning in (pairs.captions.warning(), Captions(validation, vocabulary).warning()):
+            for warning in (pairs.captions.warning(), Captions(self.validation, vocabulary).warning()):
                 if warning:
                     say(warning)
         self.batches = ShuffledBatches(len(pairs), config.batch_size, config.seed, drop_last=True)
@@ -144,6 +151,11 @@ class Trainer:
     def total_steps(self) -> int:
         """Steps of the whole run."""
         return self.config.epochs * self.steps_per_epoch
+
+    @property
+    def validated_on(self) -> str:
+        """Which images the figures of validation are of, in words."""
+        return place_of_validation(self.validation.name, self.validation.num_images, self._validation_images)
 
     @property
     def scored_model(self) -> CAAN:
@@ -234,14 +246,17 @@ class Trainer:
         gradients = gradient_row(self.norms, config.clip_norm)
         self.norms.clear()
         if metrics:
-            metrics.add(self._place(), validation_row(figures) | gradients)
+            images = self.validation.num_images, self._validation_images
+            metrics.add(self._place(), validation_row(figures, *images) | gradients)
             self.say(
                 f"epoch {self.step // self.steps_per_epoch} of {config.epochs}: {self.seconds:,.0f} s, "
-                f"validation {summary(figures)}; gradient norm {gradients['gradient_norm_median']:.3g} (median) to "
+                f"validation on {self.validated_on}: {summary(figures)}; "
+                f"gradient norm {gradients['gradient_norm_median']:.3g} (median) to "
                 f"{gradients['gradient_norm_max']:.3g}, {gradients['clipped_share']:.0%} of steps clipped"
             )
             if better:
                 facts = {**self._place(), "validation": asdict(figures), "training": asdict(config)}
+                facts["validated_on"] = self.validated_on
                 checkpoint.save_model(self.folder / "best.safetensors", self.scored_model, self.vocabulary, facts)
         self.validated = True
         self._save()
@@ -298,7 +313,7 @@ class Trainer:
             gradient.copy_(part.view_as(gradient))
 
     def validate(self) -> Figures:
-        """Figures of the validation split, or of its first `validation_images`."""
+        """Figures of the images that `validated_on` names."""
         models = [(self.scored_model, self.vocabulary)]
         return evaluate(
             models,
@@ -383,7 +398,7 @@ class Trainer:
     def _restore(self) -> None:
         tensors, facts = checkpoint.read(self.last_path)
         try:
-            self._check_same_run(facts)
+            check_same_run(self.folder, facts, self.config, self.model, self.vocabulary, self.data)
             self.batches.load_state_dict(facts["batches"])
             self.model.load_state_dict(checkpoint.unprefixed("model", tensors))
             if self.average:
@@ -420,18 +435,3 @@ class Trainer:
                         f"{name}: expected the same in all processes, got {ours[name]} in process {self.processes.number}, {value} "
                         f"in process {number}; all must see the same run in {self.folder}, and the same data"
                     )
-
-    def _check_same_run(self, facts: dict[str, Any]) -> None:
-        ours = {"training": asdict(self.config), "model": asdict(self.model.config)}
-        for part, settings in ours.items():
-            for name, value in settings.items():
-                before = facts[part][name]
-                before = tuple(before) if isinstance(before, list) else before
-                # More epochs than were planned are more of the same run.
-                if value != before and name != "epochs":
-                    raise ValueError(f"{name}: expected {before}, as in the run in {self.folder}, got {value}; {_ANEW}")
-        if facts["words"] != checkpoint.model_facts(self.model, self.vocabulary)["words"]:
-            raise ValueError(f"vocabulary: expected the words of the run in {self.folder}, got others; {_ANEW}")
-        for name, digest in self.data.items():
-            if facts["data"][name] != digest:
-                raise ValueError(f"{name}: expected the images and captions of the run in {self.folder}, got others; {_ANEW}")

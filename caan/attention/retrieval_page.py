@@ -11,13 +11,12 @@ from PIL import Image
 
 from ..extraction import read_photograph
 from ..photographs import Unreadable
-from .heat import heat_image
+from .heat import COLOUR, GREY, LIMIT, MOST_DARK, MOST_OPAQUE, even_share, painted, strength
 from .rendering import embedded, write_page
 
 _THUMBNAIL = 320
-# So opaque are the strongest word's colour, and the shadow over the weakest region.
-_OPAQUE = 0.6
-_COLOUR = (255, 106, 0)
+# A word with less than an even share of attention is drawn fainter, at most by so much.
+_MOST_FADED = 0.5
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,8 @@ class Hit:
         right: whether it is a right answer; None where that is not known.
         photograph: shown where there is one; an error says on the page why there is none.
         words: the pair's words in order, each with its attention; these sum to 1.
-        regions: boxes x1 y1 x2 y2 as fractions of the photograph, each with its attention; the photograph
-            is darker where they have less.
+        regions: boxes x1 y1 x2 y2 as fractions of the photograph, each with its attention; these sum to 1. A second picture
+            shows the photograph under them.
     """
 
     name: str
@@ -61,7 +60,7 @@ class Answer:
 
 def write_retrieval_page(path: str | Path, title: str, answers: Sequence[Answer]) -> None:
     """Write a page that one file holds: thumbnails inside, no scripts, nothing from a network; light or dark as the reader's
-    system is.
+    system is. Words and photographs are orange where attention is more than an even share, fainter and darker where it is less.
 
     A photograph that cannot be read is replaced by a line that says why.
 
@@ -74,6 +73,7 @@ def write_retrieval_page(path: str | Path, title: str, answers: Sequence[Answer]
         OSError: the file cannot be written.
     """
     known = [answer for answer in answers if any(hit.right is not None for hit in answer.hits)]
+    hits = [hit for answer in answers for hit in answer.hits]
     answered = sum(any(hit.right for hit in answer.hits) for answer in known)
     write_page(
         path,
@@ -83,18 +83,22 @@ def write_retrieval_page(path: str | Path, title: str, answers: Sequence[Answer]
         known=len(known),
         answered=answered,
         thumbnail_of=cache(_thumbnail),
-        shadow=_shadow,
+        under=_under,
         shades=lambda words: list(_shades(words)),
-        colour=_COLOUR,
+        legend={"words": any(hit.words for hit in hits), "regions": any(hit.regions for hit in hits)},
+        colour=COLOUR,
+        grey=GREY,
+        most_opaque=MOST_OPAQUE,
+        most_dark=MOST_DARK,
+        limit=LIMIT,
     )
 
 
 class _Thumbnail(NamedTuple):
-    """A photograph in the page, or why there is none."""
+    """A photograph, small and in RGB, and the same for the page; or why there is none."""
 
+    image: Image.Image | None = None
     url: str = ""
-    width: int = 0
-    height: int = 0
     reason: str = ""
 
 
@@ -106,21 +110,17 @@ def _thumbnail(path: Path | Unreadable) -> _Thumbnail:
     except Unreadable as error:
         return _Thumbnail(reason=str(error))
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return _Thumbnail(embedded(image, "jpeg"), *image.size)
+    return _Thumbnail(image, embedded(image, "jpeg"))
 
 
-def _shadow(regions: Sequence[tuple[Sequence[float], float]]) -> str:
-    """An image to lie over the photograph: the less attention a place has, the darker. A colour would hide the photograph's own."""
+def _under(image: Image.Image, regions: Sequence[tuple[Sequence[float], float]]) -> str:
+    """The photograph under its regions' attention, for the page."""
     boxes, values = zip(*regions, strict=True)
-    least, most = min(values), max(values)
-    heat = np.nan_to_num(heat_image(np.array(boxes), np.array(values)), nan=least)
-    pixels = np.zeros((*heat.shape, 4), dtype=np.uint8)
-    pixels[..., 3] = np.rint(255 * _OPAQUE * (most - heat) / max(most - least, 1e-12))
-    return embedded(Image.fromarray(pixels), "png")
+    return embedded(painted(image, np.array(boxes), np.array(values) / even_share(len(values))), "jpeg")
 
 
-def _shades(words: Sequence[tuple[str, float]]) -> Iterator[tuple[str, float, float]]:
-    """Words with their attention and how opaque their colour is."""
-    most = max((attention for _, attention in words), default=0)
-    for word, attention in words:
-        yield word, attention, _OPAQUE * attention / max(most, 1e-12)
+def _shades(words: Sequence[tuple[str, float]]) -> Iterator[tuple[str, float, float, float]]:
+    """Words with their attention, how opaque the colour behind them is, and how opaque they are themselves."""
+    ratios = np.array([attention for _, attention in words]) / even_share(len(words))
+    for (word, attention), more in zip(words, strength(ratios), strict=True):
+        yield word, attention, MOST_OPAQUE * max(more, 0), 1 + _MOST_FADED * min(more, 0)

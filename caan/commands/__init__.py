@@ -13,6 +13,7 @@ from typing import Any
 import caan
 
 from ..signals import handled
+from . import helping
 from .refusals import refused
 
 _COMMANDS = {
@@ -57,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description = (module.__doc__ or text).split("\n\n", 1)[0]
         command = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
         module.add_arguments(command)
-        command.set_defaults(run=module.run, name=name)
+        command.set_defaults(run=module.run, name=name, parser=command)
+    helping.add_examples(parser)
+    helping.complete_in_shell(parser)
     parsed = parser.parse_args(arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -81,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refusal = refused(error)
         if refusal is None and isinstance(error, (RuntimeError, EOFError)):
             raise
-        print(f"caan {parsed.name}: error: {refusal or error}", file=sys.stderr)
+        said = refusal or helping.options_as_typed(parsed.parser, str(error))
+        print(f"caan {parsed.name}: error: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         # A loader's worker may hang in a read, and whatever ends waits for it.

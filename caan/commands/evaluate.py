@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from ..evaluation import Evaluation, evaluate
 from ..files import check_writable, replacing
 from ..kept import forget
 from ..processes import joined
-from ..published import PROTOCOLS, SOURCE, published_rows
-from ..recall import chance
+from ..published import PROTOCOLS, SOURCE, TESTS, published_rows, why_not_comparable
+from ..recall import chance, chance_limit
+from ..vocabulary import Vocabulary, tokenize
 from . import options
 
 _FOLD_SIZE = 1000
@@ -45,11 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-scores", type=Path, metavar="FILE", help="write the score matrix, images x captions, to this .npy file"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, and what they are of, to this file")
+    parser.add_argument("--force", action="store_true", help="replace the file of --json where it is there")
     parser.add_argument(
         "--baseline",
         choices=PROTOCOLS,
-        help="print what others have published on this test beside",
+        help="print what others have published beside; for the test of that data set only",
     )
 
 
@@ -61,13 +63,18 @@ def run(arguments: argparse.Namespace) -> None:
     for name in ("json", "save_scores"):
         if getattr(arguments, name):
             check_writable(f"--{name.replace('_', '-')}", getattr(arguments, name))
+    if arguments.json and arguments.json.is_file() and not arguments.force:
+        raise ValueError(f"--json: expected a file that is not there yet, got {arguments.json}; --force replaces it")
     loaded = [load_model(path) for path in arguments.runs]
-    [split] = options.load_splits(arguments, arguments.split, limit=arguments.limit)
+    [whole] = options.load_splits(arguments, arguments.split)
+    split = whole.first(arguments.limit)
     if arguments.protocol != "full" and split.num_images % _FOLD_SIZE:
         raise ValueError(
             f"--protocol: expected a whole number of folds of {_FOLD_SIZE:,} images for {arguments.protocol}, "
             f"found {split.num_images:,} images"
         )
+    if arguments.baseline:
+        _check_comparable(split, arguments)
     with joined(device) as processes:
         evaluation = evaluate(
             [(model, vocabulary) for model, vocabulary, _ in loaded],
@@ -82,7 +89,7 @@ def run(arguments: argparse.Namespace) -> None:
             progress=True,
         )
         if processes.first:
-            _tell(evaluation, split, arguments)
+            _tell(evaluation, [vocabulary for _, vocabulary, _ in loaded], split, whole.num_images, arguments)
         # If the first process could not write the figures, the others must not have forgotten them.
         processes.wait()
         forget(evaluation.kept)
@@ -97,54 +104,101 @@ def _keep(run: Path) -> Path | None:
     return None
 
 
-def _tell(evaluation: Evaluation, split: Split, arguments: argparse.Namespace) -> None:
+def _check_comparable(split: Split, arguments: argparse.Namespace) -> None:
+    """See, before long work, that the published rows are of the same data, scored in the same way."""
+    why = why_not_comparable(arguments.baseline, split.num_images, split.captions)
+    if why is None:
+        wanted = ("folds", "both") if TESTS[arguments.baseline].folds else ("full", "both")
+        if arguments.protocol not in wanted:
+            why = f"expected --protocol {' or '.join(wanted)} beside it, got {arguments.protocol}"
+    if why:
+        raise ValueError(
+            f"--baseline {arguments.baseline}: {why}; published figures are printed beside figures of the same test only"
+        )
+
+
+def _tell(evaluation: Evaluation, vocabularies: Sequence[Vocabulary], split: Split, of: int, arguments: argparse.Namespace) -> None:
     """Print the table, and write the figures where they are asked for."""
-    print(report(evaluation, split, arguments.baseline))
-    if arguments.json:
-        result = asdict(evaluation)
-        del result["kept"]
-        for name in ("figures", "fold_figures"):
-            if result[name]:
-                result[name]["rsum"] = getattr(evaluation, name).rsum
-        of = {"runs": [str(path) for path in arguments.runs], "data": str(arguments.data), "split": split.name}
-        with replacing(arguments.json) as unfinished:
-            unfinished.write_text(json.dumps({**of, "protocol": arguments.protocol, **result}, indent=1) + "\n")
+    warning = _chance_warning(evaluation, vocabularies, split)
+    print(report(evaluation, split, of, arguments.baseline))
+    if warning:
+        print(warning)
+    if not arguments.json:
+        return
+    found = asdict(evaluation)
+    del found["kept"]
+    for name in ("figures", "fold_figures"):
+        if found[name]:
+            found[name]["rsum"] = getattr(evaluation, name).rsum
+    what = {
+        "runs": [str(path) for path in arguments.runs],
+        "data": str(arguments.data),
+        "split": split.name,
+        "limit": arguments.limit,
+        "images": split.num_images,
+        "split_images": of,
+        "captions": len(split.captions),
+        "protocol": arguments.protocol,
+        "fold_size": _FOLD_SIZE if evaluation.fold_figures else None,
+    }
+    with replacing(arguments.json) as unfinished:
+        unfinished.write_text(json.dumps({**what, **found, "warning": warning}, indent=1) + "\n")
 
 
-def report(evaluation: Evaluation, split: Split, baseline: str | None = None) -> str:
+def _chance(evaluation: Evaluation, split: Split) -> tuple[torch.Tensor, int]:
+    """What `chance` is to be told: of the whole split, or of a fold where there are only figures of folds."""
+    part = split if evaluation.figures else split.first(_FOLD_SIZE)
+    return torch.from_numpy(part.image_of_caption), part.num_images
+
+
+def _chance_warning(evaluation: Evaluation, vocabularies: Sequence[Vocabulary], split: Split) -> str | None:
+    """What to say where the figures are those of scores without meaning."""
+    figures = evaluation.figures or evaluation.fold_figures
+    if figures.rsum > chance_limit(*_chance(evaluation, split), split.num_images):
+        return None
+    words = [word for caption in split.captions for word in tokenize(caption)]
+    known = min(sum(word in vocabulary for word in words) / max(1, len(words)) for vocabulary in vocabularies)
+    return (
+        f"Warning: rsum {figures.rsum:.1f} is what chance can give. The vocabulary knows {known:.0%} of the captions' words: is it "
+        "of their language? Are the features those that the model was trained on, of the same backbone and size?"
+    )
+
+
+def report(evaluation: Evaluation, split: Split, of: int | None = None, baseline: str | None = None) -> str:
     """The recall table as text.
 
     Args:
         evaluation: what was found.
         split: where.
+        of: images that the split has without a limit; None: those of `split`.
         baseline: the protocol whose published rows are printed too.
     """
-    name_width, side_width = 34, 38
-    lines = [f"{'':{name_width}}{'image → text':^{side_width}}  {'text → image':^{side_width}}"]
-    heads = "".join(f"{head:>7}" for head in ("R@1", "R@5", "R@10")) + f"{'median':>8}{'mean':>9}"
-    lines.append(f"{'':{name_width}}{heads:{side_width}}  {heads:{side_width}}{'rsum':>7}")
+    whole = of in (None, split.num_images)
+    images = f"{split.num_images:,} images" if whole else f"first {split.num_images:,} of {of:,} images"
     found = {
-        f"{split.num_images:,} images, {len(split.captions):,} captions": evaluation.figures,
-        f"mean of {split.num_images // _FOLD_SIZE} folds of {_FOLD_SIZE:,} images": evaluation.fold_figures,
+        f"{images}, {len(split.captions):,} captions": evaluation.figures,
+        f"{images}, mean of folds of {_FOLD_SIZE:,}": evaluation.fold_figures,
     }
-    for name, figures in found.items():
-        if figures:
-            sides = (f"{_recalls((s.r1, s.r5, s.r10))}{s.median_rank:8g}{s.mean_rank:9,.1f}" for s in figures.sides)
-            lines.append(f"{name:{name_width}}{'  '.join(f'{side:{side_width}}' for side in sides)}{figures.rsum:7.1f}")
-    others = []
-    if evaluation.figures:
-        others.append(("by chance", *chance(torch.from_numpy(split.image_of_caption), split.num_images)))
+    found = {name: figures for name, figures in found.items() if figures}
+    others = [("by chance" if evaluation.figures else "by chance, in a fold", *chance(*_chance(evaluation, split)))]
     if baseline:
         for row in published_rows(baseline):
             name = f"{row.method}{'*' if row.ensemble else ''}, {PROTOCOLS[baseline]}"
             others.append((name, row.image_to_text, row.text_to_image))
+    width, side_width = max(map(len, (*found, *(name for name, *_ in others)))) + 2, 38
+    lines = [f"{split.name:{width}}{'image → text':^{side_width}}  {'text → image':^{side_width}}"]
+    heads = "".join(f"{head:>7}" for head in ("R@1", "R@5", "R@10")) + f"{'median':>8}{'mean':>9}"
+    lines.append(f"{'':{width}}{heads:{side_width}}  {heads:{side_width}}{'rsum':>7}")
+    for name, figures in found.items():
+        sides = (f"{_recalls((s.r1, s.r5, s.r10))}{s.median_rank:8g}{s.mean_rank:9,.1f}" for s in figures.sides)
+        lines.append(f"{name:{width}}{'  '.join(f'{side:{side_width}}' for side in sides)}{figures.rsum:7.1f}")
     for name, *recalls in others:
         sides = "  ".join(f"{_recalls(side):{side_width}}" for side in recalls)
-        lines.append(f"{name:{name_width}}{sides}{sum(map(sum, recalls)):7.1f}")
+        lines.append(f"{name:{width}}{sides}{sum(map(sum, recalls)):7.1f}")
     if baseline:
         lines.append(f"Published: {SOURCE}; * an ensemble of two models.")
     for name, figures in found.items():
-        if figures and any(side.tied_queries for side in figures.sides):
+        if any(side.tied_queries for side in figures.sides):
             tied = " and ".join(f"{side.tied_queries:g}" for side in figures.sides)
             lines.append(f"Ties, which count as lost places, cost {tied} queries (image → text and text → image) a place: {name}")
     rate = evaluation.scored / evaluation.seconds

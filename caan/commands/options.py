@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..data import KarpathyFile, Split, load_karpathy_split, load_scan_split, recorded_captions_per_image
-from ..settings import helps
+from ..settings import helps, option
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -105,16 +105,17 @@ def add_fields(parser: argparse.ArgumentParser, config: type, title: str) -> Non
     for setting in fields(config):
         if setting.name not in texts:
             continue
-        option, common = f"--{setting.name.replace('_', '-')}", {"default": argparse.SUPPRESS, "help": texts[setting.name]}
+        names = [name for name in (option(setting.name), setting.metadata["short"]) if name]
+        common = {"default": argparse.SUPPRESS, "help": texts[setting.name]}
         if setting.type is bool:
-            group.add_argument(option, action=argparse.BooleanOptionalAction, **common)
+            group.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
         else:
-            group.add_argument(option, type=_parse(setting), metavar=_metavar(setting), **common)
+            group.add_argument(*names, type=_parse(setting), metavar=_metavar(setting), **common)
 
 
 def given_fields(arguments: argparse.Namespace, config: type) -> dict[str, Any]:
     """Those fields of a dataclass that the command line sets."""
-    return {setting.name: getattr(arguments, setting.name) for setting in fields(config) if hasattr(arguments, setting.name)}
+    return {name: getattr(arguments, name) for name in helps(config) if hasattr(arguments, name)}
 
 
 def _parse(setting: Field) -> Callable[[str], Any]:
@@ -126,6 +127,9 @@ def _parse(setting: Field) -> Callable[[str], Any]:
             return tuple(float(part) for part in text.split(",") if part)
 
         return numbers
+    spellings = setting.metadata["spellings"]
+    if spellings:
+        return lambda text: spellings.get(text.lower(), text)
     return setting.type
 
 

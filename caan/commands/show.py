@@ -4,8 +4,9 @@ Each is one PNG, or one HTML page that needs nothing else.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def _pair(arguments: argparse.Namespace) -> None:
             open=False,
         ),
     ]
-    _write(arguments.out, f"{pair.image_id}: {pair.caption}", lead, pair_figure(pair, photograph), tables)
+    _write(arguments.out, f"{pair.image_id}: {pair.caption}", lead, partial(pair_figure, pair, photograph), tables)
 
 
 @contextmanager
@@ -190,19 +191,19 @@ def _training(arguments: argparse.Namespace) -> None:
         leads.append(f"{run}: {rows[-1]['epoch']:g} epochs, {len(validated)} validations.")
         table = [tuple(row[name] for name in names) for row in validated]
         tables.append(Table(f"Epochs of {run}: validation, gradients", names, table, open=len(runs) == 1))
-    figure = training_figure(*runs.values()) if len(runs) == 1 else comparison_figure(runs)
-    _write(arguments.out, f"Training of {', '.join(run.name for run in arguments.runs)}", " ".join(leads), figure, tables)
+    draw = partial(training_figure, *runs.values()) if len(runs) == 1 else partial(comparison_figure, runs)
+    _write(arguments.out, f"Training of {', '.join(run.name for run in arguments.runs)}", " ".join(leads), draw, tables)
 
 
-def _write(out: Path, title: str, lead: str, figure: Any, tables: list[Any]) -> None:
+def _write(out: Path, title: str, lead: str, draw: Callable[[], Any], tables: list[Any]) -> None:
     from ..attention.figure_page import write_figure_page
     from ..attention.figures import to_png
 
     if out.suffix.lower() == ".html":
-        write_figure_page(out, title, lead, to_png(figure), tables)
+        write_figure_page(out, title, lead, draw, tables)
         return
     with replacing(out) as unfinished:
-        unfinished.write_bytes(to_png(figure))
+        unfinished.write_bytes(to_png(draw))
 
 
 def _retrieval(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ A run lives in a folder. Stopped or killed, the same command continues it; under
 """
 
 import argparse
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -12,15 +12,24 @@ import torch
 from ..model import ModelConfig
 from ..presets import PRESETS, TrainingConfig
 from ..processes import joined
+from ..same_run import OtherRunError
+from ..settings import as_typed, helps, option, value_as_typed
 from ..vocabulary import Vocabulary
 from . import options
+
+_DEFAULT = "f30k"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     options.add_data_options(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
-    parser.add_argument("--preset", choices=PRESETS, default="f30k", help="settings to start from; the options below override")
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default=_DEFAULT,
+        help=f"settings to start from, listed at the end ({_DEFAULT}); the options below override them",
+    )
     parser.add_argument("--train-split", default="train", metavar="NAME", help="default: train")
     parser.add_argument("--validation-split", default="dev", metavar="NAME", help="default: dev")
     parser.add_argument(
@@ -34,6 +43,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_fields(parser, ModelConfig, "model")
     options.add_fields(parser, TrainingConfig, "training")
+    parser.epilog = _preset_table()
+
+
+def _preset_table() -> str:
+    """Every setting's value in every preset, indented, as a table."""
+    rows = [("--preset", *(f"{name} (default)" if name == _DEFAULT else name for name in PRESETS))]
+    for config in (ModelConfig, TrainingConfig):
+        defaults = {setting.name: setting.default for setting in fields(config)}
+        for name in helps(config):
+            of_preset = (vars(p.training) if config is TrainingConfig else {**defaults, **p.model} for p in PRESETS.values())
+            rows.append((option(name), *(_in_table(settings[name]) for settings in of_preset)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "presets:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _in_table(value: object) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else value_as_typed(value)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -45,36 +72,47 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.save_minutes > 0:
         raise ValueError(f"--save-minutes: expected more than 0, got {arguments.save_minutes}")
     preset = PRESETS[arguments.preset]
-    config = replace(preset.training, **options.given_fields(arguments, TrainingConfig))
+    config = replace(preset.training, preset=arguments.preset, **options.given_fields(arguments, TrainingConfig))
     train, validation = options.load_splits(arguments, arguments.train_split, arguments.validation_split)
     if arguments.vocabulary:
         vocabulary = Vocabulary.load(arguments.vocabulary)
     else:
         vocabulary = Vocabulary.from_captions([*train.captions, *validation.captions])
-    if config.validation_images:
-        validation = validation.first(min(config.validation_images, validation.num_images))
     settings = {**preset.model, **options.given_fields(arguments, ModelConfig)}
     model_config = ModelConfig(train.regions.width, len(vocabulary), **settings)
     with joined(device) as processes:
-        trainer = Trainer(
-            arguments.out,
-            train,
-            validation,
-            vocabulary,
-            model_config,
-            config,
-            device=device,
-            workers=arguments.workers,
-            save_seconds=60 * arguments.save_minutes,
-            processes=processes,
-        )
+        try:
+            trainer = Trainer(
+                arguments.out,
+                train,
+                validation,
+                vocabulary,
+                model_config,
+                config,
+                device=device,
+                workers=arguments.workers,
+                save_seconds=60 * arguments.save_minutes,
+                processes=processes,
+            )
+        except OtherRunError as error:
+            raise ValueError(_started_otherwise(error, arguments)) from None
         if processes.first:
             shared = f", {processes.count} processes" if processes.count > 1 else ""
             print(
                 f"{train.num_images:,} images, {len(train.captions):,} captions, {len(vocabulary):,} words; "
                 f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; {trainer.total_steps:,} steps on {device}, "
-                f"{torch.get_num_threads()} threads{shared}"
+                f"{torch.get_num_threads()} threads{shared}; validation on {trainer.validated_on}"
             )
         trainer.run()
         if processes.first:
-            print(f"best validation rsum {trainer.best_rsum:.1f}: {arguments.out / 'best.safetensors'}")
+            best = arguments.out / "best.safetensors"
+            print(f"best validation rsum {trainer.best_rsum:.1f}, on {trainer.validated_on}: {best}")
+
+
+def _started_otherwise(error: OtherRunError, arguments: argparse.Namespace) -> str:
+    """What to say of a run with other settings: the options that it was started with."""
+    before = " ".join(as_typed(name, value) for name, (value, _) in error.differences.items())
+    now = " ".join(as_typed(name, value) for name, (_, value) in error.differences.items())
+    if error.preset not in ("", arguments.preset):
+        before, now = f"--preset {error.preset}", f"--preset {arguments.preset}"
+    return f"the run in {error.folder} was started with {before}: expected the same, got {now}; another --out starts anew"

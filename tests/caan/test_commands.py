@@ -1,6 +1,10 @@
 """The command line: help, errors, and a run from training to the table."""
 
+import csv
+import importlib
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,6 +17,7 @@ from command_lines import SMALL
 
 from caan import ModelConfig, checkpoint, commands
 from caan.commands import main
+from caan.commands.helping import EXAMPLES as EXAMPLES_OF
 from caan.presets import PRESETS, TrainingConfig
 from caan.settings import helps
 
@@ -24,7 +29,7 @@ def test_help_lists_the_commands(capsys):
         main(["--help"])
     assert end.value.code == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in NAMES)
+    assert all(name in printed for name in NAMES) and "\n  caan demo\n" in printed and "register-python-argcomplete" in printed
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,6 +91,67 @@ def test_a_table_outlives_an_encoding_and_a_reader():
         assert process.stderr.read() == b"" and process.wait() == 1
 
 
+EXAMPLES = [(name, line) for name, lines in EXAMPLES_OF.items() if name for line in lines]
+
+
+@pytest.mark.parametrize(("name", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
+def test_examples_are_understood_and_shown(capsys, monkeypatch, name, line):
+    words = shlex.split(line)
+    assert words[: 1 + len(name.split())] == ["caan", *name.split()]
+    with pytest.raises(SystemExit):
+        main([*name.split(), "--help"])
+    assert f"\n  {line}\n" in capsys.readouterr().out
+    module = importlib.import_module(f"caan.commands.{words[1]}")
+    monkeypatch.setattr(module, "run", lambda arguments: print("understood"))
+    assert main(words[1:]) == 0 and capsys.readouterr().out == "understood\n"
+
+
+def test_presets_are_listed_with_their_values(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    lines = capsys.readouterr().out.split("presets:\n")[1].splitlines()
+    heads, *rows = (re.split(r"\s{2,}", line.strip()) for line in lines)
+    assert heads == ["--preset", "f30k (default)", "coco", "cpu", "demo"]
+    found = {row[0]: row[1:] for row in rows}
+    assert found["--width"] == ["1024", "1024", "448", "128"] and found["--learning-rate"] == [
+        "0.0002",
+        "0.0005",
+        "0.0008",
+        "0.001",
+    ]
+    assert found["--decay-epochs"] == ["15", "10", "4,6,7.333", "3"] and found["--standardize"] == ["no", "no", "yes", "yes"]
+    assert len(found) == len(rows) == len(helps(TrainingConfig) | helps(ModelConfig))
+
+
+def test_short_spellings(data, tmp_path):
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(data), "--out", str(run), *SMALL, "--lr", "3e-4", "--precision", "bf16"]) == 0
+    training = checkpoint.read(run / "last.safetensors").facts["training"]
+    assert (training["learning_rate"], training["precision"], training["preset"]) == (3e-4, "bfloat16", "cpu")
+
+
+# What a shell does when the tab key is hit, for several lines in one process, which argcomplete would end after one.
+COMPLETE = """
+import argcomplete, functools, os, sys
+from caan.commands import main
+argcomplete.autocomplete = functools.partial(argcomplete.autocomplete, exit_method=sys.exit)
+for number, line in enumerate(sys.argv[2:]):
+    os.environ |= {"_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line))}
+    os.environ["_ARGCOMPLETE_STDOUT_FILENAME"] = f"{sys.argv[1]}/{number}"
+    try:
+        main([])
+    except SystemExit:
+        pass
+"""
+
+
+def test_a_shell_completes(tmp_path):
+    pytest.importorskip("argcomplete")
+    lines = {"caan tra": "train", "caan train --batch": "--batch-size", "caan train --preset f": "f30k"}
+    subprocess.run([sys.executable, "-c", COMPLETE, str(tmp_path), *lines], check=True)
+    assert [(tmp_path / str(number)).read_text().strip() for number in range(3)] == list(lines.values())
+
+
 def test_every_setting_is_an_option(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
@@ -107,8 +173,12 @@ def test_train_and_evaluate(data, tmp_path, capsys):
     assert main(["evaluate", str(tmp_path / "run"), "--data", str(data)]) == 0
     printed = capsys.readouterr().out
     assert "7 images, 35 captions" in printed and "245 pairs" in printed
-    assert main([*train, "--margin", "0.3"]) == 1
-    assert "margin: expected 0.2, as in the run" in capsys.readouterr().err
+    assert main([*train, "--margin", "0.3", "--no-inter", "--decay-epochs", "1,1.5"]) == 1
+    started = f"the run in {tmp_path / 'run'} was started with --decay-epochs 1 --margin 0.2 --inter: expected the same, "
+    assert f"{started}got --decay-epochs 1,1.5 --margin 0.3 --no-inter; another --out starts anew" in capsys.readouterr().err
+    assert main([*train, "--preset", "f30k"]) == 1
+    started = f"the run in {tmp_path / 'run'} was started with --preset cpu: expected the same, got --preset f30k"
+    assert started in capsys.readouterr().err
 
 
 # The rows of the paper's Table 4.
@@ -170,8 +240,16 @@ def test_captions_of_a_karpathy_file_through_a_pipe(karpathy_file, features, tmp
     os.close(reader)
 
 
-def test_a_small_validation_split_is_taken_whole(data, tmp_path, capsys):
-    assert main(["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, "--validation-images", "100"]) == 0
+@pytest.mark.parametrize(("images", "where"), [(100, "all 7 images of dev"), (5, "the first 5 of 7 images of dev")])
+def test_every_line_of_validation_says_of_what_it_is(data, tmp_path, capsys, images, where):
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(data), "--out", str(run), *SMALL, "--validation-images", str(images)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "rsum" in line or "validation" in line]
+    assert len(lines) == 4 and all(f"on {where}" in line for line in lines)
+    with (run / "metrics.csv").open(newline="") as file:
+        counts = {(row["validation_images"], row["split_images"]) for row in csv.DictReader(file) if row["rsum"]}
+    assert counts == {(str(min(images, 7)), "7")}
+    assert checkpoint.read(run / "best.safetensors").facts["validated_on"] == where
 
 
 def test_what_is_wrong_with_the_data_is_one_line(data, tmp_path, capsys):
@@ -183,15 +261,15 @@ def test_what_is_wrong_with_the_data_is_one_line(data, tmp_path, capsys):
         return lines[0]
 
     assert "--save-minutes: expected more than 0, got 0.0" in error("--save-minutes", "0")
-    assert "decay_epochs: expected at least 0, got (nan,)" in error("--decay-epochs", "nan")
-    assert "similarity: expected one of dot, cosine, got 'cosin'" in error("--similarity", "cosin")
-    assert "intra: expected one of semantics, features, None, got 'feature'" in error("--intra", "feature")
+    assert "error: --decay-epochs: expected at least 0, got nan" in error("--decay-epochs", "1,nan")
+    assert "error: --similarity: expected one of dot, cosine, got 'cosin'" in error("--similarity", "cosin")
+    assert "error: --intra: expected one of semantics, features, None, got 'feature'" in error("--intra", "feature")
     assert "nothing_ims.npy: expected a file of the SCAN layout, found none (splits there: dev, test, train)" in error(
         "--train-split", "nothing"
     )
-    assert "dropout: expected at least 0 and less than 1, got 1.5" in error("--dropout", "1.5")
-    assert "margin: expected a number more than 0, got -1.0" in error("--margin", "-1")
-    assert "num_items: expected enough for one batch of 100, got 35" in error("--batch-size", "100")
+    assert "error: --dropout: expected at least 0 and less than 1, got 1.5" in error("--dropout", "1.5")
+    assert "error: --margin: expected a number more than 0, got -1.0" in error("--margin", "-1")
+    assert "error: --batch-size: expected at most 35, the captions of train, got 100" in error("--batch-size", "100")
     assert "vocab.json: expected a vocabulary in JSON, found no such file" in error("--vocabulary", str(tmp_path / "vocab.json"))
     features = np.load(data / "train_ims.npy")
     features[2, 1, 3] = np.nan

@@ -2,18 +2,22 @@
 
 import errno
 import json
+import re
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from ablation import TABLE_4
 from models import make_model, whole_matrix
+from runs import CONFIG, trainer
 
-from caan import checkpoint, errors, evaluation, kept, scorer
+from caan import checkpoint, errors, evaluation, kept, published, scorer
 from caan.commands import main
 from caan.data import load_karpathy_split, load_scan_split
 from caan.evaluation import evaluate
+from caan.published import caption_digest
 from caan.recall import count_ranks, folds
 
 
@@ -226,6 +230,7 @@ def test_command(split, run_folder, tmp_path, capsys, monkeypatch):
     from caan.commands import evaluate as command
 
     monkeypatch.setattr(command, "_FOLD_SIZE", 8)
+    monkeypatch.setitem(published.TESTS, "coco5k", published.PublishedTest("COCO", 24, False, (caption_digest(split.captions[7]),)))
     options = ["--data", str(tmp_path), "--protocol", "both", "--baseline", "coco5k"]
     out = tmp_path / "figures.json"
     assert main(["evaluate", str(run_folder), str(run_folder), *options, "--json", str(out)]) == 0
@@ -238,12 +243,60 @@ def test_command(split, run_folder, tmp_path, capsys, monkeypatch):
     side = figures.image_to_text
     assert numbers[:4] == [*(f"{value:.1f}" for value in (side.r1, side.r5, side.r10)), f"{side.median_rank:g}"]
     assert numbers[-1] == f"{figures.rsum:.1f}" and len(numbers) == 11
-    assert "mean of 3 folds of 8 images" in printed and "2,880 pairs in" in printed
+    assert "24 images, mean of folds of 8" in printed and "2,880 pairs in" in printed
     assert "CAAN, COCO 5K" in printed and "421.1" in printed and "SCAN*, COCO 5K" in printed and "Awesome_Matching" in printed
     found = json.loads(out.read_text())
     assert found["figures"]["image_to_text"]["r1"] == side.r1 and found["pairs"] == 2880 and len(found["runs"]) == 2
     assert found["figures"]["rsum"] == figures.rsum and found["fold_figures"]["rsum"] > 0
     assert (found["split"], found["protocol"], found["data"]) == ("test", "both", str(tmp_path))
+    counts = [found[name] for name in ("limit", "images", "split_images", "captions", "fold_size")]
+    assert counts == [None, 24, 24, 120, 8]
+
+
+def test_a_part_of_a_split_is_called_so(run_folder, tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    command = ["evaluate", str(run_folder), "--data", str(tmp_path), "--limit", "20", "--json", str(out)]
+    assert main(command) == 0
+    assert "\nfirst 20 of 24 images, 100 captions " in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert [found[name] for name in ("split", "limit", "images", "split_images", "captions")] == ["test", 20, 20, 24, 100]
+    before = out.read_text()
+    assert main(command) == 1
+    assert "--json: expected a file that is not there yet" in capsys.readouterr().err and out.read_text() == before
+    assert main([*command, "--force"]) == 0
+
+
+def test_published_rows_stand_beside_the_same_test_only(run_folder, split, tmp_path, capsys, monkeypatch):
+    def error(*arguments):
+        assert main(["evaluate", str(run_folder), "--data", str(tmp_path), *arguments]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return captured.err
+
+    expected = "--baseline f30k: expected the 1,000 images of the test of Flickr30K, found 24; published figures are printed beside"
+    assert expected in error("--baseline", "f30k")
+    test = published.PublishedTest("COCO", 24, True, (caption_digest(split.captions[7].upper() + " ."),))
+    monkeypatch.setitem(published.TESTS, "coco1k", test)
+    assert "--baseline coco1k: expected --protocol folds or both beside it, got full" in error("--baseline", "coco1k")
+    assert "expected the 24 images of the test of COCO, found 20" in error("--baseline", "coco1k", "--limit", "20")
+    monkeypatch.setitem(published.TESTS, "coco1k", published.PublishedTest("COCO", 24, False, (caption_digest("no such"),)))
+    assert "--baseline coco1k: expected the captions of the test of COCO, found others" in error("--baseline", "coco1k")
+
+
+def test_figures_of_chance_are_called_so(world, tmp_path, capsys):
+    run = trainer(world, tmp_path / "run", replace(CONFIG, epochs=12, decay_epochs=(8.0,)), {"region_drop": 0.0, "word_drop": 0.0})
+    run.run()
+    evaluate_it = ["evaluate", str(tmp_path / "run"), "--data", str(world), "--split", "dev"]
+    assert main(evaluate_it) == 0
+    assert "Warning" not in capsys.readouterr().out
+    features = np.load(world / "dev_ims.npy")
+    other = np.random.default_rng(0).standard_normal(features.shape).astype(np.float32)
+    np.save(world / "dev_ims.npy", other)
+    out = tmp_path / "figures.json"
+    assert main([*evaluate_it, "--json", str(out)]) == 0
+    warning = capsys.readouterr().out.splitlines()[-1]
+    assert re.match(r"Warning: rsum [\d.]+ is what chance can give\. The vocabulary knows 100% of the captions' words", warning)
+    assert json.loads(out.read_text())["warning"] == warning
 
 
 def test_figures_that_cannot_be_written_cost_no_scores(run_folder, tmp_path, capsys, monkeypatch):

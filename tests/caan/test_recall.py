@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from caan.published import PUBLISHED, published_rows
-from caan.recall import RankCounter, Ranks, chance, count_ranks, folds, positive_pairs, recall
+from caan.recall import RankCounter, Ranks, chance, chance_limit, count_ranks, folds, positive_pairs, recall
 
 
 def brute_force(scores, image_of_caption, fold=None):
@@ -234,3 +234,15 @@ def test_chance_is_what_random_scores_have_on_average():
 
 def test_chance_in_a_set_smaller_than_ten():
     assert chance(torch.tensor([0, 1, 2]), 3) == (pytest.approx((100 / 3, 100, 100)), pytest.approx((100 / 3, 100, 100)))
+
+
+def test_few_random_scores_exceed_the_limit_of_chance():
+    image_of_caption = torch.arange(200) // 5
+    torch.manual_seed(0)
+    limit = chance_limit(image_of_caption, 40, 40)
+    rsums = torch.tensor([count_ranks(torch.rand(40, 200), image_of_caption).figures().rsum for _ in range(200)])
+    # Captions of an image that are quite the same, and a score that does not depend on the direction, deviate most.
+    alike = torch.rand(200, 40, 40).repeat_interleave(5, dim=2) + 1e-6 * torch.rand(200, 40, 200)
+    rsums_alike = torch.tensor([count_ranks(scores, image_of_caption).figures().rsum for scores in alike])
+    assert sum(map(sum, chance(image_of_caption, 40))) < limit < 200
+    assert (rsums > limit).float().mean() < 0.01 and (rsums_alike > limit).float().mean() < 0.03

@@ -18,9 +18,8 @@ from runs import trainer
 
 import caan_kernels as ck
 from caan import checkpoint, errors, ranking
-from caan.attention import RegionBoxes, explain
+from caan.attention import RegionBoxes, explain, heat
 from caan.attention import figures as pictures
-from caan.attention.heat import heat_image
 from caan.attention.retrieval_page import Answer, Hit, write_retrieval_page
 from caan.commands import main
 from caan.data import Captions, Images, load_scan_split
@@ -54,22 +53,23 @@ def model_file(split, tmp_path):
 
 
 class Page(HTMLParser):
-    """The text, the images and the marks of a page; anything from elsewhere is a failure."""
+    """The text, the images, those of a dark page and the marks of a page; anything from elsewhere is a failure."""
 
     def __init__(self, path):
         super().__init__()
-        self.text, self.images, self.right = [], [], 0
+        self.text, self.images, self.dark, self.right = [], [], [], 0
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         assert tag not in ("script", "link", "iframe", "object")
         assert "href" not in attributes and not any(name.startswith("on") for name in attributes)
-        if tag == "img":
-            kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", attributes["src"]).groups()
+        if tag in ("img", "source"):
+            url = attributes["src" if tag == "img" else "srcset"]
+            kind, data = re.fullmatch(r"data:image/(png|jpeg);base64,(.*)", url).groups()
             image = Image.open(io.BytesIO(base64.b64decode(data)))
-            assert image.format.lower() == kind
-            self.images.append(image)
+            assert image.format.lower() == kind and image.mode == "RGB"
+            (self.images if tag == "img" else self.dark).append(image)
         self.right += "right" in attributes.get("class", "").split()
 
     def handle_data(self, data):
@@ -125,10 +125,14 @@ def test_a_pair_made_by_hand(split, boxes, model_file, tmp_path, monkeypatch):
     assert pair.word_affinity[0, 3] == 0 < pair.word_affinity[0, 1]
 
     figure = pictures.pair_figure(pair)
-    panels = {axis.get_title().split("  ≤")[0]: axis for axis in figure.axes}
-    for title, weights in zip(pair.words, looks.T, strict=True):
-        painted = panels[title].images[0].get_array()
-        np.testing.assert_allclose(np.ma.filled(painted, np.nan), heat_image(pair.boxes, weights.astype(np.float32)), atol=1e-6)
+    titles = {axis.get_title(): axis for axis in figure.axes}
+    # An even part of two is 1/√2.
+    for word, weights in zip(pair.words, looks.T, strict=True):
+        most = f"up to {weights.max() * 2**0.5:.1f}×" if weights.any() else "nowhere"
+        expected = heat.painted(Image.new("RGB", (320, 240), heat.GREY), pair.boxes, weights * 2**0.5)
+        shown = np.asarray(titles[f"{word}  {most}"].images[0].get_array(), dtype=int)
+        # Both are rounded to whole colours.
+        assert np.abs(shown - np.asarray(expected)).max() <= 1
     figure.clear()
 
     command = ["pair", model_file, "--data", tmp_path, "--image", 3, "--text", "word1 word2", "--out", tmp_path / "pair.html"]
@@ -161,16 +165,32 @@ def test_boxes(split, boxes, tmp_path):
 
 
 def test_heat():
-    heat = heat_image(np.array([[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 0.75]]), np.array([2.0, 1.0]))
-    size = len(heat)
-    assert heat[0, 0] == 2 and heat[size // 3, size // 3] == 2 and heat[size // 2 + 5, size // 2 + 5] == 1
-    assert np.isnan(heat[-1, 0])
+    found = heat.heat_image(np.array([[0, 0, 0.5, 0.5], [0.25, 0.25, 1, 0.75]]), np.array([2.0, 1.0]))
+    size = len(found)
+    assert found[0, 0] == 2 and found[size // 3, size // 3] == 2 and found[size // 2 + 5, size // 2 + 5] == 1
+    assert np.isnan(found[-1, 0])
+
+
+def test_a_photograph_keeps_its_colours_under_attention():
+    """Five regions side by side, at a ninth, a half, once, twice and nine times an even share, and no region at the right."""
+    boxes = np.array([[left / 6, 0, (left + 1) / 6, 1] for left in range(5)])
+    photograph = Image.new("RGB", (60, 10), (200, 100, 40))
+    pixels = np.asarray(heat.painted(photograph, boxes, np.array([1 / 9, 0.5, 1, 2, 9]))).astype(float)
+    least, less, even, more, most, none = pixels[5, 5::10]
+    assert even.tolist() == [200, 100, 40]
+    for dark, brightness in ((least, 0.35), (less, 1 - 0.65 * np.log(2) / np.log(3)), (none, 0.35)):
+        np.testing.assert_allclose(dark, brightness * even, atol=0.6)
+    for orange, opaque in ((more, 0.55 * np.log(2) / np.log(3)), (most, 0.55)):
+        np.testing.assert_allclose(orange, (1 - opaque) * even + opaque * np.array([255, 122, 0]), atol=0.6)
+    scale = heat.scale(np.array([1 / 3, 1, 3]))
+    assert scale.shape == (1, 3, 3) and scale[0, 1].tolist() == list(heat.GREY)
 
 
 def test_a_figure_shows_the_numbers(split, boxes):
     model, vocabulary = make_model(split, 0)
     [pair] = explain(model, vocabulary, split, [(3, 15)])
-    figure = pictures.pair_figure(pair, Image.new("RGB", (60, 40)))
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    figure = pictures.pair_figure(pair, photograph)
     axes = {axis.get_title(): axis for axis in figure.axes}
     for title, values in (("region attention f", pair.region_attention), ("word attention g", pair.word_attention)):
         assert [bar.get_height() for bar in axes[title].patches] == pytest.approx(values.tolist())
@@ -182,13 +202,22 @@ def test_a_figure_shows_the_numbers(split, boxes):
     ):
         np.testing.assert_array_equal(axes[title].images[0].get_array(), matrix)
     word = next(number for number, text in enumerate(pair.words) if pair.words.count(text) == 1)
-    weights = pair.word_to_region[:, word]
-    photograph, heat = axes[f"{pair.words[word]}  ≤ {weights.max():.2f}"].images
-    assert heat.get_clim() == (0, pytest.approx(weights.max()))
-    expected = heat_image(pair.boxes, weights)
-    np.testing.assert_allclose(np.ma.filled(heat.get_array(), np.nan), expected)
-    assert list(photograph.get_extent()) == list(heat.get_extent()) == [0, 60, 40, 0]
-    assert Image.open(io.BytesIO(pictures.to_png(figure))).size[0] == 1650
+    regions = len(pair.boxes)
+    ratios = pair.word_to_region[:, word] * regions**0.5
+    for title, expected in (
+        ("photograph", photograph),
+        ("under f", heat.painted(photograph, pair.boxes, pair.region_attention * regions)),
+        (f"{pair.words[word]}  up to {ratios.max():.1f}×", heat.painted(photograph, pair.boxes, ratios)),
+    ):
+        np.testing.assert_array_equal(axes[title].images[0].get_array(), np.asarray(expected))
+    for title, count in (("region attention f", regions), ("word attention g", len(pair.words))):
+        [line] = axes[title].lines
+        assert line.get_ydata()[0] == 1 / count and line.get_label() == f"an even share, 1/{count}"
+    scale = axes["over photographs: attention as a multiple of an even share"]
+    ticks = dict(zip((tick.get_text() for tick in scale.get_xticklabels()), scale.get_xticks(), strict=True))
+    assert ticks["1/3 or less"] == -1 and ticks["as it is: an even share"] == 0 and ticks["3× or more"] == 1
+    png = Image.open(io.BytesIO(pictures.to_png(lambda: figure)))
+    assert png.size[0] == 1650 and png.mode == "RGB"
 
 
 def test_affinities_of_features_are_drawn_where_they_are_negative(split, boxes):
@@ -204,12 +233,12 @@ def test_any_text_can_be_drawn(split, boxes, capsys):
     model, vocabulary = make_model(split, 0)
     texts = ["$5 or $10_{", "狗 在 雪", " ".join(["word1"] * 400)]
     money, snow, long = (pictures.pair_figure(pair) for pair in explain(model, vocabulary, split, [(3, text) for text in texts]))
-    assert len(pictures.to_png(money)) > 1000
+    assert len(pictures.to_png(lambda: money)) > 1000
     labels = [label.get_text() for label in money.axes[2].get_xticklabels()]
     assert labels[1:3] == [r"<unk:\$>", "<unk:5>"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert len(pictures.to_png(snow)) > 1000
+        assert len(pictures.to_png(lambda: snow)) > 1000
     assert "warning: no font of matplotlib's has 3 of the characters" in capsys.readouterr().err
     assert long.get_size_inches()[1] < 32 and "the first 70 of 402 words" in long.get_suptitle()
     assert len(long.axes[2].get_xticklabels()) < 101
@@ -231,10 +260,21 @@ def test_a_retrieval_page(tmp_path):
         page.text
     )
     assert page.right == 1 and "2 queries; a right answer is shown for 1 of 1." in page.text
-    thumbnail, shadow = page.images
-    assert thumbnail.size == (320, 107) and thumbnail.convert("RGB").getpixel((5, 5))[0] > 150
-    left, right = (shadow.convert("RGBA").getpixel((x, 90))[3] for x in (10, 170))
-    assert left == 0 and right == 153
+    thumbnail, under = page.images
+    assert thumbnail.size == under.size == (320, 107)
+    red = np.array([200, 30, 30])
+    # 1.6 times an even share, and 0.4 times: JPEG comes near.
+    opaque, dark = 0.55 * np.log(1.6) / np.log(3), 1 + 0.65 * np.log(0.4) / np.log(3)
+    for image, x, expected in (
+        (thumbnail, 10, red),
+        (under, 10, (1 - opaque) * red + opaque * np.array(heat.COLOUR)),
+        (under, 310, dark * red),
+    ):
+        np.testing.assert_allclose(image.getpixel((x, 50)), expected, atol=6)
+    assert any(text.startswith("Photographs, plain and under attention: 1/3 of an even share") for text in page.text)
+    shades = re.findall(r'--a: ([\d.]+); --o: ([\d.]+)" title', path.read_text())
+    # 1.8 times an even share of two words, and a fifth of it.
+    assert shades == [(f"{0.55 * np.log(1.8) / np.log(3):.3f}", "1.000"), ("0.000", "0.500")]
     assert any("No picture of broken.jpg: it is not an image" in text for text in page.text)
 
 
@@ -248,7 +288,7 @@ def test_the_retrieval_command(split, boxes, photos, model_file, tmp_path, capsy
     out = tmp_path / "page.html"
     assert show("retrieval", model_file, *data, "--queries", 3, "--top", 4, "--out", out) == 0
     page = Page(out)
-    # Three times four photographs, each with its shadow.
+    # Three times four photographs, each with the same under attention.
     assert len(page.images) == 24
     shown = [text for text in page.text if re.fullmatch(r"-?0\.\d{3}|-?1\.000", text)]
     asking = [0, 60, 119]
@@ -274,10 +314,13 @@ def test_some_are_scored_as_in_the_whole_matrix(split, monkeypatch, options):
 def test_pair_and_training(split, boxes, photos, model_file, world, tmp_path, capsys):
     data = ["--data", tmp_path, "--photos", photos]
     assert show("pair", model_file, *data, "--image", 3, "--caption", 2, "--out", tmp_path / "pair.png") == 0
-    assert Image.open(tmp_path / "pair.png").size[0] == 1650
+    drawn = Image.open(tmp_path / "pair.png")
+    assert drawn.size[0] == 1650 and drawn.mode == "RGB"
     assert show("pair", model_file, *data, "--image", 3, "--text", "word1 <b>", "--out", tmp_path / "pair.html") == 0
     page = Page(tmp_path / "pair.html")
     assert len(page.images) == 1 and "3: word1 <b>" in page.text
+    corners = [picture[0].getpixel((0, 0)) for picture in (page.images, page.dark)]
+    assert corners == [(255, 255, 255), (26, 32, 39)]
     run = trainer(world, tmp_path / "run")
     run.run()
     assert show("training", tmp_path / "run", "--out", tmp_path / "training.html") == 0
@@ -354,7 +397,7 @@ def test_photographs_are_found_as_by_extraction(split, boxes, photos, model_file
     (tmp_path / "more").mkdir()
     (photos / "3.png").rename(tmp_path / "more" / "3")
     (photos / "link").symlink_to(tmp_path / "more")
-    pair = ["pair", model_file, "--data", tmp_path, "--photos", photos, "--image", 3, "--out", tmp_path / "pair.html"]
+    pair = ["pair", model_file, "--data", tmp_path, "--photos", photos, "--image", 3, "--out", tmp_path / "pair.png"]
     retrieval = ["retrieval", model_file, "--data", tmp_path, "--photos", photos, "--queries", 1, "--top", 24, "--out"]
     page = tmp_path / "page.html"
     assert show(*pair) == 0 and show(*retrieval, page) == 0
@@ -374,14 +417,21 @@ def test_photographs_are_found_as_by_extraction(split, boxes, photos, model_file
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_a_browser_shows_the_page(split, boxes, photos, model_file, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["retrieval", "pair"])
+def test_a_browser_shows_the_page(split, boxes, photos, model_file, tmp_path, capsys, kind):
     out, shot = tmp_path / "page.html", tmp_path / "shot.png"
-    assert show("retrieval", model_file, "--data", tmp_path, "--photos", photos, "--queries", 2, "--out", out) == 0
+    options = {"retrieval": ["--queries", 2], "pair": ["--image", 3]}[kind]
+    assert show(kind, model_file, "--data", tmp_path, "--photos", photos, *options, "--out", out) == 0
     # Any name that the page asked for would be one that there is not.
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    # The pair's page as a reader sees it whose system is dark.
+    command += ["--blink-settings=preferredColorScheme=0"] if kind == "pair" else []
     command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1200,900", f"--screenshot={shot}", out.as_uri()]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)
     assert pixels.shape == (1200 * 900, 3)
-    # The photograph of the first image that was found is on the screen, under its shadow: its colours are many.
+    # A photograph under attention is on the screen: its colours are many.
     assert len(np.unique(pixels, axis=0)) > 200
+    # Letters are light on a dark page, and cards on a light one.
+    light = (pixels.min(axis=1) > 220).mean()
+    assert light < 0.03 if kind == "pair" else light > 0.5

@@ -1,0 +1,117 @@
+"""What `--help` shows beside the options, options in errors as they are typed, and completion in a shell."""
+
+import argparse
+import os
+import re
+from collections.abc import Iterator
+
+# By what is typed after "caan".
+EXAMPLES = {
+    "": (
+        "caan demo",
+        "caan train --help",
+        'eval "$(register-python-argcomplete caan)"    # bash: the tab key completes commands and options',
+    ),
+    "extract": (
+        "caan extract --photos photos --captions captions.csv --out data --split train",
+        "caan extract --photos photos --captions dataset_flickr8k.json --out data",
+        "caan extract --features test.tsv --captions dataset_coco.json --out data --split test",
+    ),
+    "train": (
+        "caan train --data data/f30k_precomp --out runs/f30k",
+        "caan train --data data --out runs/mine --preset cpu --epochs 12 --lr 5e-4",
+        "caan train --data data/coco_precomp --out runs/coco --preset coco --precision bf16 --workers 4",
+    ),
+    "evaluate": (
+        "caan evaluate runs/f30k --data data/f30k_precomp --baseline f30k",
+        "caan evaluate runs/coco --data data/coco_precomp --split testall --protocol both --baseline coco1k",
+        "caan evaluate runs/a runs/b --data data/f30k_precomp --json figures.json",
+    ),
+    "index": (
+        "caan index runs/mine --data data --out gallery",
+        "caan index runs/mine --data data --split dev --out gallery --check 100",
+    ),
+    "search": (
+        'caan search gallery "two dogs run through the snow"',
+        'caan search gallery "two dogs" --html found.html --photos photos',
+        "caan search gallery --queries texts.txt --json found.jsonl",
+    ),
+    "show": (
+        "caan show pair runs/mine --data data --photos photos --image 0 --out pair.html",
+        "caan show training runs/mine --out training.png",
+        "caan show retrieval runs/mine --data data --photos photos --out page.html",
+    ),
+    "show pair": (
+        "caan show pair runs/mine --data data --photos photos --image 0 --out pair.html",
+        'caan show pair runs/mine --data data --photos photos --image 3 --text "a dog jumps" --out pair.png',
+    ),
+    "show training": (
+        "caan show training runs/mine --out training.png",
+        "caan show training runs/a runs/b --out both.html",
+    ),
+    "show retrieval": (
+        "caan show retrieval runs/mine --data data --photos photos --out page.html",
+        "caan show retrieval runs/mine --data data --photos photos --direction image --queries 20 --out page.html",
+    ),
+    "demo": ("caan demo", "caan demo --out trial --scenes 200"),
+}
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps paragraphs, and leaves indented lines, examples and tables, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = []
+        for line in text.split("\n"):
+            raw = line.startswith(" ")
+            if blocks and raw == blocks[-1][0] and line and blocks[-1][1]:
+                blocks[-1][1].append(line)
+            else:
+                blocks.append((raw, [line] if line else []))
+        fill = super()._fill_text
+        return "\n".join("\n".join(lines) if raw else fill(" ".join(lines), width, indent) for raw, lines in blocks)
+
+
+def add_examples(parser: argparse.ArgumentParser, name: str = "") -> None:
+    """Have the help of `caan`, of its commands and of what they divide into end with examples.
+
+    Args:
+        parser: with all that belongs to it.
+        name: its key of `EXAMPLES`.
+    """
+    parser.formatter_class = HelpFormatter
+    examples = "examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[name])
+    parser.epilog = "\n\n".join(filter(None, (examples, parser.epilog)))
+    for word, part in _parts(parser):
+        add_examples(part, f"{name} {word}".strip())
+
+
+def options_as_typed(parser: argparse.ArgumentParser, message: str) -> str:
+    """An error that begins with the name of an option's value, "batch_size: ...", with the option in its place."""
+    found = re.match(r"([a-z]\w*): ", message)
+    name = found and _options(parser).get(found[1])
+    return f"{name}{message[len(found[1]) :]}" if name else message
+
+
+def complete_in_shell(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that asks what could be typed next, and end; do nothing where none does."""
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+
+
+def _parts(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.items()
+
+
+def _options(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """The long option of each value that has one."""
+    found = {}
+    for part in (parser, *(part for _, part in _parts(parser))):
+        for action in part._actions:
+            if action.option_strings:
+                found[action.dest] = max(action.option_strings, key=lambda option: option.startswith("--"))
+    return found

@@ -1,0 +1,63 @@
+"""Whether a folder holds the run that is to continue in it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from . import checkpoint
+from .model import CAAN
+from .presets import TrainingConfig
+from .vocabulary import Vocabulary
+
+_ANEW = "another folder starts anew"
+
+
+class OtherRunError(ValueError):
+    """A folder holds a run with other settings.
+
+    Attributes:
+        folder: of the run.
+        differences: of each setting that differs, its value in the run and the one that is asked for.
+        preset: the settings that the run began from, "" where that is not known.
+    """
+
+    def __init__(self, folder: Path, differences: dict[str, tuple[Any, Any]], preset: str):
+        self.folder, self.differences, self.preset = folder, differences, preset
+        name, (before, value) = next(iter(differences.items()))
+        more = f" (and {len(differences) - 1} more that differ)" if len(differences) > 1 else ""
+        super().__init__(f"{name}: expected {before}, as in the run in {folder}, got {value}{more}; {_ANEW}")
+
+
+def check_same_run(
+    folder: Path, facts: dict[str, Any], config: TrainingConfig, model: CAAN, vocabulary: Vocabulary, data: dict[str, str]
+) -> None:
+    """Compare what a run was started with.
+
+    Args:
+        folder: of the run.
+        facts: of its checkpoint.
+        config, model, vocabulary: what is to be trained now, and how.
+        data: digests of the splits, by name.
+
+    Raises:
+        OtherRunError: other settings.
+        ValueError: another vocabulary, or other data.
+        KeyError: the checkpoint lacks one of them.
+    """
+    differences = {}
+    for part, settings in (("training", asdict(config)), ("model", asdict(model.config))):
+        for name, value in settings.items():
+            # More epochs than were planned are more of the same run; a preset's name says nothing that its settings do not.
+            if name in ("epochs", "preset"):
+                continue
+            before = facts[part][name]
+            before = tuple(before) if isinstance(before, list) else before
+            if value != before:
+                differences[name] = before, value
+    if differences:
+        raise OtherRunError(folder, differences, facts["training"].get("preset", ""))
+    if facts["words"] != checkpoint.model_facts(model, vocabulary)["words"]:
+        raise ValueError(f"vocabulary: expected the words of the run in {folder}, got others; {_ANEW}")
+    for name, digest in data.items():
+        if facts["data"][name] != digest:
+            raise ValueError(f"{name}: expected the images and captions of the run in {folder}, got others; {_ANEW}")

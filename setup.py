@@ -1,13 +1,16 @@
 """What is compiled, and how.
 
-Two libraries come out. `caan_kernels/_ops.so` holds the kernels and their registration through torch's stable ABI: it names no
-Python version, and one build serves every torch from 2.11. `caan_kernels/_host.*.so` is a small pybind11 module for host code.
+`caan_kernels/_ops.so` holds the kernels and their registration through torch's stable ABI: it needs no particular Python, and one
+build serves every torch from 2.11. `caan_kernels/_build.json` says what it was built with. These two make a wheel that serves every
+CPython. `caan_kernels/_host.*.so` shows the planner to tests: a pybind11 module, which is for one CPython only, since pybind11 has
+no limited API. So an editable build has it, and a wheel does not.
 
 Environment variables: CONTRIBUTING.md.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -18,6 +21,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -51,6 +55,7 @@ TORCH_LIBRARIES = "-ltorch -ltorch_cpu -lc10".split()
 DEFAULT_CUDA_ARCHS = "80+PTX,90a,100,120"
 ALL_CUDA_ARCHS = "80,86,90a,100,120+PTX"
 
+HOST = "caan_kernels._host"
 HOST_SOURCES = ["csrc/host.cpp", "csrc/context_attention/cpu/plan.cpp"]
 
 
@@ -139,11 +144,12 @@ def python_include() -> str:
 class NinjaFile:
     """The text of a build.ninja: one rule a tool, one statement a file, so that only what changed is built again."""
 
-    def __init__(self, folder: Path, cxx: list[str], nvcc: str | None):
+    def __init__(self, folder: Path, cxx: list[str], linker: list[str], nvcc: str | None):
         dependencies = ("deps = gcc", "depfile = $out.d")
         self.lines = ["ninja_required_version = 1.5", f"builddir = {folder}", f"cxx = {self.command(cxx)}"]
+        self.lines.append(f"linker = {self.command(linker)}")
         self.rule("cxx", "$cxx -MD -MF $out.d $flags -c $in -o $out", "description = compiling $in", *dependencies)
-        self.rule("link", "$cxx -shared $in $flags -o $out", "description = linking $out")
+        self.rule("link", "$linker -shared $in $flags -o $out", "description = linking $out")
         if nvcc:
             self.lines.append(f"nvcc = {self.command([nvcc, *caan_build.host_compiler_flags(cxx)])}")
             self.rule("nvcc", "$nvcc -MD -MF $out.d $flags -c $in -o $out", "description = compiling $in", *dependencies)
@@ -173,33 +179,37 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-def c_string(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def build_info_header(version: str, torch_version: str, cxx: list[str], architectures: list[str]) -> str:
+def build_facts(version: str, torch_version: str, cxx: list[str], architectures: list[str]) -> str:
+    """What `caan_kernels.build_info` tells, as the text of a JSON file."""
     compiler = subprocess.run([*cxx, "--version"], stdout=subprocess.PIPE, text=True).stdout.splitlines()[0]
     facts = {
-        "version": c_string(version),
-        "compiler": c_string(compiler),
-        "cxx_flags": c_string(" ".join(CXX_FLAGS)),
-        "cpu_instruction_sets": "{" + ", ".join(map(c_string, instruction_sets())) + "}",
-        "cuda_architectures": "{" + ", ".join(map(c_string, architectures)) + "}",
-        "torch_target_abi": c_string("{}.{}".format(*caan_build.TORCH)),
-        "torch_built_with": c_string(torch_version),
+        "version": version,
+        "compiler": compiler,
+        "cxx_flags": " ".join(CXX_FLAGS),
+        "cpu_instruction_sets": instruction_sets(),
+        "cuda_architectures": architectures,
+        "torch_target_abi": "{}.{}".format(*caan_build.TORCH),
+        "torch_built_with": torch_version,
     }
-    lines = ["#pragma once", "", "#include <string>", "#include <vector>", "", "namespace caan::build_facts {"]
-    for name, value in facts.items():
-        kind = "std::vector<std::string>" if value.startswith("{") else "std::string"
-        lines.append(f"inline const {kind} {name} = {value};")
-    return "\n".join([*lines, "}", ""])
+    return json.dumps(facts, indent=1) + "\n"
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for every CPython: what it has of machine code names none."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 class NinjaBuild(build_ext):
     def get_ext_filename(self, fullname: str) -> str:
-        if fullname.rpartition(".")[2] == "_ops":
-            return os.path.join(*fullname.split(".")) + ".so"
-        return super().get_ext_filename(fullname)
+        ending = {"_ops": ".so", "_build": ".json"}.get(fullname.rpartition(".")[2])
+        return os.path.join(*fullname.split(".")) + ending if ending else super().get_ext_filename(fullname)
+
+    def run(self) -> None:
+        if not (self.inplace or self.editable_mode):
+            self.extensions = [extension for extension in self.extensions if extension.name != HOST]
+        super().run()
 
     def build_extensions(self) -> None:
         if sys.platform != "linux":
@@ -212,13 +222,13 @@ class NinjaBuild(build_ext):
         # Not setuptools' own folder, which is a new one for every editable install.
         folder = Path("build", f"ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}")
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
-        header = build_info_header(self.distribution.get_version(), torch.version, cxx, architectures)
-        write_if_changed(ROOT / folder / "build_facts.h", header)
+        facts = build_facts(self.distribution.get_version(), torch.version, cxx, architectures)
+        write_if_changed(ROOT / folder / "build.json", facts)
 
         common = [*shlex.split(os.environ.get("CXXFLAGS", "")), *CXX_FLAGS, "-Icsrc"]
         link = shlex.split(os.environ.get("LDFLAGS", ""))
         torch_include = [f"-isystem{torch.include}"]
-        ninja_file = NinjaFile(folder, cxx, nvcc)
+        ninja_file = NinjaFile(folder, cxx, shlex.split(os.environ.get("CAAN_LINKER", "")) or cxx, nvcc)
 
         def compiled(source: str, flags: list[str], library: str, instruction_set: str | None = None) -> Path:
             if instruction_set:
@@ -233,11 +243,13 @@ class NinjaBuild(build_ext):
             flags = [*caan_build.NVCC_FLAGS, "--threads=2", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode_flags(architectures)]
             objects += [ninja_file.build("nvcc", folder / f"{source}.o", [source], flags) for source in cuda]
         libraries = [f"-L{torch.lib}", *TORCH_LIBRARIES, *(caan_build.cuda_runtime_flags(nvcc) if nvcc else [])]
-        outputs = {"_ops": ninja_file.build("link", folder / "_ops.so", objects, [*link, *libraries])}
+        outputs = {"_build": folder / "build.json", "_ops": folder / "_ops.so"}
+        ninja_file.build("link", outputs["_ops"], objects, [*link, *libraries])
 
-        python_includes = [f"-isystem{include}" for include in (caan_build.pybind11_include(), python_include())]
-        host = [compiled(source, [*common, *python_includes, f"-I{folder}"], "host") for source in HOST_SOURCES]
-        outputs["_host"] = ninja_file.build("link", folder / "_host.so", host, link)
+        if any(extension.name == HOST for extension in self.extensions):
+            python_includes = [f"-isystem{include}" for include in (caan_build.pybind11_include(), python_include())]
+            host = [compiled(source, [*common, *python_includes], "host") for source in HOST_SOURCES]
+            outputs["_host"] = ninja_file.build("link", folder / "_host.so", host, link)
 
         write_if_changed(ROOT / folder / "build.ninja", str(ninja_file))
         command = [caan_build.find_ninja(), "-f", str(folder / "build.ninja"), "-j", str(job_count())]
@@ -255,7 +267,8 @@ class NinjaBuild(build_ext):
 setup(
     ext_modules=[
         Extension("caan_kernels._ops", [source for source, _ in ops_sources()]),
-        Extension("caan_kernels._host", HOST_SOURCES),
+        Extension("caan_kernels._build", []),
+        Extension(HOST, HOST_SOURCES),
     ],
-    cmdclass={"build_ext": NinjaBuild},
+    cmdclass={"build_ext": NinjaBuild, "bdist_wheel": PlatformWheel},
 )

@@ -196,9 +196,9 @@ def _lacking(**minimums: tuple[int, ...]) -> list[str]:
     return [f"{name}>={_dotted(low)}" for name, low in minimums.items() if not _at_least(versions.get(name), low)]
 
 
-def _build_requirements() -> list[str]:
+def _build_requirements(**minimums: tuple[int, ...]) -> list[str]:
     _check_tools()
-    lacking = _lacking(setuptools=SETUPTOOLS, pybind11=PYBIND11)
+    lacking = _lacking(setuptools=SETUPTOOLS, **minimums)
     if shutil.which("ninja") is None:
         lacking += _lacking(ninja=NINJA)
     if _usable_torch(_outside()):
@@ -242,7 +242,8 @@ def get_requires_for_build_wheel(config_settings=None):
 
 
 def get_requires_for_build_editable(config_settings=None):
-    return _build_requirements()
+    # For the module that shows plans to tests, which a wheel does not have.
+    return _build_requirements(pybind11=PYBIND11)
 
 
 def get_requires_for_build_sdist(config_settings=None):

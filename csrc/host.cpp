@@ -1,4 +1,4 @@
-// caan_kernels._host: host-side code that needs Python and no torch.
+// caan_kernels._host: the plans of the CPU kernels as Python lists, for tests. It needs no torch.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -8,25 +8,11 @@
 #include <utility>
 #include <vector>
 
-#include "build_facts.h"
 #include "context_attention/cpu/plan.h"
 
 namespace py = pybind11;
 
 namespace {
-
-py::dict build_info() {
-  namespace facts = caan::build_facts;
-  py::dict info;
-  info["version"] = facts::version;
-  info["compiler"] = facts::compiler;
-  info["cxx_flags"] = facts::cxx_flags;
-  info["cpu_instruction_sets"] = facts::cpu_instruction_sets;
-  info["cuda_architectures"] = facts::cuda_architectures;
-  info["torch_target_abi"] = facts::torch_target_abi;
-  info["torch_built_with"] = facts::torch_built_with;
-  return info;
-}
 
 using Pair = std::pair<int64_t, int64_t>;
 // A unit's pairs: (image, caption, position of its score).
@@ -84,7 +70,6 @@ std::vector<std::vector<Gradient>> gradient_levels(const std::vector<Gradient>& 
 } // namespace
 
 PYBIND11_MODULE(_host, module) {
-  module.def("build_info", &build_info, "What this build was made with and for, as a dict of strings and lists.");
   module.def("plan_pairs", &plan_pairs, py::arg("region_lengths"), py::arg("word_lengths"), py::arg("pairs"), py::arg("width"),
              py::arg("hidden"), py::arg("block_regions"), py::arg("block_words"), py::arg("word_multiple"),
              py::arg("images_together"), py::arg("threads"),

@@ -1,5 +1,6 @@
 """What the build asks of the tools it finds."""
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT / "build_backend"))
 import caan_build  # noqa: E402
 
 import caan_kernels as ck  # noqa: E402
+from caan_kernels.core import library  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,13 @@ def test_no_torch_is_downloaded_beside_one_that_is_hidden(monkeypatch, front_end
             ):
                 hook()
     assert caan_build.get_requires_for_build_sdist() == []
+
+
+def test_what_a_wheel_does_not_have_is_not_asked_for(monkeypatch):
+    monkeypatch.setattr(caan_build, "_outside", lambda: {"versions": {"setuptools": "80.0"}, "torch": ["2.13.0", "/x"], "path": []})
+    monkeypatch.setattr(shutil, "which", lambda name, **given: f"/usr/bin/{name}")
+    assert caan_build.get_requires_for_build_wheel() == []
+    assert caan_build.get_requires_for_build_editable() == ["pybind11>=2.13"]
 
 
 def test_the_cuda_runtime_lies_where_nvcc_says():
@@ -89,14 +98,31 @@ def test_what_nvcc_knows():
     assert {80, 90} <= caan_build.nvcc_architectures(nvcc)
 
 
+@pytest.fixture(scope="module")
+def needed():
+    """What the library takes from others: name and version, an empty string where it asks for none."""
+    if shutil.which("nm") is None:
+        pytest.skip("there is no nm")
+    command = ["nm", "-D", "-u", library.LIBRARY]
+    names = [line.split()[-1] for line in subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()]
+    return dict(name.partition("@")[::2] for name in names)
+
+
+def test_the_library_serves_every_cpython_and_older_systems(needed):
+    assert not [name for name in needed if name.startswith(("Py", "_Py"))]
+    # GCC 8's, as manylinux_2_28 has it.
+    versions = {version for version in needed.values() if version.startswith("GLIBCXX_")}
+    assert versions and max(tuple(map(int, version[8:].split("."))) for version in versions) <= (3, 4, 24)
+    # torch's libraries export some of the C++ runtime, without versions: a torch of another build may not.
+    standard = re.compile(r"_Z(T[VISC])?(N[VKRO]*)?S[absiodt]")
+    assert [name for name in needed if standard.match(name)]
+    assert not [name for name, version in needed.items() if standard.match(name) and not version]
+
+
 @pytest.mark.skipif(
     not ck.build_info()["cuda_architectures"], reason="caan_kernels was built without CUDA kernels: there was no nvcc"
 )
-def test_the_host_calls_nothing_that_only_a_gpu_has():
+def test_the_host_calls_nothing_that_only_a_gpu_has(needed):
     """In a template nvcc lets such a call pass and, where it is made, ends the process by `exit`."""
-    if shutil.which("nm") is None:
-        pytest.skip("there is no nm")
-    library = ROOT / "caan_kernels" / "_ops.so"
-    needed = subprocess.run(["nm", "-D", "-u", library], capture_output=True, text=True, check=True).stdout.split()
-    assert "malloc" in {name.partition("@")[0] for name in needed}
-    assert "exit" not in {name.partition("@")[0] for name in needed}
+    assert "malloc" in needed
+    assert "exit" not in needed

@@ -7,6 +7,10 @@ import torch
 
 from . import modes
 
+LIBRARY = Path(__file__).parents[1] / "_ops.so"
+# What setup.py built the library with: readable without loading it.
+FACTS = LIBRARY.with_name("_build.json")
+
 
 @functools.cache
 def load() -> str:
@@ -19,11 +23,10 @@ def load() -> str:
     if modes.EMULATED:
         torch.ops.load_library(modes.EMULATED)
         return "CAAN_CUDA_EMULATED gives CPU tensors to the emulated CUDA kernels in this process"
-    library = Path(__file__).parents[1] / "_ops.so"
-    if not library.exists():
+    if not LIBRARY.exists():
         return "the compiled library caan_kernels/_ops.so is missing: install the package with a C++ compiler at hand"
     try:
-        torch.ops.load_library(library)
+        torch.ops.load_library(LIBRARY)
     except (OSError, RuntimeError) as error:
         return f"the compiled library caan_kernels/_ops.so does not load under torch {torch.__version__}: {error}"
     return ""

@@ -1,5 +1,7 @@
 """Which backends implement the operator, and which of its calls they leave to others."""
 
+import torch
+
 from ..core import cpu, cuda, gpu, reference, triton  # noqa: F401
 from ..core.backends import implement
 from . import cuda as cuda_kernels
@@ -41,7 +43,7 @@ def _triton(
 def _cuda(*, regions: int = 0, words: int = 0, width: int = 0, hidden: int = 0, half: bool = False, **wanted: int) -> str:
     if reason := _compiled(**wanted):
         return reason
-    scored = half and cuda_kernels.copied(width, hidden) and not wanted.get("gradient") and not wanted.get("maps")
+    scored = half and cuda_kernels.copied(width, hidden, torch.float16) and not wanted.get("gradient") and not wanted.get("maps")
     return cuda_kernels.too_large(regions, words, scored)
 
 

@@ -21,14 +21,17 @@ MOST_ROWS = 340
 # Regions of an image and words of a caption that lie in a tile (csrc/context_attention/cuda/kernels.h).
 MOST_REGIONS = 64
 MOST_WORDS = 32
-# Words of a caption that is scored in half precision with a block for each pair.
+# Words of a caption that tensor cores score with a block for each pair, in half precision and in float32.
 MOST_LARGE_WORDS = 128
+MOST_SINGLE_WORDS = 64
 MOST_TILED_ROWS = 2**32 - 1
 
 # What one launch does at most, 20 to 50 ms on an H100 by estimate (docs/cuda.md): it cannot be interrupted. Pairs in tiles times
-# both widths; regions times words of other pairs, times both widths, on tensor cores and in float32 arithmetic.
+# both widths; regions times words of other pairs, times both widths, on tensor cores in half precision and in float32, and in
+# float32 arithmetic.
 TILE_LAUNCH = 2**31
 LARGE_LAUNCH = 2**40
+SINGLE_LAUNCH = 2**37
 PAIR_LAUNCH = 2**36
 
 # Pairs with a gradient that one launch takes, about 50 ms of them on an H100 at 36 regions, 16 words and 1,024 columns, by an
@@ -135,7 +138,7 @@ _ops = torch.ops.caan_kernels
 
 def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
     V, U, pairs = call.V, call.U, call.pairs
-    if not _tiled(call):
+    if not _on_tensor_cores(call) or _single(call):
         return True
     regions, words = V.plan(), U.plan()
     listed = None if pairs is None else plan_list(pairs, regions, words)
@@ -173,12 +176,20 @@ def _widths(call: PlannedCall) -> int:
     return call.V.features.shape[2] + len(call.vectors.region_score)
 
 
-def _tiled(call: PlannedCall) -> bool:
-    """Whether tensor cores score such a call: rows are counted in 32 bits and copied 16 bytes at a time."""
+def _on_tensor_cores(call: PlannedCall) -> bool:
+    """Whether tensor cores score such a call: rows are counted in 32 bits and copied 16 bytes at a time.
+
+    In float32 three TF32 products stand for one, but for who asks torch for IEEE products (docs/cuda.md).
+    """
     features = call.V.features
     rows = max(x.features.shape[0] * x.features.shape[1] for x in (call.V, call.U))
-    widths = copied(features.shape[2], len(call.vectors.region_score))
-    return features.dtype != torch.float32 and widths and rows < MOST_TILED_ROWS
+    widths = copied(features.shape[2], len(call.vectors.region_score), features.dtype)
+    exact = _single(call) and torch.backends.cuda.matmul.fp32_precision == "ieee"
+    return not exact and widths and rows < MOST_TILED_ROWS
+
+
+def _single(call: PlannedCall) -> bool:
+    return call.V.features.dtype == torch.float32
 
 
 def _fours(count: int) -> int:
@@ -195,21 +206,23 @@ def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
 
 
 def score_rest(slots: Slots, scores: Tensor) -> None:
-    tiled = _tiled(slots.call)
-    if tiled:
+    on_tensor_cores = _on_tensor_cores(slots.call)
+    if on_tensor_cores:
         _score_large(slots, scores)
-    if not tiled or slots.rows[1] > MOST_LARGE_WORDS:
+    if not on_tensor_cores or slots.rows[1] > (MOST_SINGLE_WORDS if _single(slots.call) else MOST_LARGE_WORDS):
         slots.reserve(scores.numel())
-        _score_pairs(slots, 0, scores.numel(), scores, rest=tiled)
+        _score_pairs(slots, 0, scores.numel(), scores, rest=on_tensor_cores)
 
 
 def _score_large(slots: Slots, scores: Tensor) -> None:
     call, (m, n) = slots.call, slots.rows
     blocks = multiprocessors(scores.device)
-    # What two blocks of every multiprocessor want, in slots of csrc/context_attention/cuda/large.cu for the longest caption.
-    strips, region_strips = size_of(min(n, MOST_LARGE_WORDS)) // SMALLEST, -(-m // SMALLEST)
-    numbers = region_strips * (strips * 256 * 3 + 32) + strips * strips * 128
-    most = max(1, min(2 * blocks, slots.most_bytes // (4 * numbers)))
+    single = _single(call)
+    # What the blocks of every multiprocessor want, in slots of csrc/context_attention/cuda/large.h for the longest caption.
+    strips, region_strips = size_of(min(n, MOST_SINGLE_WORDS if single else MOST_LARGE_WORDS)) // SMALLEST, -(-m // SMALLEST)
+    per_block, factor, resident = (5 * 256, 256, 3) if single else (3 * 256, 128, 2)
+    numbers = region_strips * (strips * per_block + 32) + strips * strips * factor
+    most = max(1, min(resident * blocks, slots.most_bytes // (4 * numbers)))
     launch = LargeLaunch(
         _copied_sides(call, slots.regions, slots.words),
         scores,
@@ -217,7 +230,7 @@ def _score_large(slots: Slots, scores: Tensor) -> None:
         call.pairs,
         score_row=scores.stride(0) if call.pairs is None else 0,
         blocks=blocks,
-        launch_pairs=1 + LARGE_LAUNCH // max(1, m * n * _widths(call)),
+        launch_pairs=1 + (SINGLE_LAUNCH if single else LARGE_LAUNCH) // max(1, m * n * _widths(call)),
         options=call.options,
         stream=stream_of(scores),
     )
@@ -269,6 +282,6 @@ def too_large(regions: int, words: int, on_tensor_cores: bool) -> str:
     )
 
 
-def copied(width: int, hidden: int) -> bool:
-    """Whether rows of such widths can be copied 16 bytes at a time in half precision."""
-    return width % 8 == 0 and hidden % 8 == 0
+def copied(width: int, hidden: int, dtype: torch.dtype) -> bool:
+    """Whether rows of such widths can be copied 16 bytes at a time."""
+    return all(x * dtype.itemsize % 16 == 0 for x in (width, hidden))

@@ -66,8 +66,9 @@ void score_pairs_(Arguments& in) {
 // Copies of 16 bytes need addresses and rows that are multiples of them.
 void check_copied(const SideTensors& sides) {
   for (const Tensor* tensor : {&sides.regions, &sides.region_products, &sides.words, &sides.word_products})
-    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(tensor->const_data_ptr()) % 16 == 0 && tensor->size(2) % 8 == 0,
-                    "expected tensors that begin, and rows that end, at a multiple of 16 bytes");
+    STD_TORCH_CHECK(
+        reinterpret_cast<uintptr_t>(tensor->const_data_ptr()) % 16 == 0 && tensor->size(2) * tensor->element_size() % 16 == 0,
+        "expected tensors that begin, and rows that end, at a multiple of 16 bytes");
 }
 
 template <typename Body>
@@ -84,7 +85,7 @@ void score_large_(Arguments& in) {
   const Stream stream = next_stream(in);
   check_copied(tensors);
   const Pairs all{indices(pairs), 0, scores.numel()};
-  with_half(tensors.regions, [&](auto type) {
+  with_type(tensors.regions, [&](auto type) {
     score_large(sides_of<decltype(type)>(tensors), all, options, mutable_data<float>(scores), score_row,
                 mutable_data<float>(scratch), scratch.numel(), blocks, launch_pairs, stream);
   });

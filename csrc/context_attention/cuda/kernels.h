@@ -31,13 +31,19 @@ struct Pairs {
   int64_t first, count;
 };
 
-// Which kernels score a pair in half precision, where rows can be copied 16 bytes at a time: its own lengths decide. Otherwise
-// `score_pairs` scores all.
-constexpr int MOST_REGIONS = 64, MOST_WORDS = 32, MOST_LARGE_WORDS = 128;
-CAAN_DEVICE bool fits_tile(int m, int n) { return m <= MOST_REGIONS && n <= MOST_WORDS; }
+// Which kernels score a pair on tensor cores, where rows can be copied 16 bytes at a time: its own lengths decide. Otherwise, and
+// of float32 where products are IEEE's, `score_pairs` scores all. float32 has no tiles.
+constexpr int MOST_REGIONS = 64, MOST_WORDS = 32;
+template <typename T>
+constexpr int MOST_LARGE_WORDS = sizeof(T) == 2 ? 128 : 64;
+template <typename T>
+CAAN_DEVICE bool fits_tile(int m, int n) {
+  return sizeof(T) == 2 && m <= MOST_REGIONS && n <= MOST_WORDS;
+}
 // Strips of 16 words, a power of two, that `score_large` has for a pair; 0 for one that it does not take.
+template <typename T>
 CAAN_DEVICE int large_strips(int m, int n) {
-  if (fits_tile(m, n) || n > MOST_LARGE_WORDS) return 0;
+  if (fits_tile<T>(m, n) || n > MOST_LARGE_WORDS<T>) return 0;
   return n <= 16 ? 1 : n <= 32 ? 2 : n <= 64 ? 4 : 8;
 }
 

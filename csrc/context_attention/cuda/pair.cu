@@ -11,7 +11,7 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
     score_kernel(Sides<T> s, Pairs pairs, Options o, float* scores, int64_t score_row, bool rest, float* scratch) {
   CAAN_SHARED;
   float* const slot = scratch + blockIdx.x * SlotShape{s.M, s.N, s.D, false}.size();
-  const auto wanted = [&](int m, int n) { return !rest || !(fits_tile(m, n) || large_strips(m, n)); };
+  const auto wanted = [&](int m, int n) { return !rest || !(fits_tile<T>(m, n) || large_strips<T>(m, n)); };
   for_each_pair(s, pairs, reinterpret_cast<bool*>(shared_memory), wanted, [&](int64_t place, const Found& pair) {
     const float found = work_on<T, false>(s, pair.image, pair.caption, o, slot, shared_memory + THREADS, [] { return 0.0f; });
     if (threadIdx.x == 0) scores[score_place(pairs, place, pair, score_row)] = found;

@@ -116,6 +116,16 @@ CAAN_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint3
                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
 }
 
+// sums (16, 8) += left (16, 8) right (8, 8) of TF32, the upper 19 bits of float32; the others are not read.
+CAAN_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+               : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
+}
+
+CAAN_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+CAAN_DEVICE float from_bits(uint32_t bits) { return __uint_as_float(bits); }
+
 // tanh by the special-function unit, within 2^-11 of the result.
 CAAN_DEVICE float rough_tanh(float x) {
   float y;
@@ -177,10 +187,17 @@ CAAN_DEVICE float from_float<float>(float x) {
   return x;
 }
 
-// Rows of 64 16-bit columns in shared memory: where column `unit` * 8 lies, turned by the row, so that eight rows' units lie in
-// different banks.
+// Rows of 64 16-bit columns, or 32 of float32, in shared memory: where a unit of 16 bytes lies, turned by the row, so that eight
+// rows' units lie in different banks.
 constexpr int PIECE = 64, PIECE_BYTES = 2 * PIECE;
 CAAN_DEVICE int unit_offset(int row, int unit) { return row * PIECE_BYTES + ((unit ^ (row % 8)) << 4); }
+
+template <typename T>
+constexpr int UNIT_COLUMNS = 16 / int(sizeof(T));
+template <typename T>
+CAAN_DEVICE int offset_in_piece(int row, int column) {
+  return unit_offset(row, column / UNIT_COLUMNS<T>) + column % UNIT_COLUMNS<T> * int(sizeof(T));
+}
 
 CAAN_DEVICE float sum_over_warp(float x) {
   for (int mask = WARP / 2; mask; mask /= 2) x += shuffle_xor(x, mask);

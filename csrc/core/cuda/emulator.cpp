@@ -327,6 +327,22 @@ void multiply_add_of(float (&sums)[4], const uint32_t (&left)[4], uint32_t right
   }
 }
 
+// The largest power of two in a number, a finite one.
+double power_in(double x) { return std::bit_cast<double>(std::bit_cast<uint64_t>(x) & uint64_t(0x7ff) << 52); }
+
+// What four products leave of a sum that they are added to: all are cut to 24 bits below the largest of them, and the result again.
+// PTX promises no rounding: a model that is meant to err by no less than a GPU.
+float add_and_cut(float sum, const double (&products)[4]) {
+  double largest = std::abs(double(sum)), total = sum;
+  for (double x : products) largest = std::max(largest, std::abs(x)), total += x;
+  if (!std::isfinite(total) || largest == 0) return float(total);
+  const double unit = std::max(power_in(largest) * 0x1p-23, 0x1p-149);
+  total = std::trunc(sum / unit) * unit;
+  for (double x : products) total += std::trunc(x / unit) * unit;
+  const float nearest = float(total);
+  return std::abs(nearest) > std::abs(total) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 } // namespace
 
 void emulate(int64_t blocks, int threads, size_t shared, const std::function<void()>& body) {
@@ -409,6 +425,23 @@ void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, 
 }
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float16) {
   multiply_add_of<float16>(sums, left, right0, right1);
+}
+
+// PTX's mma.m16n8k8 with TF32 factors.
+void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float) {
+  const auto cut = [](uint32_t bits) { return std::bit_cast<float>(bits & 0xffffe000); };
+  const std::array<float, 6> mine{cut(left[0]), cut(left[1]), cut(left[2]), cut(left[3]), cut(right0), cut(right1)};
+  const auto* all = static_cast<const std::array<float, 6>*>(exchange(&mine, sizeof(mine)));
+  const int lane = int(threadIdx.x) % WARP;
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
+    for (int half = 0; half < 2; ++half) {
+      double products[4];
+      for (int k = 0; k < 4; ++k)
+        products[k] = double(all[4 * (row % 8) + k][row / 8 + 2 * half]) * double(all[4 * column + k][4 + half]);
+      sums[i] = add_and_cut(sums[i], products);
+    }
+  }
 }
 
 float rough_tanh(float x) { return off_by(std::tanh(double(x)), 0x1p-11, x); }

@@ -1,4 +1,5 @@
-// Pieces, 64 columns of ragged rows in shared memory: how copies bring them, and the factors that tensor cores take from them.
+// Pieces, 128 bytes of ragged rows in shared memory, 64 columns in half precision: how copies bring them, and the factors that
+// tensor cores take from them.
 #pragma once
 
 #include "core/cuda/device.h"
@@ -15,13 +16,13 @@ struct Consecutive {
   CAAN_DEVICE uint32_t operator[](int r) const { return r < count ? first + uint32_t(r) : NO_ROW; }
 };
 
-// 64 columns from `column` of COUNT rows of `from`, which has `width` columns; row r of the piece is row rows[r]. Zeros where there
-// is no row or column, and nothing is read there. By THREADS threads.
+// A piece's columns from `column` of COUNT rows of `from`, which has `width` columns; row r of the piece is row rows[r]. Zeros
+// where there is no row or column, and nothing is read there. By THREADS threads.
 template <int COUNT, int THREADS, typename Rows, typename T>
 CAAN_DEVICE void fetch_rows(char* piece, const Rows& rows, const T* from, uint32_t stride, int column, int width) {
   constexpr int STEP = THREADS / 8;
   const int first = int(threadIdx.x) / 8, unit = int(threadIdx.x) % 8;
-  column += 8 * unit;
+  column += UNIT_COLUMNS<T> * unit;
   // More at once would spill in tiles of 64 regions on sm_80.
 #pragma unroll 2
   for (int begin = 0; begin < COUNT; begin += STEP) {

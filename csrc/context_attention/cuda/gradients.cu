@@ -19,7 +19,12 @@ namespace {
 // More than any GPU runs of them at once; those that begin late find no turn left.
 constexpr int64_t MOST_BLOCKS = 1024;
 // In shared memory, before the panels.
-constexpr int TURN_BYTES = 16;
+struct Turn {
+  int64_t turn;
+  Sizes sizes;
+};
+constexpr int TURN_BYTES = 32;
+static_assert(sizeof(Turn) <= TURN_BYTES);
 
 // Turns of a step of a round: each an item and so many of its columns.
 struct Tasks {
@@ -42,14 +47,14 @@ struct InPanels {
   const Options& o;
   char* const shared;
 
-  CAAN_DEVICE InPanels(const Sides<T>& s, const Options& o, char* shared) : s(s), o(o), shared(shared) {}
+  CAAN_DEVICE InPanels(const Sides<T>& s, const Options& o, const Sizes&, char* shared) : s(s), o(o), shared(shared) {}
   CAAN_DEVICE int64_t size() const { return SlotShape{s.M, s.N, s.D, true}.size(); }
   static size_t shared_bytes(const Sides<T>& s) { return panel_bytes(s.M, s.N) + THREADS * sizeof(float); }
 
   template <typename ScoreGradient>
   CAAN_DEVICE void work(int64_t image, int64_t caption, float* slot, ScoreGradient score_gradient) const {
     const OnPanels<T> on(s, o, image, caption, slot, true, shared);
-    work_on<true>(on, on.panels.P0, score_gradient);
+    work_on<true>([&] { return on; }, on.panels.P0, score_gradient);
   }
 
   CAAN_DEVICE void sum(const InSlots& in, const Sums& sums, const Tasks& tasks, int64_t task) const {
@@ -68,24 +73,24 @@ struct InTiles {
   static constexpr int COLUMNS = PIECE;
   const Sides<T>& s;
   const Options& o;
+  const Sizes& sizes;
   char* const shared;
-  const int chunk;
 
-  CAAN_DEVICE InTiles(const Sides<T>& s, const Options& o, char* shared)
-      : s(s), o(o), shared(shared), chunk(TiledMemory<T>(s.M, s.N).chunk) {}
+  CAAN_DEVICE InTiles(const Sides<T>& s, const Options& o, const Sizes& sizes, char* shared)
+      : s(s), o(o), sizes(sizes), shared(shared) {}
   CAAN_DEVICE int64_t size() const { return TiledShape<T>{s.M, s.N, s.D}.size(); }
   static size_t shared_bytes(const Sides<T>& s) { return size_t(TiledMemory<T>(s.M, s.N).bytes); }
 
   template <typename ScoreGradient>
   CAAN_DEVICE void work(int64_t image, int64_t caption, float* slot, ScoreGradient score_gradient) const {
-    const OnTiles<T> on(s, o, image, caption, slot, shared, chunk);
-    work_on<true>(on, reinterpret_cast<float*>(shared), score_gradient);
+    const auto begin = [&] { return OnTiles<T>(sizes.of(s), o, image, caption, slot, shared); };
+    work_on<true>(begin, reinterpret_cast<float*>(shared), score_gradient);
     block_barrier();
-    on.make_factors(on.p.slot.dS, OF_DS);
+    begin().make_gradient_factors();
   }
 
   CAAN_DEVICE void sum(const InSlots& in, const Sums& sums, const Tasks& tasks, int64_t task) const {
-    const TiledSums<T> of{s, in, sums, o, shared, chunk};
+    const TiledSums<T> of{s, in, sums, o, shared};
     const int64_t hidden = tasks.hidden_panels, width = tasks.width_panels;
     if (task < hidden * tasks.of_images) return of.image_hidden(task / hidden, int(task % hidden) * PIECE);
     task -= hidden * tasks.of_images;
@@ -99,22 +104,24 @@ struct InTiles {
 
 // What both kernels do, by turns.
 template <typename In, typename T>
-CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& s, const Walk& walk, int64_t first, int64_t most, const Options& o,
-                            const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns) {
-  int64_t& shared_turn = *reinterpret_cast<int64_t*>(shared_memory);
-  const In in(s, o, shared_memory + TURN_BYTES);
-  const int64_t last = first + most < *walk.walked ? first + most : *walk.walked;
-  const Tasks tasks(s, o, In::COLUMNS);
-  const int64_t round_turns = slots + tasks.count();
-  while (first < last) {
-    if (threadIdx.x == 0) shared_turn = take_turn(turns);
+CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Walk& walk, int64_t first, int64_t most,
+                            const Options& o, const float* score_gradients, float* scratch, int64_t slots, const Sums& sums,
+                            int64_t* turns) {
+  Turn& shared = *reinterpret_cast<Turn*>(shared_memory);
+  if (threadIdx.x == 0) shared.sizes = {given.M, given.N, given.D, given.H};
+  for (;;) {
+    if (threadIdx.x == 0) shared.turn = take_turn(turns);
     block_barrier();
-    const int64_t turn = shared_turn, before = turn / round_turns * round_turns, begin = first + turn / round_turns * slots;
+    const Sides<T> s = shared.sizes.of(given);
+    const Tasks tasks(s, o, In::COLUMNS);
+    const int64_t last = first + most < *walk.walked ? first + most : *walk.walked, round_turns = slots + tasks.count();
+    const int64_t turn = shared.turn, before = turn / round_turns * round_turns, begin = first + turn / round_turns * slots;
     const int64_t end = begin + slots < last ? begin + slots : last, task = turn - before - (end - begin);
     // The last round may fill fewer slots.
     if (begin >= last || task >= tasks.count()) return;
     if (threadIdx.x == 0) wait_for_turns(turns + 1, task < 0 ? before : before + (end - begin));
     block_barrier();
+    const In in(s, o, shared.sizes, shared_memory + TURN_BYTES);
     if (task < 0) {
       const int64_t slot = turn - before, place = begin + slot, key = walk.keys[place];
       in.work(key / s.captions, key % s.captions, scratch + slot * in.size(), [&] { return score_gradients[walk.order[place]]; });

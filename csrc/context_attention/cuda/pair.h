@@ -215,21 +215,23 @@ struct OnPanels {
   }
 };
 
-// The score of the pair that `on` has, which does the products, in `on`'s slot. `by_warp` has room for a number a warp.
-// `score_gradient` is asked late, so as to take no register until then.
-template <bool GRADIENT, typename On, typename ScoreGradient>
-CAAN_DEVICE float work_on(const On& on, float* by_warp, ScoreGradient score_gradient) {
+// The score of a pair by products as `begin()` does them, in the slot that it has. `by_warp` has room for a number a warp.
+// `begin` is asked again where a step begins, and `score_gradient` late, so that what they give takes no register until then.
+template <bool GRADIENT, typename Begin, typename ScoreGradient>
+CAAN_DEVICE float work_on(Begin begin, float* by_warp, ScoreGradient score_gradient) {
+  const int warp = warp_of_thread();
+  const auto on = begin();
   const auto& s = on.s;
   const auto& p = on.p;
   const Slot& slot = p.slot;
-  const int m = p.m, n = p.n, rows = (m + On::ROWS - 1) / On::ROWS * On::ROWS, warp = warp_of_thread();
+  const int m = p.m, n = p.n, rows = (m + on.ROWS - 1) / on.ROWS * on.ROWS;
 
   // Columns beyond the words are read, and must count as nothing.
   for (int cell = int(threadIdx.x); cell < rows * p.row; cell += THREADS)
     slot.A[cell] = slot.C[cell] = slot.R[cell] = slot.C_unit[cell] = slot.R_unit[cell] = 0;
   on.align();
   find_weights(p);
-  on.add_logits();
+  begin().add_logits();
   if (warp == 0) softmax_of(slot.f, m);
   if (warp == 1) softmax_of(slot.g, n);
   block_barrier();
@@ -245,8 +247,8 @@ CAAN_DEVICE float work_on(const On& on, float* by_warp, ScoreGradient score_grad
     const float along_v = on.o.cosine && v_norm > EPSILON ? towards / pooled.v_squares : 0.0f;
     const float along_u = on.o.cosine && u_norm > EPSILON ? towards / pooled.u_squares : 0.0f;
     logit_gradients(s, p, rows, across, along_v, along_u);
-    on.differentiate();
-    alignment_gradient(p);
+    begin().differentiate();
+    alignment_gradient(begin().p);
   }
   return pooled.product * across;
 }

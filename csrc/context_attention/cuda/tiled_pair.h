@@ -34,10 +34,21 @@ struct TiledMemory {
   }
 };
 
+// Sizes of a call in shared memory. Read there anew, they keep what follows from them out of registers in between.
+struct Sizes {
+  int M, N, D, H;
+
+  template <typename T>
+  CAAN_DEVICE Sides<T> of(Sides<T> s) const {
+    s.M = M, s.N = N, s.D = D, s.H = H;
+    return s;
+  }
+};
+
 template <typename T>
 struct OnTiles {
   static constexpr int ROWS = STRIP, FEATURES = Parts<T>::OF_FEATURES, MADE = Parts<T>::OF_MADE;
-  const Sides<T>& s;
+  const Sides<T> s;
   const Options& o;
   const Pair<T> p;
   // Of the pair, of which so many regions come at once; in the slot, so many strips of words.
@@ -52,13 +63,13 @@ struct OnTiles {
   float4* const open;
   const int lane = lane_of_thread(), warp = warp_of_thread();
 
-  CAAN_DEVICE OnTiles(const Sides<T>& s, const Options& o, int64_t image, int64_t caption, float* scratch, char* shared, int chunk)
+  CAAN_DEVICE OnTiles(const Sides<T>& s, const Options& o, int64_t image, int64_t caption, float* scratch, char* shared)
       : s(s),
         o(o),
         p(s, image, caption, scratch, TiledShape<T>{s.M, s.N, s.D}.slot()),
         regions(strips_of(p.m)),
         words(strips_of(p.n)),
-        chunk(chunk),
+        chunk(TiledMemory<T>(s.M, s.N).chunk),
         stride(strips_of(s.N)),
         factors(reinterpret_cast<uint4*>(scratch + TiledShape<T>{s.M, s.N, s.D}.slot().size())),
         units(TiledShape<T>{s.M, s.N, s.D}.units()),
@@ -73,6 +84,7 @@ struct OnTiles {
   // each(first strip, strips) of every chunk.
   template <typename Each>
   CAAN_DEVICE void for_chunks(Each each) const {
+#pragma unroll 1
     for (int first = 0; first < regions; first += chunk) each(first, chunk < regions - first ? chunk : regions - first);
   }
   CAAN_DEVICE bool one_chunk() const { return regions <= chunk; }
@@ -116,6 +128,7 @@ struct OnTiles {
   // Sums over all regions, a chunk at a time: add(j, cells) for each strip of words, and finish(j, cells) after the last chunk.
   template <typename Add, typename Finish>
   CAAN_DEVICE void sum_over_regions(int first, int count, Add add, Finish finish) const {
+#pragma unroll 1
     for (int j = 0; j < words; ++j) {
       float4* const mine = open + (j * WARPS + warp) * 2 * WARP + lane;
       Cells cells = {};
@@ -138,6 +151,7 @@ struct OnTiles {
   // matrix += add(cells, strip of the chunk, strip of words), shared out among warps.
   template <typename Add>
   CAAN_DEVICE void update(float* matrix, int first, int count, Add add) const {
+#pragma unroll 1
     for (int unit = warp; unit < count * words; unit += WARPS) {
       const int i = unit / words, j = unit % words;
       Cells cells = {};
@@ -155,6 +169,7 @@ struct OnTiles {
 
   // A matrix of the slot as two factors.
   CAAN_DEVICE void make_factors(const float* matrix, Factor factor) const {
+#pragma unroll 1
     for (int unit = warp; unit < regions * words; unit += WARPS) {
       const int i = unit / words, j = unit % words;
       const float* const from = matrix + int64_t(STRIP * i) * p.row + STRIP * j;
@@ -174,8 +189,11 @@ struct OnTiles {
     }
   }
 
+  CAAN_DEVICE void make_gradient_factors() const { make_factors(p.slot.dS, OF_DS); }
+
   CAAN_DEVICE void align() const {
     for_chunks([&](int first, int count) {
+#pragma unroll 1
       for (int d = 0; d < s.D; d += PIECE) {
         load_regions(p.V, s.D, first, count, d, s.D);
         load_words(p.UQ, d, s.D);
@@ -210,6 +228,7 @@ struct OnTiles {
   // R_unit times what words have in a piece, of a chunk, to of_V.
   template <int PARTS>
   CAAN_DEVICE void spread(int first, int count, const Piece<PARTS>& piece) const {
+#pragma unroll 1
     for (int i = 0; i < count; ++i) {
       Cells cells = {};
       times_words(cells, OF_R_UNIT, first + i, piece);
@@ -272,11 +291,13 @@ struct OnTiles {
     if (!has_contexts()) return;
     const int of_regions = STRIP * regions, of_words = STRIP * words;
     float *const f = p.slot.dC, *const g = p.slot.dR;
+#pragma unroll 1
     for (int h = 0; h < s.H; h += PIECE) {
       float w_v[2][2], w_u[2][2];
       load_score(w_v, s.region_score, h);
       load_score(w_u, s.word_score, h);
       begin_regions(h);
+#pragma unroll 1
       for (int i = 0; i < regions; ++i) {
         Cells cells = {};
         region_context(cells, i);
@@ -316,6 +337,7 @@ struct OnTiles {
   // dY of a chunk to of_V, after `begin_regions`.
   template <typename Each>
   CAAN_DEVICE void region_gradients(int first, int count, const float (&w_v)[2][2], Each each) const {
+#pragma unroll 1
     for (int i = 0; i < count; ++i) {
       Cells cells = {};
       region_context(cells, first + i);
@@ -379,6 +401,7 @@ struct OnTiles {
   }
 
   CAAN_DEVICE void differentiate() const {
+#pragma unroll 1
     for (int h = 0; has_contexts() && h < s.H; h += PIECE) {
       differentiate_regions(h);
       differentiate_words(h);

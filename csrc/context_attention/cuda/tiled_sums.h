@@ -14,13 +14,12 @@ struct TiledSums {
   const Sums& sums;
   const Options& o;
   char* const shared;
-  const int chunk;
   const int lane = lane_of_thread();
 
   // work(pair) for each of an image's, or a caption's, pairs in slots.
   CAAN_DEVICE OnTiles<T> pair_at(int64_t place) const {
     float* const slot = const_cast<float*>(in.scratch) + (place - in.first) * TiledShape<T>{s.M, s.N, s.D}.size();
-    return OnTiles<T>(s, o, in.walk.keys[place] / s.captions, in.walk.keys[place] % s.captions, slot, shared, chunk);
+    return OnTiles<T>(s, o, in.walk.keys[place] / s.captions, in.walk.keys[place] % s.captions, slot, shared);
   }
   template <typename Work>
   CAAN_DEVICE void for_image(int64_t image, Work work) const {
@@ -64,6 +63,7 @@ struct TiledSums {
     for_image(image, [&](const OnTiles<T>& on) {
       on.load_words(on.p.UQ, d, s.D);
       warp_barrier();
+#pragma unroll 1
       for (int i = 0; i < on.regions; ++i) {
         Cells cells = {};
         on.times_words(cells, OF_DS, i, on.U);
@@ -115,6 +115,7 @@ struct TiledSums {
         warp_barrier();
       });
       add_score(dw, sums.region_score + image * s.H, h);
+#pragma unroll 1
       for (int i = 0; o.intra && i < on.regions; ++i) {
         Cells cells = {};
         on.times_words(cells, OF_C_UNIT, i, on.of_U);
@@ -126,6 +127,7 @@ struct TiledSums {
       on.load_score(w_u, s.word_score, h);
       on.word_gradients(h, w_u, add_dw);
       add_score(dw, sums.word_score + image * s.H, h);
+#pragma unroll 1
       for (int i = 0; o.inter && i < on.regions; ++i) {
         Cells cells = {};
         on.times_words(cells, OF_R, i, on.of_U);

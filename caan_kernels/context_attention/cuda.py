@@ -25,6 +25,11 @@ MOST_WORDS = 32
 MOST_LARGE_WORDS = 128
 MOST_SINGLE_WORDS = 64
 MOST_TILED_ROWS = 2**32 - 1
+# Rows of a tensor-core product.
+STRIP = 16
+
+# Words of a caption, padding included, up to which tensor cores differentiate in half precision.
+MOST_GRADIENT_WORDS = 112
 
 # What one launch does at most, 20 to 50 ms on an H100 by estimate (docs/cuda.md): it cannot be interrupted. Pairs in tiles times
 # both widths; regions times words of other pairs, times both widths, on tensor cores in half precision and in float32, and in
@@ -123,6 +128,7 @@ class GradientLaunch(NamedTuple):
     of_word_score: Written
     first: int
     most: int
+    tiled: bool
     options: Options
     stream: int
 
@@ -202,7 +208,13 @@ def _parts(regions: int, words: int) -> list[int]:
 
 
 def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
-    return sum(_parts(regions, words)) + (5 * regions * _fours(words) + 2 * _fours(width) if gradient else 0)
+    numbers = sum(_parts(regions, words))
+    if not gradient:
+        return numbers
+    numbers += 5 * regions * _fours(words) + 2 * _fours(width)
+    # On tensor cores there are whole strips, and ten matrices again, two bfloat16 numbers a cell (TiledShape).
+    regions, words = -(-regions // STRIP) * STRIP, -(-words // STRIP) * STRIP
+    return max(numbers, sum(_parts(regions, words)) + 15 * regions * words + 2 * _fours(width))
 
 
 def score_rest(slots: Slots, scores: Tensor) -> None:
@@ -260,10 +272,11 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
     slots.reserve(grad.numel())
     firsts = range(0, grad.numel(), MOST_WALKED)
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
+    tiled = slots.call.V.features.dtype != torch.float32 and slots.rows[1] <= MOST_GRADIENT_WORDS
     places = walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts
     for first, own in zip(firsts, turns, strict=True):
         given = grad, slots.scratch, own, *places, *sums
-        launch = GradientLaunch(_sides(slots), *given, first, MOST_WALKED, slots.call.options, stream_of(grad))
+        launch = GradientLaunch(_sides(slots), *given, first, MOST_WALKED, tiled, slots.call.options, stream_of(grad))
         _ops.cuda_differentiate(*flatten(launch))
 
 

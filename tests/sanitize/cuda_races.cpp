@@ -77,7 +77,7 @@ void run_pairs(const Options& options) {
                   call.image_starts.data(), call.by_caption.data(), call.caption_starts.data()};
   const Sums sums{dV.data(), dVQ.data(), dU.data(), dUQ.data(), dw_v.data(), dw_u.data()};
   int64_t turns[2] = {};
-  differentiate(call.sides(), walk, 0, 6, options, scores.data(), scratch.data(), 4, sums, turns, nullptr);
+  differentiate(call.sides(), walk, 0, 6, options, scores.data(), scratch.data(), 4, sums, turns, false, nullptr);
 }
 
 template <typename T>

@@ -41,9 +41,9 @@ Sides<T> sides_of(const SideTensors& of) {
           int(of.region_score.size(0))};
 }
 
-void check_scratch(const Tensor& scratch, const SlotShape& shape) {
-  STD_TORCH_CHECK(scratch.size(0) >= 1 && scratch.size(1) == shape.size(), "scratch: expected slots of ", shape.size(),
-                  " numbers, got ", scratch.size(0), " of ", scratch.size(1));
+void check_scratch(const Tensor& scratch, int64_t size) {
+  STD_TORCH_CHECK(scratch.size(0) >= 1 && scratch.size(1) >= size, "scratch: expected slots of ", size, " numbers, got ",
+                  scratch.size(0), " of ", scratch.size(1));
 }
 
 void score_pairs_(Arguments& in) {
@@ -57,7 +57,7 @@ void score_pairs_(Arguments& in) {
   const Stream stream = next_stream(in);
   with_type(tensors.regions, [&](auto type) {
     const auto sides = sides_of<decltype(type)>(tensors);
-    check_scratch(scratch, SlotShape{sides.M, sides.N, sides.D, false});
+    check_scratch(scratch, SlotShape{sides.M, sides.N, sides.D, false}.size());
     score_pairs(sides, Pairs{indices(pairs), first, count}, options, mutable_data<float>(scores), score_row, rest,
                 mutable_data<float>(scratch), scratch.size(0), launch_pairs, stream);
   });
@@ -130,13 +130,18 @@ void differentiate_(Arguments& in) {
   const Walk walk{place(0), place(1), place(2), place(3), place(4), place(5)};
   const Sums sums{sum(0), sum(1), sum(2), sum(3), sum(4), sum(5)};
   const int64_t first = in.next<int64_t>(), most = in.next<int64_t>();
+  const bool tiled = in.next<bool>();
   const Options options = Options::from(in);
   const Stream stream = next_stream(in);
   with_type(tensors.regions, [&](auto type) {
-    const auto sides = sides_of<decltype(type)>(tensors);
-    check_scratch(scratch, SlotShape{sides.M, sides.N, sides.D, true});
+    using T = decltype(type);
+    const auto sides = sides_of<T>(tensors);
+    STD_TORCH_CHECK(!tiled || (sizeof(T) == 2 && sides.N <= MOST_GRADIENT_WORDS), "tiled: expected half precision and at most ",
+                    MOST_GRADIENT_WORDS, " words, got ", sides.N);
+    check_scratch(scratch,
+                  tiled ? TiledShape<T>{sides.M, sides.N, sides.D}.size() : SlotShape{sides.M, sides.N, sides.D, true}.size());
     differentiate(sides, walk, first, most, options, data<float>(score_gradients), mutable_data<float>(scratch), scratch.size(0),
-                  sums, mutable_data<int64_t>(turns), stream);
+                  sums, mutable_data<int64_t>(turns), tiled, stream);
   });
 }
 

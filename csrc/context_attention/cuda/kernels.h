@@ -78,6 +78,36 @@ struct Slot {
   }
 };
 
+// bfloat16 numbers that add up to a feature, nothing lost, and to what is made in float32, 16 bits of it (parts.h).
+template <typename T>
+struct Parts {
+  static constexpr int OF_FEATURES = 1, OF_MADE = 2;
+};
+template <>
+struct Parts<float16> {
+  static constexpr int OF_FEATURES = 2, OF_MADE = 2;
+};
+
+// Rows of a tensor-core product.
+constexpr int STRIP = 16;
+CAAN_BOTH int strips_of(int rows) { return (rows + STRIP - 1) / STRIP; }
+
+// Words of a caption up to which tensor cores differentiate pairs in half precision: the padded ones of the call decide.
+constexpr int MOST_GRADIENT_WORDS = 112;
+// Matrices of weights that they take as factors, C, C_unit, R, R_unit and dS, each with its transpose.
+constexpr int FACTORS = 10;
+
+// A pair's scratch memory there: matrices have whole strips of rows and columns, and factors come last.
+template <typename T>
+struct TiledShape {
+  int M, N, D;
+
+  CAAN_DEVICE SlotShape slot() const { return {STRIP * strips_of(M), STRIP * strips_of(N), D, true}; }
+  // 16-byte parts of a factor.
+  CAAN_DEVICE int64_t units() const { return slot().cells() * Parts<T>::OF_MADE / 8; }
+  CAAN_DEVICE int64_t size() const { return slot().size() + FACTORS * units() * 4; }
+};
+
 // Scores of listed or of all pairs, by as many blocks as there are slots. Of an all-pairs call: scores[image * score_row +
 // caption]; of a list: scores[place]. With `rest`, pairs that `score_tiles` and `score_large` take are left out. A block's slot
 // keeps what its last pair left there; with a slot for each pair, that of its place from `first`. A launch has `launch_pairs`
@@ -116,9 +146,11 @@ struct Sums {
 };
 
 // Adds what `most` walked pairs from `first` give, as far as there are so many, from the gradients of their scores. As many of them
-// as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before.
+// as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before. `tiled`: on
+// tensor cores, in slots of TiledShape; half precision, up to MOST_GRADIENT_WORDS words.
 template <typename T>
 void differentiate(const Sides<T>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
-                   const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, Stream stream);
+                   const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, bool tiled,
+                   Stream stream);
 
 } // namespace caan::context_attention

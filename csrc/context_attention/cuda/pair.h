@@ -90,71 +90,11 @@ CAAN_DEVICE void alignment_gradient(const Pair<T>& p) {
   }
 }
 
+// R, C, R_unit, C_unit and their norms, from S in A, which becomes its tanh; f and g are 0.
 template <typename T>
-CAAN_DEVICE void differentiate(const Sides<T>& s, const Pair<T>& p, const Panels& panels, const Options& o, float across,
-                               float along_v, float along_u) {
+CAAN_DEVICE void find_weights(const Pair<T>& p) {
   const Slot& slot = p.slot;
   const int m = p.m, n = p.n, row = p.row, warp = warp_of_thread(), lane = lane_of_thread();
-  for (int d = int(threadIdx.x); d < s.D; d += THREADS) {
-    const float v = slot.dv[d], u = slot.du[d];
-    slot.dv[d] = across * u - along_v * v;
-    slot.du[d] = across * v - along_u * u;
-  }
-  block_barrier();
-  times_vector(p.V, m, s.D, slot.dv, slot.df);
-  times_vector(p.U, n, s.D, slot.du, slot.dg);
-  for (int cell = int(threadIdx.x); cell < m * row; cell += THREADS)
-    slot.dS[cell] = slot.dC[cell] = slot.dR[cell] = slot.dC_unit[cell] = slot.dR_unit[cell] = 0;
-  block_barrier();
-  if (warp == 0) softmax_gradient(slot.f, slot.df, m);
-  if (warp == 1) softmax_gradient(slot.g, slot.dg, n);
-
-  float *P0 = panels.P0, *P1 = panels.P1, *Q0 = panels.Q0, *Q1 = panels.Q1;
-  for (int h = 0; (o.inter || o.intra) && h < s.H; h += PANEL) {
-    region_gradients(s, p, o, h, panels, ignore);
-    if (o.inter) add_products(slot.dC, row, m, n, P1, Q0);
-    if (o.intra) add_products(slot.dC_unit, row, m, n, P1, Q1);
-    block_barrier();
-    if (o.intra) {
-      transposed_times_panel(slot.C_unit, row, n, m, P1, [&](int j, float sum) { Q1[j * PANEL_ROW + lane] = sum; });
-      block_barrier();
-      add_products(slot.dC_unit, row, m, n, P0, Q1);
-      block_barrier();
-    }
-    word_gradients(s, p, o, h, panels, ignore);
-    if (o.inter) add_products(slot.dR, row, m, n, P0, Q1);
-    if (o.intra) add_products(slot.dR_unit, row, m, n, P1, Q1);
-    block_barrier();
-    if (o.intra) {
-      times_panel(slot.R_unit, row, m, n, Q1, [&](int r, float sum) { P1[r * PANEL_ROW + lane] = sum; });
-      block_barrier();
-      add_products(slot.dR_unit, row, m, n, P1, Q0);
-      block_barrier();
-    }
-  }
-  alignment_gradient(p);
-}
-
-// `score_gradient` is asked late, so as to take no register until then.
-template <typename T, bool GRADIENT, typename ScoreGradient>
-CAAN_DEVICE float work_on(const Sides<T>& s, int64_t image, int64_t caption, const Options& o, float* scratch, char* shared,
-                          ScoreGradient score_gradient) {
-  const SlotShape shape{s.M, s.N, s.D, GRADIENT};
-  const Pair<T> p(s, image, caption, scratch, shape);
-  const Slot& slot = p.slot;
-  const Panels panels(shared, s.M, s.N);
-  const int m = p.m, n = p.n, row = p.row, warp = warp_of_thread(), lane = lane_of_thread();
-
-  // Columns up to a multiple of 4 are read, and must count as nothing.
-  for (int cell = int(threadIdx.x); cell < m * row; cell += THREADS)
-    slot.A[cell] = slot.C[cell] = slot.R[cell] = slot.C_unit[cell] = slot.R_unit[cell] = 0;
-  for (int d = 0; d < s.D; d += PANEL) {
-    load_panel(panels.P0, p.V, s.D, m, d, s.D);
-    load_panel(panels.Q0, p.UQ, s.D + 2 * s.H, n, d, s.D);
-    block_barrier();
-    add_products(slot.A, row, m, n, panels.P0, panels.Q0);
-    block_barrier();
-  }
   for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
     float& A = slot.A[cell / n * row + cell % n];
     A = exact_tanh(A);
@@ -178,34 +118,137 @@ CAAN_DEVICE float work_on(const Sides<T>& s, int64_t image, int64_t caption, con
     if (lane == 0) slot.R_norm[j] = norm;
   }
   block_barrier();
+}
 
-  for (int h = 0; (o.inter || o.intra) && h < s.H; h += PANEL) {
-    const float w_v = h + lane < s.H ? to_float(s.region_score[h + lane]) : 0.0f;
-    const float w_u = h + lane < s.H ? to_float(s.word_score[h + lane]) : 0.0f;
-    region_contexts(s, p, o, h, panels, [&](int r, float y) {
-      const float logit = sum_over_warp(exact_tanh(y) * w_v);
-      if (lane == 0) slot.f[r] += logit;
-    });
-    word_contexts(s, p, o, h, panels, [&](int j, float x) {
-      const float logit = sum_over_warp(exact_tanh(x) * w_u);
-      if (lane == 0) slot.g[j] += logit;
-    });
+// From v and u in dv and du: those gradients, and those of the logits. Other gradients are 0 in so many rows.
+template <typename T>
+CAAN_DEVICE void logit_gradients(const Sides<T>& s, const Pair<T>& p, int rows, float across, float along_v, float along_u) {
+  const Slot& slot = p.slot;
+  const int m = p.m, n = p.n, row = p.row, warp = warp_of_thread();
+  for (int d = int(threadIdx.x); d < s.D; d += THREADS) {
+    const float v = slot.dv[d], u = slot.du[d];
+    slot.dv[d] = across * u - along_v * v;
+    slot.du[d] = across * v - along_u * u;
   }
+  block_barrier();
+  times_vector(p.V, m, s.D, slot.dv, slot.df);
+  times_vector(p.U, n, s.D, slot.du, slot.dg);
+  for (int cell = int(threadIdx.x); cell < rows * row; cell += THREADS)
+    slot.dS[cell] = slot.dC[cell] = slot.dR[cell] = slot.dC_unit[cell] = slot.dR_unit[cell] = 0;
+  block_barrier();
+  if (warp == 0) softmax_gradient(slot.f, slot.df, m);
+  if (warp == 1) softmax_gradient(slot.g, slot.dg, n);
+}
+
+// What `work_on` does with panels, in float32 arithmetic.
+template <typename T>
+struct OnPanels {
+  // Rows of the slot's matrices come in multiples of it.
+  static constexpr int ROWS = 1;
+  const Sides<T>& s;
+  const Options& o;
+  const Pair<T> p;
+  const Panels panels;
+
+  CAAN_DEVICE OnPanels(const Sides<T>& s, const Options& o, int64_t image, int64_t caption, float* scratch, bool gradient,
+                       char* shared)
+      : s(s), o(o), p(s, image, caption, scratch, SlotShape{s.M, s.N, s.D, gradient}), panels(shared, s.M, s.N) {}
+
+  CAAN_DEVICE bool has_contexts() const { return o.inter || o.intra; }
+
+  // S to A.
+  CAAN_DEVICE void align() const {
+    for (int d = 0; d < s.D; d += PANEL) {
+      load_panel(panels.P0, p.V, s.D, p.m, d, s.D);
+      load_panel(panels.Q0, p.UQ, s.D + 2 * s.H, p.n, d, s.D);
+      block_barrier();
+      add_products(p.slot.A, p.row, p.m, p.n, panels.P0, panels.Q0);
+      block_barrier();
+    }
+  }
+
+  // To f and g.
+  CAAN_DEVICE void add_logits() const {
+    const Slot& slot = p.slot;
+    const int lane = lane_of_thread();
+    for (int h = 0; has_contexts() && h < s.H; h += PANEL) {
+      const float w_v = h + lane < s.H ? to_float(s.region_score[h + lane]) : 0.0f;
+      const float w_u = h + lane < s.H ? to_float(s.word_score[h + lane]) : 0.0f;
+      region_contexts(s, p, o, h, panels, [&](int r, float y) {
+        const float logit = sum_over_warp(exact_tanh(y) * w_v);
+        if (lane == 0) slot.f[r] += logit;
+      });
+      word_contexts(s, p, o, h, panels, [&](int j, float x) {
+        const float logit = sum_over_warp(exact_tanh(x) * w_u);
+        if (lane == 0) slot.g[j] += logit;
+      });
+    }
+  }
+
+  // To dC, dR, dC_unit and dR_unit.
+  CAAN_DEVICE void differentiate() const {
+    const Slot& slot = p.slot;
+    const int m = p.m, n = p.n, row = p.row, lane = lane_of_thread();
+    float *P0 = panels.P0, *P1 = panels.P1, *Q0 = panels.Q0, *Q1 = panels.Q1;
+    for (int h = 0; has_contexts() && h < s.H; h += PANEL) {
+      region_gradients(s, p, o, h, panels, ignore);
+      if (o.inter) add_products(slot.dC, row, m, n, P1, Q0);
+      if (o.intra) add_products(slot.dC_unit, row, m, n, P1, Q1);
+      block_barrier();
+      if (o.intra) {
+        transposed_times_panel(slot.C_unit, row, n, m, P1, [&](int j, float sum) { Q1[j * PANEL_ROW + lane] = sum; });
+        block_barrier();
+        add_products(slot.dC_unit, row, m, n, P0, Q1);
+        block_barrier();
+      }
+      word_gradients(s, p, o, h, panels, ignore);
+      if (o.inter) add_products(slot.dR, row, m, n, P0, Q1);
+      if (o.intra) add_products(slot.dR_unit, row, m, n, P1, Q1);
+      block_barrier();
+      if (o.intra) {
+        times_panel(slot.R_unit, row, m, n, Q1, [&](int r, float sum) { P1[r * PANEL_ROW + lane] = sum; });
+        block_barrier();
+        add_products(slot.dR_unit, row, m, n, P1, Q0);
+        block_barrier();
+      }
+    }
+  }
+};
+
+// The score of a pair by products as `begin()` does them, in the slot that it has. `by_warp` has room for a number a warp.
+// `begin` is asked again where a step begins, and `score_gradient` late, so that what they give takes no register until then.
+template <bool GRADIENT, typename Begin, typename ScoreGradient>
+CAAN_DEVICE float work_on(Begin begin, float* by_warp, ScoreGradient score_gradient) {
+  const int warp = warp_of_thread();
+  const auto on = begin();
+  const auto& s = on.s;
+  const auto& p = on.p;
+  const Slot& slot = p.slot;
+  const int m = p.m, n = p.n, rows = (m + on.ROWS - 1) / on.ROWS * on.ROWS;
+
+  // Columns beyond the words are read, and must count as nothing.
+  for (int cell = int(threadIdx.x); cell < rows * p.row; cell += THREADS)
+    slot.A[cell] = slot.C[cell] = slot.R[cell] = slot.C_unit[cell] = slot.R_unit[cell] = 0;
+  on.align();
+  find_weights(p);
+  begin().add_logits();
   if (warp == 0) softmax_of(slot.f, m);
   if (warp == 1) softmax_of(slot.g, n);
   block_barrier();
 
-  const Pooled pooled = pool<WARPS>(p.V, p.U, slot.f, slot.g, m, n, s.D, panels.P0, [&](int d, float v, float u) {
+  const Pooled pooled = pool<WARPS>(p.V, p.U, slot.f, slot.g, m, n, s.D, by_warp, [&](int d, float v, float u) {
     if (GRADIENT) slot.dv[d] = v, slot.du[d] = u;
   });
   const float v_norm = norm_of(pooled.v_squares), u_norm = norm_of(pooled.u_squares);
-  float across = o.cosine ? 1.0f / (v_norm * u_norm) : 1.0f;
+  float across = on.o.cosine ? 1.0f / (v_norm * u_norm) : 1.0f;
   if constexpr (GRADIENT) {
     across *= score_gradient();
     const float towards = across * pooled.product;
-    const float along_v = o.cosine && v_norm > EPSILON ? towards / pooled.v_squares : 0.0f;
-    const float along_u = o.cosine && u_norm > EPSILON ? towards / pooled.u_squares : 0.0f;
-    differentiate(s, p, panels, o, across, along_v, along_u);
+    const float along_v = on.o.cosine && v_norm > EPSILON ? towards / pooled.v_squares : 0.0f;
+    const float along_u = on.o.cosine && u_norm > EPSILON ? towards / pooled.u_squares : 0.0f;
+    logit_gradients(s, p, rows, across, along_v, along_u);
+    begin().differentiate();
+    alignment_gradient(begin().p);
   }
   return pooled.product * across;
 }

@@ -1,7 +1,7 @@
 """Everything a GPU can say about this package, in under ten minutes, what matters most first.
 
     python benchmarks/gpu_check.py                 writes benchmarks/results/cuda_DEVICE.json
-    python benchmarks/render_readme.py             puts it into the README
+    python benchmarks/render_readme.py             puts it into README and docs/benchmarks.md
 
 Stages: one golden case a backend and dtype; the GPU's own rates; benchmark; what Nsight Compute sees of the main kernels; tests;
 compute-sanitizer; graphs, streams and compilations; batch invariance and bits from run to run; a golden case by the CUDA toolkit's
@@ -355,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     record = Record(path, facts, options.seconds, start)
     status = run_all(record, options.stages)
-    print(f"{path} is written; python benchmarks/render_readme.py puts it into the README")
+    print(f"{path} is written; python benchmarks/render_readme.py puts it into README and docs/benchmarks.md")
     return status
 
 

@@ -1,7 +1,7 @@
-"""Put the newest results into README.md, each table between its two markers.
+"""Put the newest results into docs/benchmarks.md, and a summary of them into README.md, each between its two markers.
 
-python benchmarks/render_readme.py                                       of benchmarks/results
-python benchmarks/render_readme.py CPU_RESULTS.json [README.md]          another table for the CPU
+python benchmarks/render_readme.py                       of benchmarks/results
+python benchmarks/render_readme.py CPU_RESULTS.json      another table for the CPU
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 from gpu_check import INSTALL
 from gpu_record import PASSED
 from machine import source_hash
-from report import LEGEND, Report, floor_text, markdown_table
+from peers import COMPILED, LOOP, REFERENCE
+from report import LEGEND, MIB, Report, Row, floor_text, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -24,10 +25,15 @@ END = "<!-- benchmark: end -->"
 ESTIMATE = RESULTS / "gpu_estimate.json"
 # Which data set's estimate a workload is held against.
 ESTIMATED = {"f30k-1k": "f30k, H = 1024", "coco-5k": "coco, H = 1024", "coco-5k-h64": "coco, H = 64"}
-REBUILT = """The GPU kernels have been rebuilt since that run. [docs/cuda.md](docs/cuda.md#estimated) has an estimate of today's;
+REBUILT = """The GPU kernels have been rebuilt since that run. [cuda.md](cuda.md#estimated) has an estimate of today's;
 nothing of them is measured."""
 GPU_BEGIN = "<!-- gpu: begin -->"
 GPU_END = "<!-- gpu: end -->"
+SUMMARY_BEGIN = "<!-- summary: begin -->"
+SUMMARY_END = "<!-- summary: end -->"
+# What the README's table has: who, and the workloads.
+NAMES = {REFERENCE: "plain PyTorch", COMPILED: "torch.compile", LOOP: "loop over captions"}
+WORKLOADS = {"coco-5k": "COCO, H = 1024", "coco-5k-h64": "COCO, H = 64", "train-64": "training step, B = 64"}
 UNMEASURED = f"""Not yet measured on a GPU. Where there is one, this tests, checks and measures the package in under ten minutes,
 and writes the file in `benchmarks/results/` that this section is rendered from:
 
@@ -92,7 +98,7 @@ def beside_estimate(reports: Sequence[Report]) -> str:
         for row in rows
         if row.implementation == "cuda" and not row.shadow and row.agrees and (name := ESTIMATED.get(row.workload))
     ]
-    return f"Nanoseconds a pair, measured and [estimated](docs/cuda.md#estimated) for an H100: {'; '.join(told)}." if told else ""
+    return f"Nanoseconds a pair, measured and [estimated](cuda.md#estimated) for an H100: {'; '.join(told)}." if told else ""
 
 
 def notes(report: Report) -> str:
@@ -117,18 +123,56 @@ def replace_between(text: str, content: str, begin: str = BEGIN, end: str = END)
     return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
-def rendered(text: str, cpu: Report, gpu: dict[str, Any] | None) -> str:
-    """A README with both tables."""
-    return replace_between(replace_between(text, render(cpu)), render_gpu(gpu), GPU_BEGIN, GPU_END)
+def summary(cpu: Report, gpu: dict[str, Any] | None) -> str:
+    """The README's table: pairs a second of ours and of the usual ways, on a CPU and, if one was measured, on a GPU."""
+    of_gpu = Report.parsed(gpu["bench"]["bfloat16"], "bfloat16") if gpu and "bfloat16" in gpu["bench"] else None
+    heading = ["pairs/s", *WORKLOADS.values(), "memory of that step"]
+    heading += [f"{gpu['device']}: {WORKLOADS['coco-5k']}"] if gpu and of_gpu else []
+    lines = [f"| {' | '.join(heading)} |", f"| --- {'| ---: ' * (len(heading) - 1)}|"]
+    for name in (None, *NAMES):
+        found = [row_of(cpu, workload, name) for workload in WORKLOADS]
+        memory = found[-1].extra_bytes if found[-1] else None
+        cells = [told(row) for row in found] + [f"{memory / MIB:,.0f} MiB" if memory is not None else "-"]
+        cells += [told(row_of(of_gpu, "coco-5k", name))] if of_gpu else []
+        bold = "**" if name is None else ""
+        lines.append(f"| {' | '.join(f'{bold}{cell}{bold}' for cell in (NAMES.get(name, 'caan_kernels'), *cells))} |")
+    h = cpu.header
+    below = f"{h['device']}, {h['threads']}, {h['dtype']}, {h['features']}; commit {h['commit']}, {h['date']}."
+    if gpu and of_gpu:
+        below += f" {gpu['device']}: bfloat16, commit {gpu['commit']}, {gpu['date'][:10]}"
+        below += "." if gpu["source_sha256"] == source_hash() else "; its kernels have been rebuilt since, and not been measured."
+    return "\n".join([*lines, "", f"{below} [docs/benchmarks.md](docs/benchmarks.md) has the whole table."])
+
+
+def row_of(report: Report, workload: str, name: str | None) -> Row | None:
+    """What an implementation was measured at, or with None the fastest of ours; None if it disagrees with float64."""
+    rows = [row for row in report.rows if row.workload == workload and row.agrees and not row.shadow]
+    chosen = [row for row in rows if (row.ours if name is None else row.implementation == name)]
+    return max(chosen, key=lambda row: row.rate, default=None)
+
+
+def told(row: Row | None) -> str:
+    return "-" if row is None else f"{row.rate:,.0f}"
+
+
+def write(cpu: Report, gpu: dict[str, Any] | None, root: Path = ROOT) -> None:
+    """Both documents of a checkout."""
+    for path, tables in (
+        (root / "README.md", [(summary(cpu, gpu), SUMMARY_BEGIN, SUMMARY_END)]),
+        (root / "docs" / "benchmarks.md", [(render(cpu), BEGIN, END), (render_gpu(gpu), GPU_BEGIN, GPU_END)]),
+    ):
+        text = path.read_text(encoding="utf-8")
+        for table in tables:
+            text = replace_between(text, *table)
+        path.write_text(text, encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
-    if len(arguments) > 2 or any(argument.startswith("-") for argument in arguments):
+    if len(arguments) > 1 or any(argument.startswith("-") for argument in arguments):
         print(__doc__, file=sys.stderr)
         return 2
-    readme = Path(arguments[1]) if len(arguments) == 2 else ROOT / "README.md"
     cpu = Report.load(Path(arguments[0])) if arguments else Report.parsed(newest(RESULTS, "cpu_*.json") or {}, "cpu_*.json")
-    readme.write_text(rendered(readme.read_text(encoding="utf-8"), cpu, newest(RESULTS, "cuda_*.json")), encoding="utf-8")
+    write(cpu, newest(RESULTS, "cuda_*.json"))
     return 0
 
 

@@ -170,7 +170,7 @@ def text_table(rows: Sequence[Row], gpu: bool = False) -> str:
 
 
 def markdown_table(rows: Sequence[Row], gpu: bool = False) -> str:
-    """The same table for a README; rows of our own backends in bold."""
+    """The same table for a document; rows of our own backends in bold."""
     headings = GPU_HEADINGS if gpu else HEADINGS
     lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * 3 + " ---: |" * (len(headings) - 3)]
     shown = [row for row in rows if not row.shadow]

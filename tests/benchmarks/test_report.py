@@ -1,10 +1,11 @@
+import shutil
 import time
 from types import SimpleNamespace
 
 import pytest
 from floor import Rates
 from measure import MIB, Neighbours, median, spread
-from render_readme import BEGIN, END, RESULTS, ROOT, newest, render, rendered, replace_between
+from render_readme import BEGIN, END, RESULTS, ROOT, newest, render, replace_between, summary, write
 from report import GPU_HEADINGS, HEADINGS, Report, fill_ratios, markdown_table, plot, table_cells, text_table
 from reports import full_report, row
 
@@ -131,10 +132,27 @@ def test_readme_is_replaced_between_its_markers_only():
     assert replace_between(new, render(full_report())) == new
 
 
-def test_the_readme_is_what_the_committed_results_give():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    cpu = Report.parsed(newest(RESULTS, "cpu_*.json"), "cpu_*.json")
-    assert rendered(text, cpu, newest(RESULTS, "cuda_*.json")) == text
+def test_documents_are_what_the_committed_results_give(tmp_path):
+    names = ("README.md", "docs/benchmarks.md")
+    (tmp_path / "docs").mkdir()
+    for name in names:
+        shutil.copy(ROOT / name, tmp_path / name)
+    write(Report.parsed(newest(RESULTS, "cpu_*.json"), "cpu_*.json"), newest(RESULTS, "cuda_*.json"), tmp_path)
+    for name in names:
+        assert (tmp_path / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_summary_leaves_out_what_disagrees():
+    report = full_report()
+    for each in report.rows:
+        each.workload = "coco-5k"
+    lines = summary(report, None).splitlines()
+    assert lines[0] == "| pairs/s | COCO, H = 1024 | COCO, H = 64 | training step, B = 64 | memory of that step |"
+    ours = max(each.rate for each in report.rows if each.ours and each.agrees)
+    assert lines[2] == f"| **caan_kernels** | **{ours:,.0f}** | **-** | **-** | **-** |"
+    for each in report.rows:
+        each.errors = dict.fromkeys(each.errors, 1.0)
+    assert [line.split("|")[2].strip(" *") for line in summary(report, None).splitlines()[2:6]] == ["-"] * 4
 
 
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"])

@@ -201,12 +201,12 @@ def compile_for(recorded: Launch, architecture: int) -> Compiled:
 
 
 def unfenced_products(ptx: str) -> int:
-    """Hopper's and Blackwell's products in a kernel that copies to shared memory in the background and has no fence between.
+    """Hopper's and Blackwell's products in a kernel that copies to shared memory in the background.
 
-    They read by another proxy than the copies write. Triton 3.6 leaves the fence out (triton-lang/triton issue 10537).
+    They read by another proxy than the copies write. Without a fence between they may read what was there before, and Triton 3.6
+    leaves the fence out (triton-lang/triton issue 10537): a fence of this version says nothing of that one.
     """
-    products = len(re.findall(r"\b(?:wgmma\.mma_async|tcgen05\.mma)\b", ptx))
-    return products if "cp.async" in ptx and "fence.proxy.async" not in ptx else 0
+    return len(re.findall(r"\b(?:wgmma\.mma_async|tcgen05\.mma)\b", ptx)) if "cp.async" in ptx else 0
 
 
 # Classes of pairs that kernels are compiled for, as the sizes of calls that have one each: blocks of small pairs, and blocks

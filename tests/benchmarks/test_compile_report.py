@@ -57,6 +57,21 @@ def test_no_kernel_spills_and_half_precision_is_on_tensor_cores(architecture, tm
         assert_rendered(report, tmp_path)
 
 
+def test_projections_by_tf32_need_no_fence():
+    """Where copies run in the background, products are Ampere's."""
+    with compile_report.float32_products("tf32"):
+        launches = compile_report.launches_of(90, torch.float32, 36, 13)
+    (product,) = {repr(x): x for x in launches if x.kernel == "product_kernel"}.values()
+    found = compile_report.compile_for(product, 90)
+    assert found.tensor_instructions and not found.unfenced_products
+
+
+def test_products_that_need_a_fence():
+    copies, product = "cp.async.cg.shared.global [%r1], [%rd1], 16;", "wgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {};"
+    assert compile_report.unfenced_products(f"{copies}\nfence.proxy.async;\n{product}") == 1
+    assert compile_report.unfenced_products(product) == compile_report.unfenced_products(copies) == 0
+
+
 def assert_faults_are_found(report):
     for fault in ("spilled_bytes", "narrow_tensor_instructions", "stray_descriptors", "unfenced_products", "shared_bytes"):
         row = {**report["kernels"][0], fault: 2**20}
@@ -72,13 +87,6 @@ def assert_rendered(report, folder):
     text = document.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "| tile_kernel | bfloat16 | sm_90 |" in text
-
-
-def test_products_without_a_fence_are_counted():
-    unfenced = "cp.async.cg.shared.global ...; wgmma.mma_async.sync.aligned ...; wgmma.mma_async.sync.aligned ..."
-    assert compile_report.unfenced_products(unfenced) == 2
-    assert not compile_report.unfenced_products(f"fence.proxy.async.shared::cta; {unfenced}")
-    assert not compile_report.unfenced_products("cp.async.cg.shared.global ...; mma.sync.aligned ...")
 
 
 def test_narrow_products_are_recognised():

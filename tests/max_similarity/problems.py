@@ -60,8 +60,9 @@ _MOST_DRAWS = 200
 
 def score(regions: Tensor, words: Tensor, *indices: Tensor | None, backend: str = "auto", **options) -> Tensor:
     """`ck.max_similarity` on the device of the backend that is asked for; scores and gradients come back to the CPU."""
-    device = cases.KERNELS.get(backend, "cpu")
-    return ck.max_similarity(regions.to(device), words.to(device), *indices, backend=backend, **options).cpu()
+    if cases.KERNELS.get(backend) == "cuda":
+        regions, words = regions.cuda(), words.cuda()
+    return ck.max_similarity(regions, words, *indices, backend=backend, **options).cpu()
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ def test_unknown_backend():
         (0, ""),
         (209, "caan_kernels was built without code for Example GPU, compute capability 12.1: build it with CAAN_CUDA_ARCHS=121"),
         (35, "the GPU's driver is older than the CUDA that the kernels were compiled with"),
-        (999, "CUDA error 999 when the kernels are looked up on Example GPU"),
+        (999, "CUDA error 999 while looking up the kernels on Example GPU"),
     ],
 )
 def test_a_gpu_that_the_library_has_no_code_for(error, reason, monkeypatch):

@@ -19,7 +19,7 @@ def check_weights(weights: ContextAttentionWeights, fields: tuple[str, ...], lik
         check_alike(weight, like)
         shape, named_shape = tuple(weight.tensor.shape), f"({', '.join(letters)})"
         if len(shape) != len(letters) or 0 in shape:
-            raise ValueError(f"{weight.name}: expected shape {named_shape}, nothing of it 0, got {shape}")
+            raise ValueError(f"{weight.name}: expected shape {named_shape}, every size at least 1, got {shape}")
         if hidden is None and letters[-1] == "H":
             hidden, hidden_of = shape[-1], weight.name
         expected = tuple(width if letter == "D" else hidden for letter in letters)

@@ -20,9 +20,9 @@ _OPERATORS = ("project", "project_backward", "pair_scores", "pair_scores_backwar
 def _compiled(*, gradient: bool = False, maps: bool = False, bilinear: bool = False, **_: int) -> str:
     """Why no compiled backend takes such a call."""
     if bilinear:
-        return "intra='features' is there to reproduce the paper's ablation: only the reference computes it"
+        return "only the reference computes intra='features', which exists to reproduce the paper's ablation"
     if maps and gradient:
-        return "its maps have no derivative: call under torch.no_grad(), or take backend='reference'"
+        return "its maps have no derivative: call under torch.no_grad(), or use backend='reference'"
     return ""
 
 

@@ -40,9 +40,9 @@ def context_attention(
 ) -> Tensor:
     """Similarity of images and captions under context-aware attention (docs/operator.md).
 
-    Features, products and weights share one dtype and device; lengths and pairs are there too, or on the CPU. Under
-    torch.autocast, float16, bfloat16 and float32 features and weights are cast to autocast's dtype, as torch.matmul
-    casts its own; what was projected before keeps its dtype, and the rest is cast to that; float64 is left alone.
+    Features, products and weights share one dtype and device. Lengths and pairs are on the same device, or on the CPU.
+    Under torch.autocast, float16, bfloat16 and float32 features and weights are cast to autocast's dtype, as for
+    torch.matmul. If a side was projected before, they are cast to the dtype of that side. float64 is left alone.
 
     Args:
         regions: (I, M, D) region features, float16, bfloat16, float32 or float64; or the result of `project_regions`.
@@ -56,15 +56,15 @@ def context_attention(
             a True is an error; on a GPU, where looking would wait for the device, that image's scores are NaN.
         word_mask: (T, N), likewise in place of `word_lengths`.
         similarity: of the two pooled vectors: "dot", the paper's inner product (18), or "cosine".
-        inter: keep the context gathered from the other side, C U Q2 and Rᵀ V Q4 in (8, 10).
-        intra: the affinity by which context is gathered from the own side: "semantics", by (16, 17); "features", by
-            (14, 15), on the reference only and not for projected sides; None drops that context.
+        inter: keep the context from the other side, C U Q2 and Rᵀ V Q4 in (8, 10).
+        intra: the affinity behind the context from the own side. "semantics": (16, 17). "features": (14, 15), on the
+            reference only and not for projected sides. None drops this context.
         backend: "auto" or a name of `available_backends()`.
 
     Returns:
         (I, T) scores, or (P,) with pairs; float32, or float64 for float64. A pair with an empty side scores 0.
-        Features, products and weights have first derivatives, those that the options do not read have none; a second
-        derivative is an error, except on the reference.
+        Scores have first derivatives with respect to features, products and the weights that the options read. A
+        second derivative is an error, except on the reference.
 
     Raises:
         TypeError: a type or dtype that does not fit.
@@ -100,7 +100,7 @@ def attention_maps(
 ) -> AttentionMaps:
     """Scores of a few pairs and the attention they came from.
 
-    Maps have derivatives on the reference only: "auto" takes it where a gradient is wanted, the other backends refuse.
+    Only the reference has derivatives of maps. Where a gradient is wanted, "auto" chooses it and other backends refuse.
 
     Args:
         pairs: (P, 2) int64, rows (image, caption).
@@ -108,8 +108,8 @@ def attention_maps(
         similarity, inter, intra, backend: as for `context_attention`.
 
     Returns:
-        The maps, float32, or float64 for float64; P · (M² + N² + 3MN) numbers and a few. Without an intra term, the
-        affinities are those of "semantics".
+        The maps, float32, or float64 for float64: about P · (M² + N² + 3MN) numbers. With intra=None, the affinities
+        are those of "semantics".
 
     Raises:
         TypeError, ValueError, RuntimeError: as `context_attention`.
@@ -203,7 +203,7 @@ def _checked(
         fields += _BILINEAR_FIELDS
         for name, (given, *_), side in (("regions", regions, V), ("words", words, U)):
             if side.products is not None:
-                raise ValueError(f"{name}: expected a tensor with intra='features', got {type(given).__name__}")
+                raise ValueError(f"{name}: expected a tensor for intra='features', no projected side, got {type(given).__name__}")
     weights = _checked_weights(weights, fields, named_V, dtype)
     weights = weights._replace(**{x: getattr(weights, x).detach() for x in _unread(options) if x in fields})
 

@@ -76,9 +76,9 @@ def _pair_scores_backward(grads: list[Tensor], call: Call, needed: Call) -> Call
 _PUBLIC = "context_attention"
 _NO_SECOND = (
     "caan_kernels.context_attention has no second derivative; backend='reference' has derivatives of any order, "
-    "on features that are not projected before"
+    "for features that were not projected before"
 )
-_NO_DERIVATIVE = "caan_kernels::{} has no derivative; caan_kernels.context_attention chooses an operator that has"
+_NO_DERIVATIVE = "caan_kernels::{} has no derivative: call caan_kernels.context_attention, which uses an operator that has one"
 derive("project", _PUBLIC, _project_backward)
 derive("pair_scores", _PUBLIC, _pair_scores_backward)
 for _name in ("project_backward", "pair_scores_backward"):

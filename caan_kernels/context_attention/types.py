@@ -1,4 +1,4 @@
-"""What the operator takes and gives beside tensors."""
+"""What the operator takes and returns besides tensors."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class ContextAttentionWeights(NamedTuple):
-    """The operator's learned tensors; D is the width of the features, H the hidden width.
+    """The operator's learned tensors. D is the width of the features, H the hidden width.
 
     Attributes:
         affinity: (D, D), bilinear affinity of region and word (the paper's K).
@@ -61,7 +61,7 @@ class ProjectedWords(NamedTuple):
 
 
 class AttentionMaps(NamedTuple):
-    """Scores and what they came from, pair by pair; 0 beyond the lengths, and all 0 for a pair with an empty side.
+    """Scores and the attention behind them, pair by pair. 0 beyond the lengths; a pair with an empty side is all 0.
 
     Attributes:
         scores: (P,).

@@ -1,4 +1,4 @@
-"""What the first calls of a training would wait for, done ahead."""
+"""Compile and load ahead of time what the first calls of a training need."""
 
 import torch
 from torch import Tensor
@@ -24,10 +24,10 @@ def warmup(
 ) -> None:
     """Compile and load the kernels that calls of `context_attention` take, forward and backward.
 
-    Triton compiles a kernel when it is first launched, minutes for all of them, and CUDA loads one then; during the capture of
-    a CUDA graph neither may happen. Kernels depend on what is given here; numbers of images, captions and pairs, and lengths, do
-    not count. Tiny calls are made, one for each size that Triton rounds words up to, of all pairs and of a list. Nothing waits
-    for the device, and no random number is drawn.
+    Triton compiles a kernel at its first launch, which takes minutes for all of them, and CUDA loads it then. During the capture
+    of a CUDA graph neither is allowed. Which kernels are needed depends on the arguments of this function only, not on the number
+    of images, captions and pairs, nor on lengths. The function makes tiny calls: for each size that Triton rounds words up to, one
+    of all pairs and one of a list. It does not synchronise with the device and draws no random number.
 
     Args:
         device: where the features will be.
@@ -35,8 +35,8 @@ def warmup(
         width: D, of the features.
         hidden: H.
         regions: rows of the region tensors, padding included.
-        words: the most words of a caption, padding included; tensors of fewer are covered.
-        similarity, inter, intra, backend: as for `context_attention`, but for "features", which has no kernels.
+        words: the most words of a caption, padding included. Tensors of fewer words are covered too.
+        similarity, inter, intra, backend: as for `context_attention`, except intra="features", which has no kernels.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `context_attention`, of such tensors.

@@ -95,7 +95,7 @@ def can_run(operator: str, name: str, device: torch.device, dtype: torch.dtype, 
 
 
 def select(operator: str, requested: str, device: torch.device, dtype: torch.dtype, **wanted: Any) -> str:
-    """The backend that runs a call: the one asked for; for "auto" the fastest that can, which may be the reference.
+    """The backend that runs a call: the one asked for. For "auto", the fastest that can run it, which may be the reference.
 
     Args:
         operator: the public function's name.

@@ -64,7 +64,7 @@ def cannot_run(device: torch.device) -> str:
 
 
 def build_info() -> dict[str, Any]:
-    """What the compiled part was made with and for.
+    """How the compiled part was built, and for which hardware.
 
     Returns:
         A dict of strings and lists: version, compiler, cxx_flags, cpu_instruction_sets (those built),

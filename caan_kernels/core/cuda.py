@@ -97,13 +97,16 @@ def _no_code(device: int) -> str:
         return ""
     name, major, minor = torch.cuda.get_device_name(device), *torch.cuda.get_device_capability(device)
     if error in _TOO_OLD_DRIVER:
-        return "the GPU's driver is older than the CUDA that the kernels were compiled with; update it, or build with its nvcc"
+        return (
+            "the GPU's driver is older than the CUDA that the kernels were compiled with: update the driver, or build with an nvcc "
+            "that it supports"
+        )
     if error in _NO_KERNEL:
         return (
             f"caan_kernels was built without code for {name}, compute capability {major}.{minor}: build it with "
             f"CAAN_CUDA_ARCHS={major}{minor}"
         )
-    return f"CUDA error {error} when the kernels are looked up on {name}"
+    return f"CUDA error {error} while looking up the kernels on {name}"
 
 
 register(sys.modules[__name__])

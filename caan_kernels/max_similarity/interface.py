@@ -34,8 +34,8 @@ def max_similarity(
     score = Σ over words j of max over regions r of ⟨region r, word j⟩: late interaction, as ColBERT and ColPali score a query
     (words) against a document (regions). Features are taken as they are: normalise them first for cosines.
 
-    Features share one dtype and device; lengths and pairs are there too, or on the CPU. Under torch.autocast, float16,
-    bfloat16 and float32 features are cast to autocast's dtype, as torch.matmul casts its own; float64 is left alone.
+    Features share one dtype and device. Lengths and pairs are on the same device, or on the CPU. Under torch.autocast,
+    float16, bfloat16 and float32 features are cast to autocast's dtype, as for torch.matmul. float64 is left alone.
 
     Args:
         regions: (I, M, D) region features, float16, bfloat16, float32 or float64.
@@ -53,8 +53,9 @@ def max_similarity(
 
     Returns:
         (I, T) scores, or (P,) with pairs; float32, or float64 for float64. A pair with an empty side scores 0. A NaN
-        product makes NaN of the score that it belongs to and reaches no other. Features have first derivatives: that of a largest
-        product goes to its lowest region (word) among equals. A second derivative is an error, except on the reference.
+        product makes its own score NaN and no other. Scores have first derivatives with respect to features. Where several
+        regions (words) have the largest product, the gradient goes to the first of them. A second derivative is an error,
+        except on the reference.
 
     Raises:
         TypeError: a type or dtype that does not fit.

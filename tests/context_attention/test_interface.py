@@ -309,12 +309,12 @@ def test_one_word_gives_the_affinity_no_gradient(backend):
 @pytest.mark.parametrize("backend", cases.KERNELS)
 def test_features_are_for_the_reference(backend):
     case = cases.problem("odd", torch.float32, bilinear=True).on(backend)
-    with pytest.raises(RuntimeError, match="intra='features' is there to reproduce the paper's ablation: only the reference"):
+    with pytest.raises(RuntimeError, match="only the reference computes intra='features', which exists to reproduce"):
         case.call(intra="features", backend=backend)
     assert torch.equal(case.call(intra="features"), case.call(intra="features", backend="reference"))
     V, U = case.project(backend)
     for sides, name in (((V, case.words), "regions"), ((case.regions, U), "words")):
-        with pytest.raises(ValueError, match=f"^{name}: expected a tensor with intra='features', got Projected"):
+        with pytest.raises(ValueError, match=f"^{name}: expected a tensor for intra='features', no projected side, got Projected"):
             ck.context_attention(*sides, case.weights, intra="features")
 
 

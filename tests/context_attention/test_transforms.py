@@ -251,7 +251,7 @@ def test_forward_mode(call, backend, transform, of):
         assert transform(function, call.weights.affinity).isfinite().all()
     else:
         # Of the maps, hessian asks for the first derivative.
-        with pytest.raises(RuntimeError, match="(forward-mode|its maps have no) derivative.*take backend='reference'"):
+        with pytest.raises(RuntimeError, match="(forward-mode|its maps have no) derivative.*use backend='reference'"):
             transform(function, call.weights.affinity)
 
 

@@ -21,8 +21,8 @@ def _refusing(compile_one, name: str):
     def compile_or_refuse(*arguments, **given):
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
-                f"{name}: expected to be compiled before a CUDA graph is captured, and is not for this call: make the same call, "
-                "or that of caan_kernels.warmup, before the capture"
+                f"{name}: expected to be compiled before a CUDA graph is captured, got a call that needs a new compilation: make "
+                "the same call, or call caan_kernels.warmup, before the capture"
             )
         return compile_one(*arguments, **given)
 

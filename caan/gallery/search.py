@@ -154,6 +154,30 @@ class Searcher:
         best = np.argsort(-scores, kind="stable")[:top]
         return Hits(items[best], scores[best], seconds)
 
+    def similar(self, query: Query, top: int, without: int | None = None) -> Hits:
+        """Images like an image, by the cosine of their pooled vectors: the operator scores no image against an image.
+
+        Args:
+            query: from `features` or `image`.
+            top: how many; fewer where the gallery has fewer.
+            without: the number of an image that is left out, the query itself.
+
+        Raises:
+            ValueError: a number is out of range, or the query is a text.
+        """
+        if top < 1:
+            raise ValueError(f"top: expected at least 1, got {top}")
+        if query.wants_images:
+            raise ValueError("query: expected an image, got a text")
+        seconds = {"compare": 0.0}
+        with _timed(seconds, "compare"):
+            vectors = self.gallery.image_vectors
+            lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query.vector)
+            scores = (vectors @ query.vector[0]) / np.maximum(lengths, np.finfo(np.float32).tiny)
+            best = np.argsort(-scores, kind="stable")
+            best = best[best != without][:top] if without is not None else best[:top]
+        return Hits(best, scores[best].astype(np.float32), seconds)
+
     def _scores(self, query: Query, found: ck.ProjectedRegions | ck.ProjectedWords) -> Tensor:
         regions, words = (found, query.side) if query.wants_images else (query.side, found)
         count = len(found.features)

@@ -3,6 +3,7 @@
 import doctest
 import inspect
 import json
+import re
 import sys
 import types
 from importlib import import_module
@@ -65,6 +66,17 @@ def test_the_examples(made, monkeypatch, name):
     monkeypatch.chdir(made)
     result = doctest.testmod(import_module(f"caan.api.{name}"), optionflags=doctest.ELLIPSIS)
     assert result.attempted and not result.failed
+
+
+def test_the_page(made, monkeypatch):
+    """The code of docs/python.md, one block after the other."""
+    monkeypatch.chdir(made)
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, names)
+    assert names["scores"].shape == (8, 8) and len(names["hits"]) == len(names["captions"]) == 2
+    assert checkpoint.digest(names["same"].network, names["same"].vocabulary) == names["gallery"]._gallery.contents.model
 
 
 def test_scores_are_the_operators(model, features, made):

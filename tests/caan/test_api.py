@@ -7,6 +7,7 @@ import re
 import sys
 import types
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest

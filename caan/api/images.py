@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..errors import FormatError, MissingFileError
 from ..files import parse_json, read_text
+
+if TYPE_CHECKING:
+    from ..extraction import MapBackbone
 
 # A photograph, by its file or in memory, or (R, F) features of its regions.
 Image: TypeAlias = str | Path | Pillow.Image | np.ndarray | Tensor
@@ -29,7 +32,7 @@ class Backbone:
 
     def __init__(self, settings: dict[str, Any] | None, width: int, device: torch.device):
         self.settings, self._width, self._device = settings, width, device
-        self._loaded = None
+        self._loaded: MapBackbone | None = None
 
     def features(self, images: list) -> list[np.ndarray]:
         """(R, F) features of each image.
@@ -38,12 +41,10 @@ class Backbone:
             TypeError, ValueError: an image is none of those that `Image` names, its features do not fit, or no backbone is known.
             DataError: a photograph cannot be read.
         """
-        found = [self._given(image, number) for number, image in enumerate(images)]
-        photographs = [number for number, features in enumerate(found) if features is None]
-        if photographs:
-            for number, features in zip(photographs, self._made([images[number] for number in photographs]), strict=True):
-                found[number] = features
-        return found
+        given = [self._given(image, number) for number, image in enumerate(images)]
+        photographs = [image for image, features in zip(images, given, strict=True) if features is None]
+        made = iter(self._made(photographs) if photographs else ())
+        return [next(made) if features is None else features for features in given]
 
     def _given(self, image: Any, number: int) -> np.ndarray | None:
         """Features that are given; None for a photograph."""

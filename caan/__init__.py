@@ -1,5 +1,7 @@
 """CAAN, context-aware attention for image-text retrieval: the field's data formats, model, loss and protocol.
 
+A program begins with `caan.load`, `caan.Gallery` or `caan.extract`.
+
 Names are imported when they are asked for: `import caan` takes no time, and waits for no torch.
 """
 
@@ -7,21 +9,46 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api import EncodedImages, EncodedTexts, Found, Gallery, Hit, Model, extract, load
     from .errors import DataError
     from .loss import triplet_loss
     from .model import CAAN, ModelConfig
     from .recall import RankCounter
     from .vocabulary import Vocabulary, tokenize
 
-__all__ = ["CAAN", "DataError", "ModelConfig", "RankCounter", "Vocabulary", "tokenize", "triplet_loss"]
+__all__ = [
+    "CAAN",
+    "DataError",
+    "EncodedImages",
+    "EncodedTexts",
+    "Found",
+    "Gallery",
+    "Hit",
+    "Model",
+    "ModelConfig",
+    "RankCounter",
+    "Vocabulary",
+    "extract",
+    "load",
+    "tokenize",
+    "triplet_loss",
+]
 
 # Where each public name is.
 _MODULES = {
     "CAAN": "model",
     "DataError": "errors",
+    "EncodedImages": "api.model",
+    "EncodedTexts": "api.model",
+    "Found": "api.gallery",
+    "Gallery": "api.gallery",
+    "Hit": "api.model",
+    "Model": "api.model",
     "ModelConfig": "model",
     "RankCounter": "recall",
     "Vocabulary": "vocabulary",
+    "extract": "api.extracting",
+    "load": "api.model",
     "tokenize": "vocabulary",
     "triplet_loss": "loss",
 }

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +12,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import FormatError, MissingFileError
-from .files import replacing
+from .errors import FormatError, MissingFileError, first_line
+from .files import make_folder, parse_json, read_text, replacing
 from .isolation import isolated
 from .model import CAAN, ModelConfig
 from .text import normalised
 from .vocabulary import MARKS, Vocabulary
 
 FORMAT = "caan-2"
+# In a folder of `save_pretrained`.
+CONFIG, TENSORS = "config.json", "model.safetensors"
 # Under these, the operator had other equations than the paper's.
 _OLD_OPERATOR = "caan-1"
 TRAIN_AGAIN = "from before the operator followed the paper's equations, to which its weights mean nothing: train the model again"
@@ -89,13 +92,72 @@ def save_model(path: str | Path, model: CAAN, vocabulary: Vocabulary, facts: dic
     write(path, prefixed("model", model.state_dict()), {**(facts or {}), **model_facts(model, vocabulary)})
 
 
+def save_pretrained(folder: str | Path, model: CAAN, vocabulary: Vocabulary, facts: dict[str, Any] | None = None) -> None:
+    """Write a model to a folder as others exchange models: `model.safetensors` with the tensors by their names, and `config.json`
+    with all that `load_model` needs beside them.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    folder = Path(folder)
+    make_folder("folder", folder)
+    config = {"format": FORMAT, "library_name": "caan_kernels", **(facts or {}), **model_facts(model, vocabulary)}
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
+    with replacing(folder / TENSORS) as unfinished:
+        save_file(tensors, unfinished, {"format": "pt"})
+    with replacing(folder / CONFIG) as unfinished:
+        unfinished.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def pretrained_folder(name: str | Path, revision: str | None = None) -> Path:
+    """The folder of a model that `save_pretrained` wrote: the one that is named, or the Hugging Face Hub's OWNER/NAME, fetched.
+
+    Raises:
+        MissingFileError: there is no such folder, and the name cannot be one of the Hub, or the Hub does not give it.
+        ModuleNotFoundError: huggingface_hub is not installed.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
+        raise MissingFileError(f"{name}: expected a folder with {CONFIG} and {TENSORS}, or OWNER/NAME on the Hugging Face Hub")
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{name}: expected a folder, found none; to fetch a model of that name from the Hugging Face Hub, "
+            "`pip install huggingface_hub`",
+            name="huggingface_hub",
+        ) from None
+    try:
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, TENSORS]))
+    except (OSError, ValueError) as error:
+        raise MissingFileError(f"{name}: expected a model on the Hugging Face Hub: {first_line(error)}") from None
+
+
+def _read_pretrained(folder: Path) -> Contents:
+    """What `save_pretrained` wrote, as `read` gives it."""
+    path = folder / TENSORS
+    facts = parse_json(folder / CONFIG, read_text(folder / CONFIG), "the settings of a model of caan")
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+        found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
+        raise FormatError(f"{folder / CONFIG}: expected a model of format {FORMAT}, found {found}")
+    if not path.is_file():
+        raise MissingFileError(f"{path}: expected the tensors of a model, found no such file")
+    try:
+        with safe_open(path, "pt", device="cpu") as file:
+            return Contents({f"model.{name}": file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
+    except SafetensorError as error:
+        raise FormatError(f"{path}: expected the tensors of a model in safetensors: {error}") from None
+
+
 @isolated(gradients=True)
 def load_model(path: str | Path) -> tuple[CAAN, Vocabulary, dict[str, Any]]:
     """Read a model, for scoring.
 
     Args:
-        path: a checkpoint, or the folder of a run, whose best one is taken. Of a run's state, `last.safetensors`, it is
-            the moving average of the weights where there is one.
+        path: a checkpoint, or the folder of a run, whose best one is taken, or one of `save_pretrained`. Of a run's state,
+            `last.safetensors`, it is the moving average of the weights where there is one.
 
     Returns:
         The model on the CPU in evaluation mode, its vocabulary, and all plain values of the file.
@@ -104,9 +166,11 @@ def load_model(path: str | Path) -> tuple[CAAN, Vocabulary, dict[str, Any]]:
         MissingFileError, FormatError: there is no such file, or its parts do not fit together.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / "best.safetensors"
-    tensors, facts = read(path)
+    if path.is_dir() and (path / CONFIG).is_file():
+        tensors, facts = _read_pretrained(path)
+    else:
+        path = path / "best.safetensors" if path.is_dir() else path
+        tensors, facts = read(path)
     weights = unprefixed("average.module", tensors) or unprefixed("model", tensors)
     try:
         # Weights are overwritten at once: drawing them must not move the caller's random state.

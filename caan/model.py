@@ -107,7 +107,8 @@ class RegionEncoder(nn.Module):
     Args:
         region_width: F.
         width: D.
-        dropout, unit_length: as in `ModelConfig`.
+        dropout: as in `ModelConfig`.
+        unit_length: as in `ModelConfig`.
     """
 
     def __init__(self, region_width: int, width: int, dropout: float = 0.0, unit_length: bool = True):
@@ -144,7 +145,8 @@ class WordEncoder(nn.Module):
         vocabulary_size: number of ids.
         word_width: width of the embedding, which starts uniform in ±0.1.
         width: D, width of each direction.
-        dropout, unit_length: as in `ModelConfig`.
+        dropout: as in `ModelConfig`.
+        unit_length: as in `ModelConfig`.
     """
 
     def __init__(self, vocabulary_size: int, word_width: int, width: int, dropout: float = 0.0, unit_length: bool = True):

@@ -16,7 +16,7 @@ from caan.commands import _COMMANDS
 ROOT = Path(__file__).resolve().parents[1]
 COMPILER = ("torch._dynamo", "torch._inductor", "triton")
 # What takes long beside the compiler, and is for the work of a command alone.
-HEAVY = ("sympy", "faiss", "matplotlib", "tensorboard", "torch.utils.tensorboard", "torchvision", "timm", "pandas", "scipy")
+HEAVY = ("sympy", "faiss", "matplotlib", "tensorboard", "torch.utils.tensorboard", "torchvision", "timm", "pandas", "scipy", "PIL")
 
 
 def imported(code: str) -> list[str]:

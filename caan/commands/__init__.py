@@ -43,8 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="command")
     asked = next((x for x in (sys.argv[1:] if arguments is None else arguments) if not x.startswith("-")), None)
     try:
-        # The others, with torch behind them, need not be waited for.
-        modules = {name: import_module(f".{name}", __package__) for name in _COMMANDS if name == asked}
+        # The others, with torch behind them, need not be waited for. Who completes a line for a shell has not told the command.
+        chosen = _COMMANDS if "_ARGCOMPLETE" in os.environ else [name for name in _COMMANDS if name == asked]
+        modules = {name: import_module(f".{name}", __package__) for name in chosen}
     except ModuleNotFoundError as error:
         return _missing(error)
     except KeyboardInterrupt:

@@ -7,8 +7,6 @@ colour and shape that training never showed, and a page of it written. Stopped o
 import argparse
 from pathlib import Path
 
-from ..demo import scenes
-from ..extraction import read_captions
 from ..presets import PRESETS
 from . import evaluate, extract, options, show, train
 
@@ -30,6 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Draw, extract, train, evaluate."""
+    # What draws need not be waited for by --help.
+    from ..demo import scenes
+    from ..extraction import read_captions
+
     if arguments.scenes < 20:
         raise ValueError(f"--scenes: expected at least 20, got {arguments.scenes}")
     data, run_folder = arguments.out / "data", arguments.out / "run"

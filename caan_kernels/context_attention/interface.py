@@ -103,9 +103,18 @@ def attention_maps(
     Only the reference has derivatives of maps. Where a gradient is wanted, "auto" chooses it and other backends refuse.
 
     Args:
+        regions: as for `context_attention`.
+        words: as for `context_attention`.
+        weights: as for `context_attention`.
         pairs: (P, 2) int64, rows (image, caption).
-        regions, words, weights, region_lengths, word_lengths, region_mask, word_mask: as for `context_attention`.
-        similarity, inter, intra, backend: as for `context_attention`.
+        region_lengths: as for `context_attention`.
+        word_lengths: as for `context_attention`.
+        region_mask: as for `context_attention`.
+        word_mask: as for `context_attention`.
+        similarity: as for `context_attention`.
+        inter: as for `context_attention`.
+        intra: as for `context_attention`.
+        backend: as for `context_attention`.
 
     Returns:
         The maps, float32, or float64 for float64: about P · (M² + N² + 3MN) numbers. With intra=None, the affinities

@@ -84,14 +84,15 @@ class ContextAwareAttention(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Give all parameters the values that they start with; only the context matrices are random."""
-        nn.init.eye_(self.affinity).mul_(self.affinity_scale)
+        # torch.nn.init.eye_ fails where torch's default device is another one.
+        self.affinity.zero_().diagonal().fill_(self.affinity_scale)
         for matrix in (self.region_intra, self.region_inter, self.word_intra, self.word_inter):
             matrix.normal_().div_(math.sqrt(matrix.shape[0]))
         for vector in (self.region_score, self.word_score):
             vector.zero_()
         for matrix in (self.region_bilinear, self.word_bilinear):
             if matrix is not None:
-                nn.init.eye_(matrix)
+                matrix.zero_().diagonal().fill_(1)
 
     @property
     def weights(self) -> ContextAttentionWeights:

@@ -36,7 +36,10 @@ def warmup(
         hidden: H.
         regions: rows of the region tensors, padding included.
         words: the most words of a caption, padding included. Tensors of fewer words are covered too.
-        similarity, inter, intra, backend: as for `context_attention`, except intra="features", which has no kernels.
+        similarity: as for `context_attention`.
+        inter: as for `context_attention`.
+        intra: as for `context_attention`, but for "features", which has no kernels.
+        backend: as for `context_attention`.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `context_attention`, of such tensors.

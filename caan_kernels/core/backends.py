@@ -100,7 +100,9 @@ def select(operator: str, requested: str, device: torch.device, dtype: torch.dty
     Args:
         operator: the public function's name.
         requested: a backend's name, or "auto".
-        device, dtype, wanted: as for `can_run`.
+        device: as for `can_run`.
+        dtype: as for `can_run`.
+        wanted: as for `can_run`.
 
     Raises:
         ValueError: `requested` is no name of a backend that implements the operator.

@@ -39,7 +39,8 @@ def nan_where_wrong(scores: Tensor, regions: tuple, words: tuple, pairs: Tensor 
 
     Args:
         scores: (I, T), or (P,) with pairs.
-        regions, words: of each the features, (B, L, D), and the lengths, (B,) or None.
+        regions: their features, (I, M, D), and lengths, (I,) or None.
+        words: likewise.
         pairs: (P, 2) of (image, caption), or None.
     """
     for column, (features, lengths) in enumerate((regions, words)):

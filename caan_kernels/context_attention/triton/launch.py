@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...core.gpu import aligned
 from ...core.gpu.plan import Items, Walk, parts_of, size_of
+from ...core.triton.capture import refuse_in_capture
 from ...core.triton.product import product_kernel
 from ..call import Options, Vectors
 from ..gpu.launch import PlannedCall, Slots
@@ -27,6 +28,9 @@ from .tiles import tile_kernel
 
 # Bytes of the workspace that a round's pairs share: what one kernel writes there the next should find in the L2 cache.
 WORKSPACE_BYTES = 24 * 2**20
+
+# The interpreter's functions are never compiled.
+refuse_in_capture(x for x in list(globals().values()) if hasattr(x, "_do_compile"))
 
 __all__ = ["differentiate", "fill", "maps", "product", "score_tiles", "slot_numbers"]
 

@@ -1,0 +1,79 @@
+"""`caan extract` as a function."""
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def extract(
+    photos: str | Path,
+    out: str | Path,
+    captions: str | Path | None = None,
+    *,
+    split: str | None = None,
+    images: str | Path | None = None,
+    captions_per_image: int | None = None,
+    backbone: str | None = None,
+    size: int | None = None,
+    device: str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Turn a folder of photographs into a data folder: features in the SCAN layout, as `caan extract` makes them.
+
+    Killed at any moment, the same call continues. Lines and a bar say how far it is.
+
+    Args:
+        photos: folder of photographs.
+        out: the data folder, made where it is missing.
+        captions: a file in one of the formats of `caan.extraction.read_captions`.
+        split: what the results are called, "test" by default; of Karpathy's splits, write only this one.
+        images: a file with the names of the split's images, one a line; None takes all that have captions.
+        captions_per_image: take the first so many captions of each image.
+        backbone: "efficientnet-lite0", the default, or "timm:MODEL" or "torchvision:MODEL".
+        size: side, in pixels, of the square that the backbone sees; None is its own.
+        device: where the backbone runs; None is a GPU where there is one.
+        batch_size: images at once.
+        workers: threads that read images.
+        overwrite: begin anew, whatever lies there.
+
+    Returns:
+        The data folder.
+
+    Raises:
+        DataError, ValueError, OSError: what was given cannot be used; the message names an argument as the command's option.
+
+    Examples:
+        >>> import caan
+        >>> data = caan.extract("photos", "data", "captions.csv", captions_per_image=1)
+        test: 3 images in data...
+        >>> sorted(file.name for file in data.glob("*.npy"))
+        ['test_boxes.npy', 'test_ims.npy']
+        >>> model = caan.load("runs/pets", backbone=data)
+    """
+    from ..commands import extract as command
+
+    given: dict[str, Any] = {
+        "photos": photos,
+        "out": out,
+        "captions": captions,
+        "split": split,
+        "images": images,
+        "captions-per-image": captions_per_image,
+        "backbone": backbone,
+        "size": size,
+        "device": device,
+        "batch-size": batch_size,
+        "workers": workers,
+    }
+    parser = _Parser(prog="caan extract", add_help=False)
+    command.add_arguments(parser)
+    line = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    command.run(parser.parse_args([*line, *(["--overwrite"] if overwrite else [])]))
+    return Path(out)

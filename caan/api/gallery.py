@@ -1,0 +1,116 @@
+"""A gallery that `caan index` has stored, searched from Python."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..gallery import Searcher
+from ..gallery.search import Query
+from .images import Image
+from .model import Model
+
+
+class Found(NamedTuple):
+    """What a search found.
+
+    Attributes:
+        score: the operator's; the cosine of the pooled vectors where images were searched for an image.
+        image: the id of the image, or of the one that the caption is of.
+        number: that image's number in the gallery, which `Gallery.search` takes as a query.
+        split: the split that it is of.
+        caption: the text, where captions were searched.
+    """
+
+    score: float
+    image: str
+    number: int
+    split: str
+    caption: str | None
+
+
+class Gallery:
+    """An index with the model that has made it; `len` is the number of its images.
+
+    Args:
+        folder: of the index, made by `caan index`.
+        run: where the model is now; None takes the place where it was when the index was made.
+        device: where the model and the operator run.
+
+    Attributes:
+        model: the `Model`, which knows the backbone where the index has it noted.
+
+    Raises:
+        DataError: the index or the model cannot be used, or they do not belong together.
+
+    Examples:
+        >>> import caan
+        >>> gallery = caan.Gallery("gallery")
+        >>> hits = gallery.search("a dog runs", top=2)
+        >>> len(hits), hits[0].score >= hits[1].score
+        (2, True)
+        >>> from pathlib import Path
+        >>> captions = gallery.search(Path("photos/dog.png"), top=3)
+        >>> similar = gallery.search(hits[0].number, find="images")
+    """
+
+    def __init__(self, folder: str | Path, run: str | Path | None = None, device: torch.device | str = "cpu"):
+        self._searcher = Searcher(folder, run, device)
+        self._gallery = self._searcher.gallery
+        noted = (source.backbone for source in self._gallery.sources if source.backbone and "backbone" in source.backbone)
+        backbone = next(noted, None)
+        settings = backbone and {"backbone": backbone["backbone"], "size": backbone.get("size")}
+        self.model = Model(self._searcher.model, self._searcher.vocabulary, backbone=settings, device=device)
+
+    def __len__(self) -> int:
+        return len(self._gallery.image_vectors)
+
+    def search(
+        self, query: str | int | Image, top: int = 10, *, find: str | None = None, shortlist: int | None = 200
+    ) -> list[Found]:
+        """The images that fit a text best, or the captions or images that fit an image best.
+
+        Args:
+            query: a text (a string); or an image: a `pathlib.Path`, a Pillow image, (R, F) features, or the number of an image of
+                the gallery. Photographs need the backbone, which `caan index` notes.
+            top: how many; fewer where the gallery has fewer.
+            find: "images" or "captions". None: images for a text; for an image captions, or images where the gallery has no
+                captions. Images for an image are found by the cosine of pooled vectors: the operator scores no image against
+                an image.
+            shortlist: how many items, the nearest by their pooled vectors, the operator puts in order, `top` at least; None scores
+                all of them.
+
+        Returns:
+            The best first. A number as the query leaves that image out.
+
+        Raises:
+            ValueError: a number is out of range, the model knows no word of the text, or there is nothing to be found.
+            TypeError, DataError: the image cannot be used.
+        """
+        if find not in (None, "images", "captions") or (isinstance(query, str) and find == "captions"):
+            expected = "'images' or None" if isinstance(query, str) else "'images', 'captions' or None"
+            raise ValueError(f"find: expected {expected}, got {find!r}")
+        asked = self._query(query)
+        if not asked.wants_images and (find or ("captions" if len(self._gallery.caption_vectors) else "images")) == "images":
+            hits = self._searcher.similar(asked, top, query if isinstance(query, int) else None)
+            images = True
+        else:
+            hits = self._searcher.search(asked, top, None if shortlist is None else max(shortlist, top))
+            images = asked.wants_images
+        return [self._found(*hit, images) for hit in zip(hits.items.tolist(), hits.scores.tolist(), strict=True)]
+
+    def _query(self, query: str | int | Image) -> Query:
+        if isinstance(query, str):
+            self.model.check_known(query)
+            return self._searcher.text(query)
+        if isinstance(query, int):
+            if not 0 <= query < len(self):
+                raise ValueError(f"query: expected the number of an image, from 0 to {len(self) - 1}, got {query}")
+            return self._searcher.image(query)
+        [features] = self.model.features([query])
+        return self._searcher.features(features)
+
+    def _found(self, item: int, score: float, is_image: bool) -> Found:
+        number = item if is_image else int(self._gallery.image_of_caption[item])
+        caption = None if is_image else self._gallery.captions[item]
+        return Found(score, self._gallery.ids[number], number, self._gallery.source_of(number).split, caption)

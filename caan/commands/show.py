@@ -217,7 +217,8 @@ def _retrieval(arguments: argparse.Namespace) -> None:
             note = f"its {'image' if of_text else 'best own caption'} is in place {place:,} of {len(row):,}"
         name = split.captions[query] if of_text else split.ids[query]
         answers.append(Answer(name, hits, folder.look_up(split.ids[query]) if folder and not of_text else None, note))
-    title = f"{arguments.checkpoint.name} on {arguments.split}: {'text → image' if of_text else 'image → text'}"
+    where = f"the first {arguments.limit:,} images of {arguments.split}" if arguments.limit else arguments.split
+    title = f"{arguments.checkpoint.name} on {where}: {'text → image' if of_text else 'image → text'}"
     write_retrieval_page(arguments.out, title, answers)
 
 

@@ -297,6 +297,8 @@ def test_the_retrieval_command(split, boxes, photos, model_file, tmp_path, capsy
     assert page.right == sum(split.image_of_caption[caption] in np.argsort(-scores[:, caption])[:4] for caption in asking)
     place = 1 + int((np.delete(scores[:, 60], 12) >= scores[12, 60]).sum())
     assert f"its image is in place {place} of 24" in page.text
+    assert show("retrieval", model_file, *data, "--direction", "image", "--queries", 2, "--limit", 20, "--out", out) == 0
+    assert "model.safetensors on the first 20 images of test: image → text" in Page(out).text
     assert show("retrieval", model_file, *data, "--direction", "image", "--queries", 2, "--out", out) == 0
     page = Page(out)
     assert len(page.images) == 2 and split.captions[int(scores[0].argmax())] in page.text

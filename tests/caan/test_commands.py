@@ -208,7 +208,7 @@ def test_every_row_of_table_4_is_trained_and_evaluated(data, tmp_path, capsys, r
     assert "245 pairs" in capsys.readouterr().out
     # The seven images have other features than a grid's: what is shown needs boxes.
     np.save(data / "test_boxes.npy", np.tile(np.float32([0, 0, 1, 1]), (7, 4, 1)))
-    assert main(["show", "pair", str(run), "--data", str(data), "--image", "3", "--out", str(tmp_path / "pair.html")]) == 0
+    assert main(["show", "pair", str(run), "--data", str(data), "--image", "3", "--out", str(tmp_path / "pair.png")]) == 0
     index = main(["index", str(run), "--data", str(data), "--out", str(tmp_path / "index")])
     if not model.dense:
         assert index == 0

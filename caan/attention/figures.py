@@ -186,7 +186,7 @@ def training_figure(rows: Sequence[dict[str, float]]) -> Figure:
     recall.set(title="validation", xlabel="epoch", ylabel="%", ylim=(0, 100))
     if validated:
         best = max(validated, key=lambda row: row["rsum"])
-        title = f"validation{_validated_on(best)}\nbest rsum {best['rsum']:.1f} after epoch {best['epoch']:g}"
+        title = f"validation{validated_on(best)}\nbest rsum {best['rsum']:.1f} after epoch {best['epoch']:g}"
         recall.set_title(title, fontsize=11)
         recall.legend(fontsize=8, ncols=2)
     return figure
@@ -203,7 +203,7 @@ def comparison_figure(runs: Mapping[str, Sequence[dict[str, float]]]) -> Figure:
     for name, rows in runs.items():
         for axes, column, style in ((loss, "loss", {"linewidth": 0.7}), (recall, "rsum", {"marker": "o", "markersize": 3})):
             points = [(row["epoch"], row[column]) for row in rows if column in row]
-            label = _plain(name) + next((_validated_on(row) for row in rows if "rsum" in row), "")
+            label = _plain(name) + next((validated_on(row) for row in rows if "rsum" in row), "")
             axes.plot([epoch for epoch, _ in points], [value for _, value in points], label=label, **style)
     loss.set(title="loss of a batch", xlabel="epoch", ylim=(0, None))
     recall.set(title="validation", xlabel="epoch", ylabel="rsum")
@@ -211,7 +211,7 @@ def comparison_figure(runs: Mapping[str, Sequence[dict[str, float]]]) -> Figure:
     return figure
 
 
-def _validated_on(row: dict[str, float]) -> str:
+def validated_on(row: dict[str, float]) -> str:
     """What an epoch's figures are of, where its run has noted that and it is not the whole split."""
     images, of = (int(row.get(name, 0)) for name in VALIDATED)
     return f" on the first {images:,} of {of:,} images" if images < of else ""

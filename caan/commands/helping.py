@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Iterator
+from importlib import import_module
 
 # By what is typed after "caan".
 EXAMPLES = {
@@ -98,6 +99,11 @@ def complete_in_shell(parser: argparse.ArgumentParser) -> None:
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
 
+        # `main` may have made only the parser of the command that it runs, and here it runs none.
+        typed = os.environ.get("COMP_LINE", "").split()
+        for name, part in _parts(parser):
+            if name in typed and part.get_default("run") is None:
+                import_module(f".{name}", __package__).add_arguments(part)
         argcomplete.autocomplete(parser)
 
 

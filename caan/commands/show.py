@@ -179,7 +179,7 @@ def _most(weights: np.ndarray, items: Sequence[object]) -> object:
 
 def _training(arguments: argparse.Namespace) -> None:
     from ..attention.figure_page import Table
-    from ..attention.figures import EPOCH, comparison_figure, read_metrics, training_figure
+    from ..attention.figures import EPOCH, comparison_figure, read_metrics, training_figure, validated_on
 
     if len(set(arguments.runs)) < len(arguments.runs):
         raise ValueError(f"RUN: expected each run once, got {' '.join(map(str, arguments.runs))}")
@@ -188,7 +188,8 @@ def _training(arguments: argparse.Namespace) -> None:
     leads, tables = [], []
     for run, rows in runs.items():
         validated = [row for row in rows if "rsum" in row]
-        leads.append(f"{run}: {rows[-1]['epoch']:g} epochs, {len(validated)} validations.")
+        images = validated_on(validated[-1]) if validated else ""
+        leads.append(f"{run}: {rows[-1]['epoch']:g} epochs, {len(validated)} validations{images}.")
         table = [tuple(row[name] for name in names) for row in validated]
         tables.append(Table(f"Epochs of {run}: validation, gradients", names, table, open=len(runs) == 1))
     draw = partial(training_figure, *runs.values()) if len(runs) == 1 else partial(comparison_figure, runs)
@@ -253,5 +254,6 @@ def _retrieval(arguments: argparse.Namespace) -> None:
             note = f"its {'image' if of_text else 'best own caption'} is in place {place:,} of {len(row):,}"
         name = split.captions[query] if of_text else split.ids[query]
         answers.append(Answer(name, hits, folder.look_up(split.ids[query]) if folder and not of_text else None, note))
-    title = f"{arguments.checkpoint.name} on {arguments.split}: {'text → image' if of_text else 'image → text'}"
+    where = f"the first {arguments.limit:,} images of {arguments.split}" if arguments.limit else arguments.split
+    title = f"{arguments.checkpoint.name} on {where}: {'text → image' if of_text else 'image → text'}"
     write_retrieval_page(arguments.out, title, answers)

@@ -23,7 +23,8 @@ _DEFAULT = "f30k"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     options.add_data_options(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    # Errors begin with what they are about, and this is the trainer's word.
+    parser.add_argument("--out", dest="folder", type=Path, required=True, metavar="RUN", help="folder of the run")
     parser.add_argument(
         "--preset",
         choices=PRESETS,
@@ -83,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     with joined(device) as processes:
         try:
             trainer = Trainer(
-                arguments.out,
+                arguments.folder,
                 train,
                 validation,
                 vocabulary,
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
             )
         trainer.run()
         if processes.first:
-            best = arguments.out / "best.safetensors"
+            best = arguments.folder / "best.safetensors"
             print(f"best validation rsum {trainer.best_rsum:.1f}, on {trainer.validated_on}: {best}")
 
 

@@ -208,7 +208,7 @@ def test_every_row_of_table_4_is_trained_and_evaluated(data, tmp_path, capsys, r
     assert "245 pairs" in capsys.readouterr().out
     # The seven images have other features than a grid's: what is shown needs boxes.
     np.save(data / "test_boxes.npy", np.tile(np.float32([0, 0, 1, 1]), (7, 4, 1)))
-    assert main(["show", "pair", str(run), "--data", str(data), "--image", "3", "--out", str(tmp_path / "pair.html")]) == 0
+    assert main(["show", "pair", str(run), "--data", str(data), "--image", "3", "--out", str(tmp_path / "pair.png")]) == 0
     index = main(["index", str(run), "--data", str(data), "--out", str(tmp_path / "index")])
     if not model.dense:
         assert index == 0
@@ -262,6 +262,9 @@ def test_what_is_wrong_with_the_data_is_one_line(data, tmp_path, capsys):
 
     assert "--save-minutes: expected more than 0, got 0.0" in error("--save-minutes", "0")
     assert "error: --decay-epochs: expected at least 0, got nan" in error("--decay-epochs", "1,nan")
+    file = tmp_path / "file"
+    file.touch()
+    assert "error: --out: expected" in error("--out", str(file))
     assert "error: --similarity: expected one of dot, cosine, got 'cosin'" in error("--similarity", "cosin")
     assert "error: --intra: expected one of semantics, features, None, got 'feature'" in error("--intra", "feature")
     assert "nothing_ims.npy: expected a file of the SCAN layout, found none (splits there: dev, test, train)" in error(

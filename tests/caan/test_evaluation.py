@@ -283,7 +283,9 @@ def test_published_rows_stand_beside_the_same_test_only(run_folder, split, tmp_p
     assert "--baseline coco1k: expected the captions of the test of COCO, found others" in error("--baseline", "coco1k")
 
 
-def test_figures_of_chance_are_called_so(world, tmp_path, capsys):
+def test_figures_of_chance_are_called_so(world, tmp_path, capsys, monkeypatch):
+    from caan.commands import evaluate as command
+
     run = trainer(world, tmp_path / "run", replace(CONFIG, epochs=12, decay_epochs=(8.0,)), {"region_drop": 0.0, "word_drop": 0.0})
     run.run()
     evaluate_it = ["evaluate", str(tmp_path / "run"), "--data", str(world), "--split", "dev"]
@@ -297,6 +299,10 @@ def test_figures_of_chance_are_called_so(world, tmp_path, capsys):
     warning = capsys.readouterr().out.splitlines()[-1]
     assert re.match(r"Warning: rsum [\d.]+ is what chance can give\. The vocabulary knows 100% of the captions' words", warning)
     assert json.loads(out.read_text())["warning"] == warning
+    monkeypatch.setattr(command, "_FOLD_SIZE", 18)
+    assert main([*evaluate_it, "--protocol", "folds"]) == 0
+    printed = capsys.readouterr().out
+    assert "\nby chance, in a fold  " in printed and "Warning: rsum" in printed
 
 
 def test_figures_that_cannot_be_written_cost_no_scores(run_folder, tmp_path, capsys, monkeypatch):

@@ -297,6 +297,8 @@ def test_the_retrieval_command(split, boxes, photos, model_file, tmp_path, capsy
     assert page.right == sum(split.image_of_caption[caption] in np.argsort(-scores[:, caption])[:4] for caption in asking)
     place = 1 + int((np.delete(scores[:, 60], 12) >= scores[12, 60]).sum())
     assert f"its image is in place {place} of 24" in page.text
+    assert show("retrieval", model_file, *data, "--direction", "image", "--queries", 2, "--limit", 20, "--out", out) == 0
+    assert "model.safetensors on the first 20 images of test: image → text" in Page(out).text
     assert show("retrieval", model_file, *data, "--direction", "image", "--queries", 2, "--out", out) == 0
     page = Page(out)
     assert len(page.images) == 2 and split.captions[int(scores[0].argmax())] in page.text
@@ -340,21 +342,28 @@ def test_pair_and_training(split, boxes, photos, model_file, world, tmp_path, ca
 
 
 def test_runs_beside_each_other(tmp_path, capsys):
-    header = ",".join(("epoch", "loss", "learning_rate", *pictures.EPOCH))
+    header = ",".join(("epoch", "loss", "learning_rate", *pictures.EPOCH, "validation_images", "split_images"))
     width = len(pictures.EPOCH)
     for name, losses in (("one", (2, 1)), ("two$", (3, 2.5, 2))):
         (tmp_path / name).mkdir()
         rows = [f"{epoch},{loss},1e-3{width * ','}" for epoch, loss in enumerate(losses)]
-        rows += [f"{epoch},,{''.join(f',{7 * epoch + k}' for k in range(width))}" for epoch in range(len(losses))]
+        images = ",5,9" if name == "one" else ""
+        rows += [f"{epoch},,{''.join(f',{7 * epoch + k}' for k in range(width))}{images}" for epoch in range(len(losses))]
         (tmp_path / name / "metrics.csv").write_text("\n".join((header, *rows)))
     runs = [tmp_path / "one", tmp_path / "two$"]
     assert show("training", *runs, "--out", tmp_path / "both.html") == 0
     page = Page(tmp_path / "both.html")
     assert len(page.images) == 1 and all(f"Epochs of {run}: validation, gradients" in page.text for run in runs)
+    leads = [f"{runs[0]}: 1 epochs, 2 validations on the first 5 of 9 images. {runs[1]}: 2 epochs, 3 validations."]
+    assert [text for text in page.text if "validations" in text] == leads
     figure = pictures.comparison_figure({run.name: pictures.read_metrics(run) for run in runs})
     loss, recall = ([line.get_ydata().tolist() for line in axes.lines] for axes in figure.axes)
     assert loss == [[2, 1], [3, 2.5, 2]] and [len(values) for values in recall] == [2, 3]
     assert recall[0][1] - recall[0][0] == 7
+    labels = [line.get_label() for line in figure.axes[1].lines]
+    assert labels == ["one on the first 5 of 9 images", r"two\$"]
+    alone = pictures.training_figure(pictures.read_metrics(runs[0]))
+    assert alone.axes[3].get_title().startswith("validation on the first 5 of 9 images\nbest rsum")
     capsys.readouterr()
     assert show("training", runs[0], runs[0], "--out", tmp_path / "a.png") == 1
     assert "RUN: expected each run once" in capsys.readouterr().err

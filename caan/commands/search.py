@@ -247,7 +247,7 @@ def _image_query(searcher, name: str) -> tuple[Any, dict[str, Any]]:
 
 def _unknown(searcher, words: list[str]) -> dict[str, Any]:
     """Words that the model does not know, and for each those that are spelt much like it; nothing where there are none."""
-    words = list(dict.fromkeys(words))
+    words = [word for word in dict.fromkeys(words) if any(map(str.isalnum, word))]
     return {"unknown": words, "near": {word: searcher.vocabulary.near(word) for word in words}} if words else {}
 
 

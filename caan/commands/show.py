@@ -156,9 +156,7 @@ def _photograph(given: Path | None, noted: Path | None, image_id: str) -> "Image
     except Unreadable as error:
         raise ValueError(f"{image_id}: {error}") from None
     if path is None:
-        raise ValueError(
-            f"--photos: expected a photograph of {image_id}, found none; there: {', '.join(folder.examples())}"
-        )
+        raise ValueError(f"--photos: expected a photograph of {image_id}, found none; there: {', '.join(folder.examples())}")
     return _opened(path)
 
 

@@ -35,7 +35,7 @@ class NothingKnownError(ValueError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("index", type=Path, metavar="INDEX", help="folder that caan index has made")
-    parser.add_argument("text", nargs="*", metavar="TEXT", help="search images for this text")
+    parser.add_argument("text", nargs="*", default=[], metavar="TEXT", help="search images for this text")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--image", metavar="IMAGE", help=f"search for {images.HELP}")
     what.add_argument("--queries", type=Path, metavar="FILE", help="search images for each line of a file; results in JSON lines")

@@ -216,19 +216,18 @@ def test_an_image_has_the_same_names_everywhere(gallery, capsys):
 
 
 def test_an_images_name():
-    ids, splits = ["a/x.jpg", "b/x.jpg", "7.jpg", "y", "0", "a/x.jpg"], [("one", 5), ("two", 1)]
+    ids, splits = ["a/x.jpg", "b/x.jpg", "7.jpg", "y", "0", "a/x.jpg", "a/z.JPG", "z.jpg"], [("one", 5), ("two", 3)]
 
     def find(name):
         return images.find_image(name, ids, splits, "here")
 
-    assert [find(name) for name in ("b/x.jpg", "b/x", "7.jpg", "7", "y.png", "0", "3", "two:x", "two:0", "one:a/x")] == [
-        1, 1, 2, 2, 3, 4, 3, 5, 5, 0,
-    ]  # fmt: skip
+    names = ("b/x.jpg", "b/x", "7.jpg", "7", "y.png", "0", "3", "two:x", "two:0", "one:a/x", "z", "a/z.jpg")
+    assert [find(name) for name in names] == [1, 1, 2, 2, 3, 4, 3, 5, 5, 0, 7, 6]
     for name, places in (("x", "one:a/x.jpg, one:b/x.jpg, two:a/x.jpg"), ("a/x.jpg", "one:a/x.jpg, two:a/x.jpg")):
         with pytest.raises(ValueError, match=f"--image: expected a name that one image has, got '{name}' of .: {places}"):
             find(name)
-    for name in ("z", "9", "three:y", "two:1"):
-        with pytest.raises(ValueError, match=f"expected an id of here, such as a/x.jpg, .*, a number below 6, .* got '{name}'"):
+    for name in ("w", "9", "three:y", "two:3", "z.png"):
+        with pytest.raises(ValueError, match=f"expected an id of here, such as a/x.jpg, .*, a number below 8, .* got '{name}'"):
             find(name)
 
 

@@ -1,5 +1,6 @@
 """Images as a user names them, in every command alike, and their photographs."""
 
+import argparse
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,27 @@ from ..progress import warn
 from ..text import shown
 
 HELP = "an image: its id, with or without folders and ending, SPLIT:ID, its number, or a photograph's file"
+
+
+def add_backbone_options(parser: argparse.ArgumentParser) -> None:
+    """What makes the features of a photograph's file."""
+    parser.add_argument(
+        "--backbone", metavar="NAME", help="what made the features, for a photograph's file; default: as caan extract has noted"
+    )
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="side of the square that it saw; default: as noted, or its own")
+
+
+def made_by(arguments: argparse.Namespace, noted: dict[str, Any] | None) -> dict[str, Any]:
+    """What `caan extract` has noted of a split, with what --backbone, --size and --photos say in its place."""
+    made_by = dict(noted or {})
+    if arguments.backbone is not None:
+        same = arguments.backbone == made_by.get("backbone")
+        made_by |= {"backbone": arguments.backbone, "size": made_by["size"] if same else None}
+    if arguments.size is not None:
+        made_by["size"] = arguments.size
+    if arguments.photos is not None:
+        made_by["photos"] = str(PhotoFolder(arguments.photos).folder.resolve())
+    return made_by
 
 
 def find_image(name: str, ids: Sequence[str], splits: Sequence[tuple[str, int]], place: str) -> int | None:
@@ -119,7 +141,7 @@ def read_regions(file: str | Path, made_by: dict[str, Any] | None, place: str | 
     if not made_by or "backbone" not in made_by:
         raise FormatError(
             f"{place}: expected to know which backbone made its features, to make those of {shown(str(file))}; found no "
-            "{split}_extract.json of caan extract with a backbone in it"
+            "{split}_extract.json of caan extract with a backbone in it, and no --backbone"
         )
     from ..extraction import backbones, extract_images, grid_boxes
 

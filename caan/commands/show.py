@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(required=True, dest="kind", metavar="what")
     pair = kinds.add_parser("pair", help="where regions and words of a pair attend", allow_abbrev=False)
     _add_data(pair)
+    images.add_backbone_options(pair)
     pair.add_argument("--image", required=True, metavar="IMAGE", help=images.HELP)
     caption = pair.add_mutually_exclusive_group()
     caption.add_argument("--caption", type=options.count, default=0, metavar="N", help="the N-th of its captions, from 0 (0)")
@@ -132,7 +133,8 @@ def _asked(arguments: argparse.Namespace) -> "Iterator[tuple[Split, int, Image.I
     if arguments.text is None:
         raise ValueError(f"--text: expected a caption of your own for a photograph's file, {shown(arguments.image)}, got none")
     photograph = _opened(Path(arguments.image))
-    with images.photograph_split(arguments.image, record and record.made_by, place) as own:
+    made_by = images.made_by(arguments, record and record.made_by)
+    with images.photograph_split(arguments.image, made_by, place) as own:
         yield own, 0, photograph
 
 

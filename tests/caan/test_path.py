@@ -255,6 +255,30 @@ def test_a_photographs_file_is_an_image(gallery, capsys):
     assert caan(*pair, "more:0") == 1 and "since more has no captions" in capsys.readouterr().err
 
 
+def test_what_is_named_counts_more_than_what_is_noted(gallery, monkeypatch, capsys):
+    loaded, load = [], backbones.load_backbone
+    monkeypatch.setattr(backbones, "load_backbone", lambda name, size: loaded.append((name, size)) or load(name, size))
+    shutil.copy("photos/p6.png", "file.png")
+    given = (["--backbone", "wide"], ["--size", 6], ["--backbone", backbones.DEFAULT_BACKBONE], [])
+    for own in given:
+        found(capsys, "--image", "file.png", *own)
+    pair = ("show", "pair", "model", "--data", "data", "--image", "file.png", "--text", "a dog", "--out", "pair.html")
+    assert caan(*pair, "--backbone", "wide") == 0
+    noted = backbones.DEFAULT_BACKBONE
+    assert loaded == [("wide", None), (noted, 6), (noted, 4), (noted, 4), ("wide", None)]
+    assert caan("index", "model", "--data", "data", "--out", gallery, "--backbone", "wide") == 0
+    source = Contents.read(gallery).sources[0]
+    assert source.backbone == {"backbone": "wide", "size": None, "photos": str(Path("photos").resolve())}
+    # A folder of features that nothing is known of.
+    Path("data/test_extract.json").unlink()
+    capsys.readouterr()
+    pair = (*pair, "--captions-per-image", 3)
+    assert caan(*pair) == 1 and "expected to know which backbone made its features" in capsys.readouterr().err
+    assert caan("index", "model", "--data", "data", "--out", "other", "--captions-per-image", 3) == 0
+    assert caan("search", "other", "--image", "file.png") == 1 and "and no --backbone" in capsys.readouterr().err
+    assert caan("search", "other", "--image", "file.png", "--backbone", "wide") == 0
+
+
 def test_images_are_found_by_pooled_vectors(gallery, capsys):
     result = found(capsys, "--image", "p2", "--find", "images")
     assert result["by"] == "pooled vectors" and 0 not in [hit["number"] for hit in result["hits"]]

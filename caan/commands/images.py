@@ -140,8 +140,8 @@ def read_regions(file: str | Path, made_by: dict[str, Any] | None, place: str | 
     """
     if not made_by or "backbone" not in made_by:
         raise FormatError(
-            f"{place}: expected to know which backbone made its features, to make those of {shown(str(file))}; found no "
-            "{split}_extract.json of caan extract with a backbone in it, and no --backbone"
+            f"{place}: expected to know which backbone made its features, to make those of {shown(str(file))}; caan "
+            "extract has noted none; --backbone names it"
         )
     from ..extraction import backbones, extract_images, grid_boxes
 

@@ -275,7 +275,7 @@ def test_what_is_named_counts_more_than_what_is_noted(gallery, monkeypatch, caps
     pair = (*pair, "--captions-per-image", 3)
     assert caan(*pair) == 1 and "expected to know which backbone made its features" in capsys.readouterr().err
     assert caan("index", "model", "--data", "data", "--out", "other", "--captions-per-image", 3) == 0
-    assert caan("search", "other", "--image", "file.png") == 1 and "and no --backbone" in capsys.readouterr().err
+    assert caan("search", "other", "--image", "file.png") == 1 and "--backbone names it" in capsys.readouterr().err
     assert caan("search", "other", "--image", "file.png", "--backbone", "wide") == 0
 
 

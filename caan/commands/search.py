@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", type=Path, metavar="INDEX", help="folder that caan index has made")
     parser.add_argument("text", nargs="*", default=[], metavar="TEXT", help="search images for this text")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--image", metavar="IMAGE", help=f"search for {images.HELP}")
+    what.add_argument("--image", metavar="IMAGE", help=f"search with {images.HELP}")
     what.add_argument("--queries", type=Path, metavar="FILE", help="search images for each line of a file; results in JSON lines")
     what.add_argument("--interactive", action="store_true", help="ask for texts until `quit` or Ctrl-D")
     parser.add_argument(

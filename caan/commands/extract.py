@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         metavar="NAME",
-        help="efficientnet-lite0, timm:MODEL or torchvision:MODEL; default: that of the folder's other splits, else efficientnet-lite0",
+        help="efficientnet-lite0 (default in a new folder; else that of its other splits), timm:MODEL or torchvision:MODEL",
     )
     parser.add_argument("--size", metavar="PIXELS", type=int, help="side of the square that the backbone sees; default: its own")
     parser.add_argument("--device", help="where the backbone runs; default: cuda where there is one, else cpu")

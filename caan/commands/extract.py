@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="what the results are called (test), for captions without splits; of Karpathy's splits, write only this one",
+        help="what the split is called (test), where captions have no splits; of Karpathy's splits, write only this one",
     )
     parser.add_argument(
         "--hold-out",
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         metavar="NAME",
-        help="efficientnet-lite0, timm:MODEL or torchvision:MODEL; default: that of the folder's other splits, else the first",
+        help="efficientnet-lite0 (default in a new folder; else that of its other splits), timm:MODEL or torchvision:MODEL",
     )
     parser.add_argument("--size", metavar="PIXELS", type=int, help="side of the square that the backbone sees; default: its own")
     parser.add_argument("--device", help="where the backbone runs; default: cuda where there is one, else cpu")

@@ -1,5 +1,6 @@
 """Images as a user names them, in every command alike, and their photographs."""
 
+import argparse
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,11 +19,32 @@ from ..text import shown
 HELP = "an image: its id, with or without folders and ending, SPLIT:ID, its number, or a photograph's file"
 
 
+def add_backbone_options(parser: argparse.ArgumentParser) -> None:
+    """What makes the features of a photograph's file."""
+    parser.add_argument(
+        "--backbone", metavar="NAME", help="what made the features, for a photograph's file; default: as caan extract has noted"
+    )
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="side of the square that it saw; default: as noted, or its own")
+
+
+def made_by(arguments: argparse.Namespace, noted: dict[str, Any] | None) -> dict[str, Any]:
+    """What `caan extract` has noted of a split, with what --backbone, --size and --photos say in its place."""
+    made_by = dict(noted or {})
+    if arguments.backbone is not None:
+        same = arguments.backbone == made_by.get("backbone")
+        made_by |= {"backbone": arguments.backbone, "size": made_by["size"] if same else None}
+    if arguments.size is not None:
+        made_by["size"] = arguments.size
+    if arguments.photos is not None:
+        made_by["photos"] = str(PhotoFolder(arguments.photos).folder.resolve())
+    return made_by
+
+
 def find_image(name: str, ids: Sequence[str], splits: Sequence[tuple[str, int]], place: str) -> int | None:
     """An image by what a user calls it.
 
-    The first of these that fits counts: its id; its id without folders or ending; its number; all of them once more in the one
-    split that stands before a colon; a photograph's file.
+    The first of these that fits counts: its id; its id without the ending; without folders, or both; its number; all of them once
+    more in the one split that stands before a colon; a photograph's file.
 
     Args:
         name: as it was typed.
@@ -64,19 +86,26 @@ def _numbers(splits: Sequence[tuple[str, int]], wanted: str) -> list[int]:
 
 
 def _named(wanted: str, ids: Sequence[str], numbers: Sequence[int]) -> list[int]:
-    exact = [number for number in numbers if ids[number] == wanted]
-    if exact:
-        return exact
-    bare = os.path.splitext(wanted)[0] if is_photograph(wanted) else wanted
-    loose = [number for number in numbers if wanted in _shortened(ids[number]) or ids[number] == bare]
-    if loose:
-        return loose
+    """Those of the numbers whose ids a name fits best: whole, without the ending, without folders; or that number."""
+    wanted, bare = _lower_ending(wanted), _without_ending(wanted)
+    for fits in (
+        lambda own: own == wanted,
+        lambda own: wanted == _without_ending(own) or own == bare,
+        lambda own: wanted in (name := own.rsplit("/", 1)[-1], _without_ending(name)),
+    ):
+        found = [number for number in numbers if fits(_lower_ending(ids[number]))]
+        if found:
+            return found
     return [numbers[int(wanted)]] if wanted.isdecimal() and int(wanted) < len(numbers) else []
 
 
-def _shortened(own: str) -> tuple[str, str, str]:
-    name = own.rsplit("/", 1)[-1]
-    return (name, *(os.path.splitext(path)[0] if is_photograph(path) else path for path in (own, name)))
+def _lower_ending(name: str) -> str:
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower() if is_photograph(name) else name
+
+
+def _without_ending(name: str) -> str:
+    return os.path.splitext(name)[0] if is_photograph(name) else name
 
 
 def photo_folder(given: Path | None, noted: str | Path | None) -> PhotoFolder | None:
@@ -111,8 +140,8 @@ def read_regions(file: str | Path, made_by: dict[str, Any] | None, place: str | 
     """
     if not made_by or "backbone" not in made_by:
         raise FormatError(
-            f"{place}: expected to know which backbone made its features, to make those of {shown(str(file))}; found no "
-            "{split}_extract.json of caan extract with a backbone in it"
+            f"{place}: expected to know which backbone made its features, to make those of {shown(str(file))}; caan "
+            "extract has noted none; --backbone names it"
         )
     from ..extraction import backbones, extract_images, grid_boxes
 

@@ -6,15 +6,13 @@ Stopped or killed, the same command continues.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..checkpoint import load_model
 from ..data import read_record
-from ..photographs import PhotoFolder
 from ..progress import bar
-from . import options
+from . import images, options
 
 _LENGTHS = (50, 100, 200, 500)
 
@@ -29,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--photos", type=Path, metavar="DIR", help="where a search finds the photographs; default: as caan extract has noted"
     )
+    images.add_backbone_options(parser)
     change = parser.add_mutually_exclusive_group()
     change.add_argument(
         "--replace", action="store_true", help="if the split has changed since it went in, take the old one out first"
@@ -57,6 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     [split] = options.load_splits(arguments, arguments.split, limit=arguments.limit, need_captions=False)
     if not split.captions:
         print(f"{split.name}: no captions: texts and images find its images")
+    record = read_record(arguments.data, arguments.split)
     build_index(
         arguments.out,
         model.to(device),
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.checkpoint,
         split,
         data=arguments.data,
-        backbone=_made_by(arguments),
+        backbone=images.made_by(arguments, record and record.made_by) or None,
         replace=arguments.replace,
         progress=True,
     )
@@ -90,12 +90,3 @@ def run(arguments: argparse.Namespace) -> None:
         print(f"{name}, {len(queries)} queries: of the exact best 1, 5 and 10 among {len(asked):,}, in the shortlist")
         for length, by_top in recall.items():
             print(f"  shortlist of {length:4}" + "".join(f"{value:8.1f}%" for value in by_top.values()))
-
-
-def _made_by(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """What made the features and where the photographs are, as far as that is known."""
-    record = read_record(arguments.data, arguments.split)
-    made_by = (record and record.made_by) or {}
-    if arguments.photos:
-        made_by["photos"] = str(PhotoFolder(arguments.photos).folder.resolve())
-    return made_by or None

@@ -35,9 +35,9 @@ class NothingKnownError(ValueError):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("index", type=Path, metavar="INDEX", help="folder that caan index has made")
-    parser.add_argument("text", nargs="*", metavar="TEXT", help="search images for this text")
+    parser.add_argument("text", nargs="*", default=[], metavar="TEXT", help="search images for this text")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--image", metavar="IMAGE", help=f"search for {images.HELP}")
+    what.add_argument("--image", metavar="IMAGE", help=f"search with {images.HELP}")
     what.add_argument("--queries", type=Path, metavar="FILE", help="search images for each line of a file; results in JSON lines")
     what.add_argument("--interactive", action="store_true", help="ask for texts until `quit` or Ctrl-D")
     parser.add_argument(
@@ -56,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures to this file")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of the photographs, for --html; default: as noted")
+    images.add_backbone_options(parser)
     options.add_device_option(parser)
     options.intermixed(parser)
     parser.set_defaults(refuse=parser.error)
@@ -202,7 +203,7 @@ def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[s
     """
     gallery = searcher.gallery
     begin = time.perf_counter()
-    query, asked = _image_query(searcher, arguments.image) if text is None else _text_query(searcher, text)
+    query, asked = _image_query(searcher, arguments) if text is None else _text_query(searcher, text)
     encoded = time.perf_counter() - begin
     finds_captions = text is None and (arguments.find or ("captions" if gallery.captions else "images")) == "captions"
     of = len(gallery.caption_vectors if finds_captions else gallery.image_vectors)
@@ -234,20 +235,20 @@ def _text_query(searcher, text: str) -> tuple[Any, dict[str, Any]]:
     return query, asked
 
 
-def _image_query(searcher, name: str) -> tuple[Any, dict[str, Any]]:
-    gallery = searcher.gallery
+def _image_query(searcher, arguments: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    gallery, name = searcher.gallery, arguments.image
     splits = [(source.split, source.images) for source in gallery.sources]
     number = images.find_image(name, gallery.ids, splits, str(gallery.folder))
     if number is not None:
         return searcher.image(number), {"image": shown(name), "number": number, **_origin(gallery, number)}
     known = (source.backbone for source in gallery.sources if source.backbone and "backbone" in source.backbone)
-    features, _ = images.read_regions(name, next(known, None), gallery.folder)
+    features, _ = images.read_regions(name, images.made_by(arguments, next(known, None)), gallery.folder)
     return searcher.features(features), {"image": shown(name)}
 
 
 def _unknown(searcher, words: list[str]) -> dict[str, Any]:
     """Words that the model does not know, and for each those that are spelt much like it; nothing where there are none."""
-    words = list(dict.fromkeys(words))
+    words = [word for word in dict.fromkeys(words) if any(map(str.isalnum, word))]
     return {"unknown": words, "near": {word: searcher.vocabulary.near(word) for word in words}} if words else {}
 
 

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(required=True, dest="kind", metavar="what")
     pair = kinds.add_parser("pair", help="where regions and words of a pair attend", allow_abbrev=False)
     _add_data(pair)
+    images.add_backbone_options(pair)
     pair.add_argument("--image", required=True, metavar="IMAGE", help=images.HELP)
     caption = pair.add_mutually_exclusive_group()
     caption.add_argument("--caption", type=options.count, default=0, metavar="N", help="the N-th of its captions, from 0 (0)")
@@ -133,7 +134,8 @@ def _asked(arguments: argparse.Namespace) -> "Iterator[tuple[Split, int, Image.I
     if arguments.text is None:
         raise ValueError(f"--text: expected a caption of your own for a photograph's file, {shown(arguments.image)}, got none")
     photograph = _opened(Path(arguments.image))
-    with images.photograph_split(arguments.image, record and record.made_by, place) as own:
+    made_by = images.made_by(arguments, record and record.made_by)
+    with images.photograph_split(arguments.image, made_by, place) as own:
         yield own, 0, photograph
 
 
@@ -157,9 +159,7 @@ def _photograph(given: Path | None, noted: Path | None, image_id: str) -> "Image
     except Unreadable as error:
         raise ValueError(f"{image_id}: {error}") from None
     if path is None:
-        raise ValueError(
-            f"--photos: expected a photograph of {image_id}, found none; there: {', '.join(folder.examples())}"
-        )
+        raise ValueError(f"--photos: expected a photograph of {image_id}, found none; there: {', '.join(folder.examples())}")
     return _opened(path)
 
 

@@ -15,7 +15,6 @@ from .batches import (
 from .record import ExtractRecord, read_record, records
 from .regions import RegionFile
 from .splits import (
-    CAPTIONS_PER_IMAGE,
     KarpathyFile,
     KarpathyImage,
     Split,
@@ -27,7 +26,6 @@ from .splits import (
 from .statistics import channel_statistics
 
 __all__ = [
-    "CAPTIONS_PER_IMAGE",
     "CaptionBatch",
     "Captions",
     "ExtractRecord",

@@ -150,7 +150,7 @@ def _missing(path: Path, folder: Path, split: str) -> str:
     """What to say of a file of the layout that is not there."""
     record = read_record(folder, split)
     if record and not record.captions_per_image and path.with_name(f"{split}_ims.npy").is_file():
-        return f"{path}: expected captions, found none: caan extract made {split} without; another split has its --captions"
+        return f"{path}: expected captions, found none: caan extract made {split} without --captions"
     there = sorted(found.name.removesuffix("_ims.npy") for found in folder.glob("*_ims.npy"))
     splits = f"splits there: {', '.join(there)}" if there else "there is no split at all"
     return f"{path}: expected a file of the SCAN layout, found none ({splits})"

@@ -393,7 +393,9 @@ def test_a_list_of_images(photos, token_file, tmp_path, with_backbone, capsys):
     assert load_scan_split(tmp_path / "out", "test").ids == ["4.jpg", "1.jpg"]
     out = capsys.readouterr().out
     assert "test: skipped unknown.jpg: expected 5 captions, found 0" in out
-    assert f"test: 2 images in {tmp_path / 'out'}; 3 numbers a region, 5 captions an image; 1 skipped, listed in test_extract" in out
+    assert (
+        f"test: 2 images in {tmp_path / 'out'}; 3 numbers a region, 5 captions an image; 1 skipped, listed in test_extract" in out
+    )
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,9 @@ def test_the_command(split, index, run_folder, tmp_path, capsys, monkeypatch):
     code, out, err = search("--queries", queries, "--top", 500)
     found = [json.loads(line) for line in out.strip().split("\n")]
     assert [query.get("unknown") for query in found] == [None, ["zebra"]] and found[0]["scored"] == 24
-    assert "hits" not in found[0].keys() - found[1].keys() and found[1]["hits"] == [] and err.startswith("text: expected a word that")
+    assert (
+        "hits" not in found[0].keys() - found[1].keys() and found[1]["hits"] == [] and err.startswith("text: expected a word that")
+    )
     monkeypatch.setattr(sys, "stdin", io.StringIO("word1\n  \nword2\n"))
     code, out, _ = search("--interactive", "--top", 1)
     assert code == 0 and out.count("scored in") == 2

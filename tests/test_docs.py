@@ -24,6 +24,7 @@ once = pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="it needs 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not there: it comes with the extra docs")
 def test_the_site(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path]
+    # As in tools/build_docs.sh.
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     run = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert run.returncode == 0 and not run.stdout.strip(), run.stdout

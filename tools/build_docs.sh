@@ -6,4 +6,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # A notice of the theme about other software.
 export NO_MKDOCS_2_WARNING=1
 .venv/bin/python tools/support_matrix.py --check
-exec .venv/bin/python -m mkdocs build --strict "$@"
+# Never --quiet: what is not printed is not counted.
+exec .venv/bin/python -m mkdocs build --strict

@@ -55,6 +55,7 @@ TORCH_LIBRARIES = "-ltorch -ltorch_cpu -lc10".split()
 DEFAULT_CUDA_ARCHS = "80+PTX,90a,100,120"
 ALL_CUDA_ARCHS = "80,86,90a,100,120+PTX"
 
+NAMESPACE = "caan_kernels"
 HOST = "caan_kernels._host"
 HOST_SOURCES = ["csrc/host.cpp", "csrc/context_attention/cpu/plan.cpp"]
 
@@ -117,6 +118,14 @@ def gencode_flags(architectures: list[str]) -> list[str]:
         if ptx:
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
     return flags
+
+
+def namespace() -> str:
+    """Under which torch is to know the operators: CAAN_NAMESPACE, where several builds are to be loaded into one process."""
+    named = os.environ.get("CAAN_NAMESPACE") or NAMESPACE
+    if not re.fullmatch(r"[A-Za-z_]\w*", named):
+        raise SystemExit(f"error: CAAN_NAMESPACE={named}: expected letters, digits and underscores, no digit first")
+    return named
 
 
 def job_count() -> int:
@@ -184,6 +193,7 @@ def build_facts(version: str, torch_version: str, cxx: list[str], architectures:
     compiler = subprocess.run([*cxx, "--version"], stdout=subprocess.PIPE, text=True).stdout.splitlines()[0]
     facts = {
         "version": version,
+        "namespace": namespace(),
         "compiler": compiler,
         "cxx_flags": " ".join(CXX_FLAGS),
         "cpu_instruction_sets": instruction_sets(),
@@ -230,9 +240,14 @@ class NinjaBuild(build_ext):
         torch_include = [f"-isystem{torch.include}"]
         ninja_file = NinjaFile(folder, cxx, shlex.split(os.environ.get("CAAN_LINKER", "")) or cxx, nvcc)
 
+        # STABLE_TORCH_LIBRARY_IMPL takes the namespace as a bare word.
+        register = [] if namespace() == NAMESPACE else [f"-D{NAMESPACE}={namespace()}"]
+
         def compiled(source: str, flags: list[str], library: str, instruction_set: str | None = None) -> Path:
             if instruction_set:
                 flags = [*flags, f"-DCAAN_ISA={instruction_set}", *INSTRUCTION_SETS[instruction_set]]
+            if source.endswith("/bindings.cpp"):
+                flags = [*flags, *register]
             output = folder / library / f"{source}.{instruction_set or 'all'}.o"
             return ninja_file.build("cxx", output, [source], flags)
 

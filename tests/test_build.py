@@ -119,6 +119,25 @@ def test_the_library_serves_every_cpython_and_older_systems(needed):
     assert not [name for name, version in needed.items() if standard.match(name) and not version]
 
 
+def test_a_namespace_is_a_bare_word(monkeypatch):
+    monkeypatch.setattr(setuptools, "setup", lambda **given: None)
+    named = runpy.run_path(str(ROOT / "setup.py"))["namespace"]
+    monkeypatch.delenv("CAAN_NAMESPACE", raising=False)
+    assert named() == ck.build_info()["namespace"] == "caan_kernels"
+    monkeypatch.setenv("CAAN_NAMESPACE", "_caan_kernels_cpu_12ab34c")
+    assert named() == "_caan_kernels_cpu_12ab34c"
+    monkeypatch.setenv("CAAN_NAMESPACE", "caan-kernels")
+    with pytest.raises(SystemExit, match="CAAN_NAMESPACE=caan-kernels: expected letters, digits and underscores"):
+        named()
+
+
+def test_no_name_of_an_operator_stands_outside_its_namespace():
+    """A build with a namespace of its own would call operators of another build, or find none."""
+    sources = {path: path.read_text() for path in (ROOT / "caan_kernels").rglob("*.py")}
+    assert not [path.name for path, text in sources.items() if re.search(r"torch\.ops\.caan_kernels\.\w|caan_kernels::\w", text)]
+    assert not [path.name for path, text in sources.items() if re.search(r"^\s*(import|from) caan_kernels\b", text, re.MULTILINE)]
+
+
 @pytest.mark.skipif(
     not ck.build_info()["cuda_architectures"], reason="caan_kernels was built without CUDA kernels: there was no nvcc"
 )

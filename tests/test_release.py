@@ -47,3 +47,11 @@ def test_one_version():
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {version} - " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_workflows_call_scripts_that_are_there():
+    """They cannot run here: whatever can be wrong in them lies in scripts, which can."""
+    workflows = list((ROOT / ".github" / "workflows").glob("*.yml"))
+    called = {name for path in workflows for name in re.findall(r"bash (\S+)", path.read_text())}
+    assert len(workflows) == 3 and ".ci/run" in called
+    assert all((ROOT / name).is_file() for name in called)

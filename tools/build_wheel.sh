@@ -38,7 +38,7 @@ if ((cuda)); then
   # CUDA's static runtime calls functions that GLIBC 2.34 moved and gave new versions. zig links against any GLIBC that it is told;
   # the C++ runtime and the unwinder must be those that torch uses, not zig's own.
   "$python" -c "import ziglang" 2>/dev/null || "$python" -m pip install --quiet ziglang
-  export CAAN_CUDA=1 CAAN_CUDA_ARCHS=${CAAN_CUDA_ARCHS:-all} CAAN_LINKER="$python -m ziglang cc -target $architecture-linux-gnu.2.28"
+  export CAAN_CUDA=1 CAAN_CUDA_ARCHS=${CAAN_CUDA_ARCHS:-all} CAAN_LINKER="$python -E -m ziglang cc -target $architecture-linux-gnu.2.28"
   LDFLAGS="${LDFLAGS:-} $(g++ -print-file-name=libgcc_s.so.1) $(g++ -print-file-name=libstdc++.so)"
   export LDFLAGS
 else

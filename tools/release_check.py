@@ -49,11 +49,18 @@ STAGES = {
         WHEEL,
     ),
     "torch-2.11": Stage("the same wheel works with the lowest torch", f"{TRY} torch==2.11.0", WHEEL),
-    "torch-newest": Stage("the same wheel works with the newest torch of PyPI", f"PIP_CONSTRAINT= {TRY} torch", WHEEL),
+    "torch-newest": Stage("the same wheel works with the newest torch of PyPI", f"PIP_CONSTRAINT=/dev/null {TRY} torch", WHEEL),
     "cuda-wheel": Stage(
         "the wheel with CUDA code for all architectures is built; its CPU kernels work where there is no GPU",
         f"rm -rf build/release/cuda && tools/build_wheel.sh --cuda build/release/cuda && {TRY.replace('cpu', 'cuda')}",
         WHEEL,
+    ),
+    "hub-kernel": Stage(
+        "the layout of the Hugging Face hub loads with the published kernels package, beside the installed package",
+        "python tools/build_kernel.py build/release/kernel"
+        " && python -m pip install --quiet --upgrade --target build/release/hub kernels"
+        " && PYTHONPATH=build/release/hub python tools/try_kernel.py build/release/kernel",
+        (*WHEEL, "tools/*kernel.py", "build.toml"),
     ),
     "cuda-compile": Stage(
         "CUDA kernels compile for all architectures",

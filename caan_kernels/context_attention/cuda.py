@@ -8,6 +8,7 @@ from torch import Tensor
 from ..core.cuda import product
 from ..core.gpu import aligned, multiprocessors, stream_of
 from ..core.gpu.plan import SMALLEST, Items, Walk, plan_list, size_of
+from ..core.namespace import ops as _ops
 from ..core.records import Written, flatten
 from ..core.registration import define
 from .call import Options, Vectors
@@ -138,8 +139,6 @@ define("cuda_score_pairs", PairLaunch, "()")
 define("cuda_score_large", LargeLaunch, "()")
 define("cuda_score_tiles", TileLaunch, "()")
 define("cuda_differentiate", GradientLaunch, "()")
-
-_ops = torch.ops.caan_kernels
 
 
 def score_tiles(call: PlannedCall, scores: Tensor) -> bool:

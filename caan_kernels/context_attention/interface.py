@@ -8,13 +8,12 @@ from ..core.backends import select
 from ..core.checks import Named, check_features, check_lengths, check_pairs, check_same_width, lengths_of
 from ..core.derivatives import differentiable, refuse_tangents, wants_gradient
 from ..core.indices import indices_for
+from ..core.namespace import ops as _ops
 from ..core.records import flatten
 from . import arguments, reference
 from .backends import NAME
 from .call import Call, Matrices, Projection, Side, Vectors, beside
 from .types import AttentionMaps, ContextAttentionWeights, ProjectedRegions, ProjectedWords
-
-_ops = torch.ops.caan_kernels
 
 # The weights that each part of a call reads, those of a side in the order of its products' columns.
 _REGION_FIELDS = ("region_intra", "word_inter")

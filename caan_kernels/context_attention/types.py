@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..core.namespace import NAMESPACE
+
 
 class ContextAttentionWeights(NamedTuple):
     """The operator's learned tensors. D is the width of the features, H the hidden width.
@@ -87,4 +89,4 @@ class AttentionMaps(NamedTuple):
 for _type in (ContextAttentionWeights, ProjectedRegions, ProjectedWords, AttentionMaps):
     # torch.load makes only what was declared safe, and torch.export saves only what has a name.
     torch.serialization.add_safe_globals([_type])
-    torch.utils._pytree._register_namedtuple(_type, serialized_type_name=f"caan_kernels.{_type.__name__}")
+    torch.utils._pytree._register_namedtuple(_type, serialized_type_name=f"{NAMESPACE}.{_type.__name__}")

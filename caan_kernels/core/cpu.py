@@ -9,6 +9,7 @@ import torch
 
 from . import library
 from .backends import register
+from .namespace import FACTS, ops
 from .records import Written
 from .registration import define, fake
 from .tracing import constant_while_traced
@@ -34,7 +35,7 @@ fake("tanh_")(lambda call: None)
 
 def instruction_set() -> str:
     """Name of the kernel set in use: avx512, avx2 or generic. CAAN_CPU_ISA forces one."""
-    return torch.ops.caan_kernels.cpu_isa()
+    return ops.cpu_isa()
 
 
 # What torch.compile asks while it traces does not change.
@@ -67,14 +68,15 @@ def build_info() -> dict[str, Any]:
     """How the compiled part was built, and for which hardware.
 
     Returns:
-        A dict of strings and lists: version, compiler, cxx_flags, cpu_instruction_sets (those built),
-        cpu_instruction_set (the one in use), cuda_architectures, torch_target_abi, torch_built_with.
+        A dict of strings and lists: version, namespace (of the operators in torch.ops), compiler, cxx_flags,
+        cpu_instruction_sets (those built), cpu_instruction_set (the one in use), cuda_architectures, torch_target_abi,
+        torch_built_with.
 
     Raises:
         RuntimeError: there is no compiled part.
     """
     try:
-        facts = json.loads(library.FACTS.read_text())
+        facts = json.loads(FACTS.read_text())
     except OSError as error:
         raise RuntimeError(f"caan_kernels has no compiled part: {error}") from error
     return {**facts, "cpu_instruction_set": "none" if missing() else instruction_set()}

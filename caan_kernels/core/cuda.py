@@ -11,6 +11,8 @@ from . import gpu, library
 from .backends import register
 from .gpu import aligned, stream_of
 from .modes import EMULATED
+from .namespace import NAMESPACE
+from .namespace import ops as _ops
 from .records import Written
 from .registration import define
 from .tracing import constant_while_traced
@@ -43,8 +45,6 @@ class _Product(NamedTuple):
 define("cuda_device_error", _Device, "int")
 define("cuda_multiply", _Product, "()")
 
-_ops = torch.ops.caan_kernels
-
 
 def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Tensor:
     """(rows, depth) times (depth, columns), of any strides, in their dtype.
@@ -69,7 +69,7 @@ def missing() -> str:
         return ""
     if reason := library.load():
         return reason
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("caan_kernels::cuda_multiply", "CUDA"):
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::cuda_multiply", "CUDA"):
         return "caan_kernels was built without CUDA kernels: build it where there is nvcc, on the PATH or in CUDA_HOME"
     return "" if torch.cuda.is_available() else "there is no CUDA device"
 

@@ -11,10 +11,11 @@ from torch.autograd import forward_ad
 from torch.library import register_autograd, register_vmap
 
 from .checks import layers
+from .namespace import NAMESPACE
+from .namespace import ops as _ops
 from .records import flatten, unflatten
 from .registration import layout_of, once
 
-_ops = torch.ops.caan_kernels
 # By an operator's name: with its derivative as torch.func wants it; for autograd alone; with an error for forward mode.
 _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 _PLAIN_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
@@ -105,8 +106,8 @@ def _keep(ctx: Any, inputs: tuple, output: Any) -> None:
 
 
 def _register(name: str, backward: Callable[..., Any]) -> None:
-    register_autograd(f"caan_kernels::{name}", backward, setup_context=_keep)
-    register_vmap(f"caan_kernels::{name}", _each_in_turn(name))
+    register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=_keep)
+    register_vmap(f"{NAMESPACE}::{name}", _each_in_turn(name))
 
 
 def _function(name: str, backward: Callable[..., Any]) -> type[torch.autograd.Function]:

@@ -1,15 +1,11 @@
 """The compiled library, whose kernels stand behind torch.ops.caan_kernels on CPU and CUDA tensors."""
 
 import functools
-from pathlib import Path
 
 import torch
 
 from . import modes
-
-LIBRARY = Path(__file__).parents[1] / "_ops.so"
-# What setup.py built the library with: readable without loading it.
-FACTS = LIBRARY.with_name("_build.json")
+from .namespace import LIBRARY
 
 
 @functools.cache

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from .namespace import NAMESPACE, ops
 from .records import Layout, layout, schema, unflatten
 
 # With the names, and not in this module: a first import that was broken off leaves no module behind.
-_done: dict[str, Any] = torch.ops.caan_kernels.__dict__.setdefault("_done", {})
+_done: dict[str, Any] = ops.__dict__.setdefault("_done", {})
 # What each operator takes.
 _layouts: dict[str, Layout] = {}
 
@@ -32,7 +33,7 @@ def define(name: str, takes: type[tuple], gives: str, *tags: torch.Tag) -> None:
         tags: torch's, for it.
     """
     _layouts[name] = layout(takes)
-    once(f"definition of {name}", lambda: torch.library.define(f"caan_kernels::{name}", f"({schema(takes)}) -> {gives}", tags=tags))
+    once(f"definition of {name}", lambda: torch.library.define(f"{NAMESPACE}::{name}", f"({schema(takes)}) -> {gives}", tags=tags))
 
 
 def fake(name: str) -> Callable[[Callable], Callable]:
@@ -40,7 +41,7 @@ def fake(name: str) -> Callable[[Callable], Callable]:
 
     def decorate(function: Callable) -> Callable:
         flat = taking_values(name, function)
-        once(f"fake of {name}", lambda: torch.library.register_fake(f"caan_kernels::{name}", flat))
+        once(f"fake of {name}", lambda: torch.library.register_fake(f"{NAMESPACE}::{name}", flat))
         return function
 
     return decorate

@@ -2,11 +2,11 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..core import cuda  # noqa: F401
 from ..core.gpu import stream_of
+from ..core.namespace import ops as _ops
 from ..core.records import Written, flatten
 from ..core.registration import define
 from .gpu.launch import Search, Terms
@@ -65,8 +65,6 @@ define("cuda_add_largest", AddLaunch, "()")
 define("cuda_find_places", PlacesLaunch, "()")
 define("cuda_sum_query_gradients", SumLaunch, "()")
 define("cuda_sum_document_gradients", SumLaunch, "()")
-
-_ops = torch.ops.caan_kernels
 
 
 def find_largest(search: Search, largest: Tensor) -> None:

@@ -1,6 +1,5 @@
 """The operator as it is called: checks and choice of backend."""
 
-import torch
 from torch import Tensor
 
 from ..core.autocast import autocast_dtype, cast, without_autocast
@@ -8,12 +7,11 @@ from ..core.backends import select
 from ..core.checks import Named, check_features, check_pairs, check_same_width, lengths_of
 from ..core.derivatives import differentiable, refuse_tangents, wants_gradient
 from ..core.indices import indices_for
+from ..core.namespace import ops as _ops
 from ..core.records import Items, flatten
 from . import reference
 from .backends import NAME
 from .call import Call, Options
-
-_ops = torch.ops.caan_kernels
 
 
 def max_similarity(

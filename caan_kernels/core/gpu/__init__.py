@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..namespace import NAMESPACE
 from ..registration import once, taking_values
 
 LEAST_CAPABILITY = (8, 0)
@@ -28,7 +29,7 @@ def implement(operators: Mapping[str, Callable], device: str) -> None:
 
 
 def _implement(name: str, function: Callable, device: str) -> torch.library.Library:
-    library = torch.library.Library("caan_kernels", "IMPL", device)
+    library = torch.library.Library(NAMESPACE, "IMPL", device)
     library.impl(name, _on_its_device(taking_values(name, function)))
     return library
 

@@ -171,7 +171,10 @@ CAAN_DEVICE void word_affinity(const Work<S, T>& k) {
     const Left<T>* const Rt = k.slot.Rt() + int64_t(strip) * S::STRIPS * WARP + k.lane;
     const Left<T> left = Rt[own * WARP];
 #pragma unroll
-    for (int w = 0; w < S::STRIPS; ++w) multiply_add(of[w], left, right_of<T>(Rt[w * WARP]));
+    for (int w = 0; w < S::STRIPS; ++w) {
+      const Left<T> other = Rt[w * WARP];
+      multiply_add(of[w], left, right_of(other));
+    }
   }
 #pragma unroll
   for (int w = 0; w < S::STRIPS; ++w)
@@ -271,18 +274,15 @@ CAAN_DEVICE void sum_over_regions(const Work<S, T>& k, int hidden, float (&logit
     const int first = 16 * (k.warp * S::WIDE + c);
     char* const to = Z_rows + first / S::COLUMNS * S::WORDS * PIECE_BYTES;
 #pragma unroll
-    for (int w = 0; w < S::STRIPS; ++w)
+    for (int w = 0; w < S::STRIPS; ++w) {
 #pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        const int column = first + 8 * t + k.column;
+      for (int t = 0; t < 2; ++t)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          logits[w][e / 2] = fmaf(tanh_of_context<T>(X[c][w][t][e]), k.v.w_u[column + e % 2], logits[w][e / 2]);
-        if (o.intra)
-#pragma unroll
-          for (int e = 0; e < 4; e += 2)
-            store_two<T>(to, 16 * w + 4 * e + k.row, column % S::COLUMNS, Z[c][w][t][e], Z[c][w][t][e + 1]);
-      }
+          logits[w][e / 2] = fmaf(tanh_of_context<T>(X[c][w][t][e]), k.v.w_u[first + column_of<T>(t, e)], logits[w][e / 2]);
+      if (o.intra)
+        for (int half = 0; half < 2; ++half) store_sums<T>(to, w, first % S::COLUMNS / 16, half, Z[c][w]);
+    }
   }
   block_barrier();
 }
@@ -313,8 +313,8 @@ CAAN_DEVICE void add_region_logits(const Work<S, T>& k) {
         if constexpr (!HELD) load(0, w);
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-          const int column = first + 16 * chunk, at = column / S::COLUMNS * S::WORDS * PIECE_BYTES;
-          const auto right = [&](const char* rows) { return right_columns<T>(rows + at, w, column % S::COLUMNS / 16); };
+          const uint32_t column = uint32_t(first + 16 * chunk), at = column / S::COLUMNS * S::WORDS * PIECE_BYTES;
+          const auto right = [&](const char* rows) { return right_columns<T>(rows + at, w, int(column % S::COLUMNS / 16)); };
           if (k.o.intra) multiply_add(Y[chunk], C_unit[HELD ? w : 0], right(Z_rows));
           if (k.o.inter) multiply_add(Y[chunk], C[HELD ? w : 0], right(UQ2));
         }
@@ -325,7 +325,7 @@ CAAN_DEVICE void add_region_logits(const Work<S, T>& k) {
         for (int t = 0; t < 2; ++t)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            const float w_v = k.v.w_v[first + 16 * chunk + 8 * t + k.column + e % 2];
+            const float w_v = k.v.w_v[first + 16 * chunk + column_of<T>(t, e)];
             logits[e / 2] = fmaf(tanh_of_context<T>(Y[chunk][t][e]), w_v, logits[e / 2]);
           }
     }

@@ -199,7 +199,7 @@ def test_missing_barrier_of_a_large_pair_is_found(place):
     [
         (r"(mma[^{]*tf32\.f32 \{[^}]*\}, )\{(%\w+), (%\w+),", r"\1{\3, \2,"),
         (r"(mma[^{]*tf32\.f32 \{[^}]*\}, \{[^}]*\}, )\{(%\w+), (%\w+)\}", r"\1{\3, \2}"),
-        (r"sub\.f32 (\t?%\w+), [^;]*;", r"mov.f32 \1, 0f00000000;"),
+        (r"sub\.rn\.f32 (\t%\w+), [^;]*;(\s*mov\.b32)", r"mov.f32 \1, 0f00000000;\2"),
     ],
     ids=["left", "right", "small_parts"],
 )

@@ -188,14 +188,16 @@ CAAN_DEVICE int column_of(int t, int e) {
 // columns from 16 k of a piece.
 template <typename T>
 CAAN_DEVICE void store_sums(char* piece, int r, int k, int half, const float (&sums)[2][4]) {
-  const int lane = int(threadIdx.x) % WARP, row = 16 * r + 8 * half + lane / 4, e = 2 * half;
+  const int lane = int(threadIdx.x) % WARP, e = 2 * half;
+  // Eight rows on, units lie as they do here.
+  char* const rows = piece + (16 * r + 8 * half) * PIECE_BYTES;
   if constexpr (sizeof(T) == 4)
-    *reinterpret_cast<float4*>(piece + unit_offset(row, 4 * k + lane % 4)) = {sums[0][e], sums[1][e], sums[0][e + 1],
-                                                                              sums[1][e + 1]};
+    *reinterpret_cast<float4*>(rows + unit_offset(lane / 4, 4 * k + lane % 4)) = {sums[0][e], sums[1][e], sums[0][e + 1],
+                                                                                  sums[1][e + 1]};
   else
 #pragma unroll
     for (int t = 0; t < 2; ++t)
-      *reinterpret_cast<uint32_t*>(piece + unit_offset(row, 2 * k + t) + lane % 4 * 4) = pack(sums[t][e], sums[t][e + 1], T{});
+      *reinterpret_cast<uint32_t*>(rows + unit_offset(lane / 4, 2 * k + t) + lane % 4 * 4) = pack(sums[t][e], sums[t][e + 1], T{});
 }
 
 } // namespace caan::cuda

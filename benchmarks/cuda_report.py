@@ -84,7 +84,7 @@ def demangled(names: Sequence[str]) -> list[str]:
 def described(name: str) -> tuple[str, str, str]:
     """Kernel, shape and dtype from a demangled name."""
     kernel = re.search(r"(\w+_kernel)<", name)[1]
-    shape = re.search(r"(?:Shape|Large|Tile)<([^>]*)>", name)
+    shape = re.search(r"(?:Shape|Large|Single|Tile)<([^>]*)>", name)
     dtype = re.search(r"caan::cuda::(bfloat16|float16)", name)
     # Numbers and truths come as (int)5 and (bool)1 from some demanglers.
     text = re.sub(r"\(\w+\)", "", shape[1]) if shape else ""

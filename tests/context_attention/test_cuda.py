@@ -129,16 +129,17 @@ def test_one_positive_alignment(dtype, options):
     assert not gradients["affinity"].any()
 
 
-@half
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_bad_numbers_stay_in_their_pairs(dtype, bad):
     """Captions that share a warp, images that share a block: one with a number that is none spoils its own scores alone."""
-    case = cases.problem((4, 36, 8, 16, *WIDTHS), dtype, lengths=False).on("cuda")
+    images, captions = (2, 6) if dtype == torch.float32 else (4, 8)
+    case = cases.problem((images, 36, captions, 16, *WIDTHS), dtype, lengths=False).on("cuda")
     scores = case.call(backend="cuda").cpu()
     regions, words = case.regions.clone(), case.words.clone()
     regions[1, 3, 5], words[2, 4, 6], words[5, 15, 71] = bad, bad, bad
     spoilt = replace(case, regions=regions, words=words).call(backend="cuda").cpu()
-    own = torch.zeros(4, 8, dtype=torch.bool)
+    own = torch.zeros(images, captions, dtype=torch.bool)
     own[1] = own[:, 2] = own[:, 5] = True
     assert spoilt[own].isnan().all()
     assert torch.equal(spoilt[~own], scores[~own])
@@ -196,9 +197,22 @@ def test_split_launches(dtype, monkeypatch):
         assert torch.equal(found, expected)
 
 
+@pytest.fixture
+def kernels(monkeypatch):
+    """Names of what scores pairs, as they are launched; torch's setting of float32 products is undone after the test."""
+    launched = []
+    for name in ("_score_large", "_score_pairs"):
+        kernel = getattr(cuda, name)
+        monkeypatch.setattr(cuda, name, lambda *given, n=name, k=kernel, **named: (launched.append(n), k(*given, **named)))
+    before = torch.backends.cuda.matmul.fp32_precision
+    yield launched
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
 @pytest.mark.parametrize(("dtype", "slots"), [(torch.float32, 3), (torch.bfloat16, 1), (torch.float16, 3)], ids=str)
-def test_more_pairs_than_blocks(dtype, slots, monkeypatch):
+def test_more_pairs_than_blocks(dtype, slots, monkeypatch, kernels):
     """Those that no tile takes are scored by as many blocks as there are slots, each looking at more places than it has threads."""
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     regions, words = [1, 0, 2, 65, 3, 2, 1, 4] * 3, [3, 40, 0, 2, 1, 33, 2] * 3
     case = lengths_given((24, 65, 21, 40, 8, 16), regions, words, dtype)
     whole = assert_scores(case)
@@ -236,20 +250,49 @@ def assert_same_alone_and_listed(case, scores, **options):
     [
         *((torch.bfloat16, sizes) for sizes in ((70, 12), (36, 40), (196, 32), (576, 64))),
         *((torch.float16, sizes) for sizes in ((1030, 32), (20, 128), (90, 50))),
+        *((torch.float32, sizes) for sizes in ((36, 13), (70, 33), (20, 70))),
     ],
     ids=str,
 )
 def test_large_pairs(dtype, sizes):
-    """Pairs beyond a tile, every class of words, beside pairs that lie in tiles."""
+    """Pairs with a block each, every class of words, beside pairs that lie in tiles or that no tensor core takes."""
     m, n = sizes
     case = lengths_given((2, m, 6, n, 24, 136), [m, m // 3], [n, n // 2 + 1, 5, n - 1, n // 3 + 1, 9], dtype)
     assert_same_alone_and_listed(case, assert_scores(case))
 
 
 @pytest.mark.parametrize("options", cases.OPTIONS.values(), ids=cases.OPTIONS)
-def test_options_of_large_pairs(options):
-    case = lengths_given((1, 90, 2, 40, 16, 136), [90], [40, 17], torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_options_of_large_pairs(dtype, options):
+    m = 20 if dtype == torch.float32 else 90
+    case = lengths_given((1, m, 2, 40, 16, 136), [m], [40, 17], dtype)
     assert_same_alone_and_listed(case, assert_scores(case, **options), **options)
+
+
+@pytest.mark.parametrize(("precision", "kernel"), [("none", "_score_large"), ("tf32", "_score_large"), ("ieee", "_score_pairs")])
+def test_products_of_float32_are_as_torch_is_told(precision, kernel, kernels):
+    """Three of TF32 for one of float32, but for who wants IEEE's; both are as accurate as they have to be."""
+    case = cases.problem((1, 36, 2, 13, 1024, 256), torch.float32).on("cuda")
+    torch.backends.cuda.matmul.fp32_precision = precision
+    assert cases.score_error(case.call(backend="cuda").cpu(), cases.oracle(case)[0]) <= 1e-6
+    assert kernels == [kernel]
+
+
+@pytest.mark.skipif(not cases.EMULATED, reason="once this setting is made, others of the process no longer come back")
+def test_highest_means_ieee(kernels):
+    case = cases.problem((1, 5, 2, 7, 8, 16), torch.float32).on("cuda")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    case.call(backend="cuda")
+    torch.set_float32_matmul_precision(before)
+    assert kernels == ["_score_pairs"]
+
+
+def test_float32_without_tensor_cores(kernels):
+    """Widths that are not copied 16 bytes at a time."""
+    for widths in ((6, 16), (16, 6), (12, 20)):
+        assert_scores(cases.problem((2, 9, 3, 7, *widths), torch.float32).on("cuda"))
+    assert kernels == ["_score_pairs", "_score_pairs", "_score_large"]
 
 
 # A band of images is the least that a launch of tiles has.
@@ -257,12 +300,13 @@ def test_options_of_large_pairs(options):
     ("limit", "regions", "words"),
     [
         ("TILE_LAUNCH", [3, 9] + [1] * 31, [12, 5]),
-        *((x, [66, 9], [129, 5, 33]) for x in ("SCORE_SCRATCH_BYTES", "LARGE_LAUNCH", "PAIR_LAUNCH")),
+        *((x, [66, 9], [129, 5, 33]) for x in ("SCORE_SCRATCH_BYTES", "LARGE_LAUNCH", "SINGLE_LAUNCH", "PAIR_LAUNCH")),
     ],
 )
 def test_scores_in_pieces(limit, regions, words, monkeypatch):
     """Blocks that have several pairs, one after another, and launches of few places, of pairs that each kernel takes."""
-    case = lengths_given((len(regions), max(regions), len(words), max(words), 8, 16), regions, words, torch.float16)
+    dtype = torch.float32 if limit == "SINGLE_LAUNCH" else torch.float16
+    case = lengths_given((len(regions), max(regions), len(words), max(words), 8, 16), regions, words, dtype)
     scores = case.call(backend="cuda").cpu()
     pairs = torch.cartesian_prod(torch.arange(len(regions)), torch.arange(len(words)))
     monkeypatch.setattr(launch if limit == "SCORE_SCRATCH_BYTES" else cuda, limit, 1)

@@ -71,6 +71,24 @@ def test_large_pairs():
     assert cases.score_error(found, expected) <= 2.5 * cases.score_error(plain, expected) + 1e-6
 
 
+def score_single(words, edit=None):
+    """The same in float32, of an image of 20 regions: what they are by PTX, and in float64."""
+    case = cases.problem((1, 20, len(words), max(words), 16, 16), torch.float32, lengths=False)
+    case = replace(case, word_lengths=torch.tensor(words))
+    case.words[torch.arange(max(words)) >= case.word_lengths[:, None]] = torch.nan
+    with cuda_launches.interpreted("float", edit) as launched:
+        found = case.call(backend="cuda")
+    classes = {1 if n <= 16 else 2 if n <= 32 else 4 for n in words}
+    assert {f"large_kernel<Single<{strips}>,float>" for strips in classes} <= set(launched)
+    return found, cases.oracle(case)[0]
+
+
+def test_float32():
+    """A class of words each."""
+    found, expected = score_single([9, 20, 40])
+    assert cases.score_error(found, expected) <= 1e-6
+
+
 def differentiate(edit=None):
     """A problem whose pairs fill two slots several times, and its gradients as PTX computes them, edited or not."""
     case = cases.problem((2, 5, 3, 6, 16, 8), torch.bfloat16)
@@ -174,6 +192,21 @@ def test_missing_barrier_of_a_large_pair_is_found(place):
     """Between what warps bring for each other, or leave in the block's slot."""
     with pytest.raises(PtxError, match="(?s)large_kernel.*race: it (reads|writes) what thread .* of block 0"):
         score_large([40], editing("large_kernel<Large<4>,bfloat16>", r"bar\.sync[^;]*;", "", place))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        (r"(mma[^{]*tf32\.f32 \{[^}]*\}, )\{(%\w+), (%\w+),", r"\1{\3, \2,"),
+        (r"(mma[^{]*tf32\.f32 \{[^}]*\}, \{[^}]*\}, )\{(%\w+), (%\w+)\}", r"\1{\3, \2}"),
+        (r"sub\.rn\.f32 (\t%\w+), [^;]*;(\s*mov\.b32)", r"mov.f32 \1, 0f00000000;\2"),
+    ],
+    ids=["left", "right", "small_parts"],
+)
+def test_wrong_product_of_float32_is_found(pattern, replacement):
+    """Registers of factors change places; what TF32 leaves of a number is lost."""
+    found, expected = score_single([9], editing("large_kernel<Single<1>,float>", pattern, replacement, None))
+    assert not cases.score_error(found, expected) <= 1e-6
 
 
 @pytest.mark.parametrize("swapped", [(5, 6), (6, 7), (9, 10), (1, 2), (1, 3)], ids=str)

@@ -120,6 +120,8 @@ CAAN_DEVICE void find_scales(const Work<S, T>& k) {
         if (k.column == 0) k.v.by_warp[i][k.warp][16 * w + 8 * half + k.row] = sum;
       }
   block_barrier();
+  // Unrolled, it keeps addresses from pair to pair, which spills on sm_80.
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < 2 * S::WORDS; i += S::THREADS) {
     float sum = 0;
     for (int w = 0; w < S::WARPS; ++w) sum += k.v.by_warp[i / S::WORDS][w][i % S::WORDS];
@@ -169,7 +171,10 @@ CAAN_DEVICE void word_affinity(const Work<S, T>& k) {
     const Left<T>* const Rt = k.slot.Rt() + int64_t(strip) * S::STRIPS * WARP + k.lane;
     const Left<T> left = Rt[own * WARP];
 #pragma unroll
-    for (int w = 0; w < S::STRIPS; ++w) multiply_add(of[w], left, right_of<T>(Rt[w * WARP]));
+    for (int w = 0; w < S::STRIPS; ++w) {
+      const Left<T> other = Rt[w * WARP];
+      multiply_add(of[w], left, right_of(other));
+    }
   }
 #pragma unroll
   for (int w = 0; w < S::STRIPS; ++w)
@@ -269,57 +274,61 @@ CAAN_DEVICE void sum_over_regions(const Work<S, T>& k, int hidden, float (&logit
     const int first = 16 * (k.warp * S::WIDE + c);
     char* const to = Z_rows + first / S::COLUMNS * S::WORDS * PIECE_BYTES;
 #pragma unroll
-    for (int w = 0; w < S::STRIPS; ++w)
+    for (int w = 0; w < S::STRIPS; ++w) {
 #pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        const int column = first + 8 * t + k.column;
+      for (int t = 0; t < 2; ++t)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
-          logits[w][e / 2] = fmaf(tanh_of_context<T>(X[c][w][t][e]), k.v.w_u[column + e % 2], logits[w][e / 2]);
-        if (o.intra)
-#pragma unroll
-          for (int e = 0; e < 4; e += 2)
-            store_two<T>(to, 16 * w + 4 * e + k.row, column % S::COLUMNS, Z[c][w][t][e], Z[c][w][t][e + 1]);
-      }
+          logits[w][e / 2] = fmaf(tanh_of_context<T>(X[c][w][t][e]), k.v.w_u[first + column_of<T>(t, e)], logits[w][e / 2]);
+      if (o.intra)
+        for (int half = 0; half < 2; ++half) store_sums<T>(to, w, first % S::COLUMNS / 16, half, Z[c][w]);
+    }
   }
   block_barrier();
 }
 
-// What 64 hidden columns from `first` of a sweep give to the logits of 16 regions. A factor of float32 is split once for all of
-// them; in half precision fewer sums leave room for the factors of all words.
-template <typename S, typename T>
-CAAN_DEVICE void add_logits(float (&logits)[2], const Work<S, T>& k, int strip, int first) {
-  const char *const Z_rows = k.shared + 2 * S::SWEEP_STAGE, *const UQ2 = Z_rows + S::KEPT_BYTES;
-  float Y[4][2][4] = {};
-#pragma unroll 1
-  for (int w = 0; w < S::STRIPS; ++w) {
-    const Left<T> C = k.slot.C(strip * S::STRIPS + w)[k.lane], C_unit = k.slot.C_unit(strip * S::STRIPS + w)[k.lane];
-#pragma unroll
-    for (int chunk = 0; chunk < 4; ++chunk) {
-      const int column = first + 16 * chunk, at = column / S::COLUMNS * S::WORDS * PIECE_BYTES;
-      if (k.o.intra) multiply_add(Y[chunk], C_unit, right_columns<T>(Z_rows + at, w, column % S::COLUMNS / 16));
-      if (k.o.inter) multiply_add(Y[chunk], C, right_columns<T>(UQ2 + at, w, column % S::COLUMNS / 16));
-    }
-  }
-#pragma unroll
-  for (int chunk = 0; chunk < 4; ++chunk)
-#pragma unroll
-    for (int t = 0; t < 2; ++t)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float w_v = k.v.w_v[first + 16 * chunk + 8 * t + k.column + e % 2];
-        logits[e / 2] = fmaf(tanh_of_context<T>(Y[chunk][t][e]), w_v, logits[e / 2]);
-      }
-}
-
-// The part of a sweep that a region has for itself: its logit grows by what the sweep's columns give.
+// The part of a sweep that a region has for itself: its logit grows by what the sweep's columns give. In half precision a warp
+// holds its regions' factors of all words for 16 columns at a time; those of float32 are split once for 64 columns instead.
 template <typename S, typename T>
 CAAN_DEVICE void add_region_logits(const Work<S, T>& k) {
+  constexpr bool HELD = sizeof(T) == 2;
+  constexpr int CHUNKS = HELD ? 1 : 4, UNROLLED = HELD ? S::STRIPS : 1;
+  const char *const Z_rows = k.shared + 2 * S::SWEEP_STAGE, *const UQ2 = Z_rows + S::KEPT_BYTES;
 #pragma unroll 1
   for (int strip = k.warp; strip < k.strips(); strip += S::WARPS) {
+    Left<T> C[UNROLLED], C_unit[UNROLLED];
+    const auto load = [&](int to, int w) {
+      C[to] = k.slot.C(strip * S::STRIPS + w)[k.lane];
+      C_unit[to] = k.slot.C_unit(strip * S::STRIPS + w)[k.lane];
+    };
+    if constexpr (HELD)
+#pragma unroll
+      for (int w = 0; w < S::STRIPS; ++w) load(w, w);
     float logits[2] = {};
 #pragma unroll 1
-    for (int first = 0; first < S::SWEEP; first += 64) add_logits(logits, k, strip, first);
+    for (int first = 0; first < S::SWEEP; first += 16 * CHUNKS) {
+      float Y[CHUNKS][2][4] = {};
+#pragma unroll UNROLLED
+      for (int w = 0; w < S::STRIPS; ++w) {
+        if constexpr (!HELD) load(0, w);
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+          const uint32_t column = uint32_t(first + 16 * chunk), at = column / S::COLUMNS * S::WORDS * PIECE_BYTES;
+          const auto right = [&](const char* rows) { return right_columns<T>(rows + at, w, int(column % S::COLUMNS / 16)); };
+          if (k.o.intra) multiply_add(Y[chunk], C_unit[HELD ? w : 0], right(Z_rows));
+          if (k.o.inter) multiply_add(Y[chunk], C[HELD ? w : 0], right(UQ2));
+        }
+      }
+#pragma unroll
+      for (int chunk = 0; chunk < CHUNKS; ++chunk)
+#pragma unroll
+        for (int t = 0; t < 2; ++t)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float w_v = k.v.w_v[first + 16 * chunk + column_of<T>(t, e)];
+            logits[e / 2] = fmaf(tanh_of_context<T>(Y[chunk][t][e]), w_v, logits[e / 2]);
+          }
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float sum = sum_over_columns(logits[half]);

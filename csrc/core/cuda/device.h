@@ -194,10 +194,6 @@ CAAN_DEVICE int unit_offset(int row, int unit) { return row * PIECE_BYTES + ((un
 
 template <typename T>
 constexpr int UNIT_COLUMNS = 16 / int(sizeof(T));
-template <typename T>
-CAAN_DEVICE int offset_in_piece(int row, int column) {
-  return unit_offset(row, column / UNIT_COLUMNS<T>) + column % UNIT_COLUMNS<T> * int(sizeof(T));
-}
 
 CAAN_DEVICE float sum_over_warp(float x) {
   for (int mask = WARP / 2; mask; mask /= 2) x += shuffle_xor(x, mask);
@@ -212,19 +208,30 @@ CAAN_DEVICE float highest_of_warp(float x) {
 constexpr float EPSILON = 1e-8f;
 CAAN_DEVICE float norm_of(float squares) { return fmaxf(sqrtf(squares), EPSILON); }
 
-// tanh within 4 units in the last place. Below 0.55 an odd polynomial, minimax in relative error (9e-10); above,
-// (1 - e^-2|x|) / (1 + e^-2|x|), which loses nothing there and would cancel nearer to 0.
-CAAN_DEVICE float exact_tanh(float x) {
+// tanh below 0.55: an odd polynomial, minimax in relative error (9e-10).
+CAAN_DEVICE float small_tanh(float x) {
   const float square = x * x;
   float small = -0.0062355645932257175f;
   small = fmaf(small, square, 0.021039679646492004f);
   small = fmaf(small, square, -0.053842708468437195f);
   small = fmaf(small, square, 0.13332460820674896f);
   small = fmaf(small, square, -0.3333331048488617f);
-  small = fmaf(x * square, small, x);
+  return fmaf(x * square, small, x);
+}
+
+// tanh within 4 units in the last place. From 0.55 on (1 - e^-2|x|) / (1 + e^-2|x|), which loses nothing there and would cancel
+// nearer to 0.
+CAAN_DEVICE float exact_tanh(float x) {
   const float e = expf(-2.0f * fabsf(x));
   const float large = copysignf((1.0f - e) / (1.0f + e), x);
-  return fabsf(x) < 0.55f ? small : large;
+  return fabsf(x) < 0.55f ? small_tanh(x) : large;
+}
+
+// The same by the special-function unit, within 5 units in the last place.
+CAAN_DEVICE float close_tanh(float x) {
+  const float e = quick_exp(-2.0f * fabsf(x));
+  const float large = copysignf((1.0f - e) * quick_inverse(1.0f + e), x);
+  return fabsf(x) < 0.55f ? small_tanh(x) : large;
 }
 
 } // namespace caan::cuda

@@ -156,30 +156,48 @@ CAAN_DEVICE Right<T> right_rows(const char* piece, int r, int k) {
   }
   return right;
 }
-// right[row, column].
+// right[row, column]. Those of the two tiles take turns in float32, which brings two numbers at a time: `column_of`.
 template <typename T>
 CAAN_DEVICE Right<T> right_columns(const char* piece, int r, int k) {
   Right<T> right;
   if constexpr (sizeof(T) == 4) {
-    // Of the four rows that lanes read at once, and their two units, no two lie in the same banks.
-    const int lane = int(threadIdx.x) % WARP, row = 16 * r + 2 * (lane % 4), column = 16 * k + lane / 4;
+    // Of a piece's rows the lowest bits decide where a unit lies, and here 0 and 1 for `i` and `k` change single bits of it.
+    const int lane = int(threadIdx.x) % WARP, own = unit_offset(2 * (lane % 4), lane / 8) + lane / 4 % 2 * 8;
 #pragma unroll
-    for (int i = 0; i < 8; ++i)
-      right.of[i] = *reinterpret_cast<const float*>(piece + offset_in_piece<T>(row + i / 2 % 2 * 8 + i % 2, column + i / 4 * 8));
+    for (int t = 0; t < 2; ++t)
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int offset = (own ^ ((4 * k + i) << 4)) + (16 * r + 8 * t + i) * PIECE_BYTES;
+        const auto both = *reinterpret_cast<const float2*>(piece + offset);
+        right.of[2 * t + i] = both.x, right.of[4 + 2 * t + i] = both.y;
+      }
   } else {
     right_columns(right.of, piece, r, k);
   }
   return right;
 }
 
-// A number and the next, where `right_columns` finds them.
+// Which of 16 columns of `right_columns` a product's sums are of: sums[t][e].
 template <typename T>
-CAAN_DEVICE void store_two(char* piece, int row, int column, float first, float second) {
-  char* const to = piece + offset_in_piece<T>(row, column);
+CAAN_DEVICE int column_of(int t, int e) {
+  const int column = int(threadIdx.x) % 4 * 2 + e % 2;
+  return sizeof(T) == 4 ? 2 * column + t : 8 * t + column;
+}
+
+// A row of 16 such sums, those of e / 2 = `half`, to where `right_columns` finds them: row 8 half + lane / 4 of rows from 16 r and
+// columns from 16 k of a piece.
+template <typename T>
+CAAN_DEVICE void store_sums(char* piece, int r, int k, int half, const float (&sums)[2][4]) {
+  const int lane = int(threadIdx.x) % WARP, e = 2 * half;
+  // Eight rows on, units lie as they do here.
+  char* const rows = piece + (16 * r + 8 * half) * PIECE_BYTES;
   if constexpr (sizeof(T) == 4)
-    *reinterpret_cast<float2*>(to) = {first, second};
+    *reinterpret_cast<float4*>(rows + unit_offset(lane / 4, 4 * k + lane % 4)) = {sums[0][e], sums[1][e], sums[0][e + 1],
+                                                                                  sums[1][e + 1]};
   else
-    *reinterpret_cast<uint32_t*>(to) = pack(first, second, T{});
+#pragma unroll
+    for (int t = 0; t < 2; ++t)
+      *reinterpret_cast<uint32_t*>(rows + unit_offset(lane / 4, 2 * k + t) + lane % 4 * 4) = pack(sums[t][e], sums[t][e + 1], T{});
 }
 
 } // namespace caan::cuda

@@ -36,8 +36,8 @@ TILE_LAUNCH = 2**31
 LARGE_LAUNCH = 2**40
 PAIR_LAUNCH = 2**36
 
-# Pairs with a gradient that one launch takes: so many, and together so many regions times words times both widths. That is less than
-# 50 ms on an H100 by an estimate (docs/cuda.md): a launch cannot be interrupted.
+# Pairs with a gradient that one launch takes: so many, and together so many regions times words times both widths. That is less
+# than 50 ms on an H100 by an estimate (docs/cuda.md): a launch cannot be interrupted.
 MOST_WALKED = 2**14
 WALK_LAUNCH = 2**34
 

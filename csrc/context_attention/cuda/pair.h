@@ -220,7 +220,7 @@ struct OnPanels {
 template <bool GRADIENT, typename Begin, typename ScoreGradient>
 CAAN_DEVICE float work_on(Begin begin, float* by_warp, ScoreGradient score_gradient) {
   const int warp = warp_of_thread();
-  const auto on = begin();
+  const auto& on = begin();
   const auto& s = on.s;
   const auto& p = on.p;
   const Slot& slot = p.slot;

@@ -138,6 +138,7 @@ CAAN_DEVICE void logit_gradients(const Sides<T>& s, const Pair<T>& p, int rows, 
   block_barrier();
   if (warp == 0) softmax_gradient(slot.f, slot.df, m);
   if (warp == 1) softmax_gradient(slot.g, slot.dg, n);
+  block_barrier();
 }
 
 // What `work_on` does with panels, in float32 arithmetic.

@@ -169,7 +169,7 @@ def test_missing_order_of_turns_is_found(pattern, replacement, place, message):
         differentiate(editing(GRADIENTS, pattern, replacement, place))
 
 
-@pytest.mark.parametrize("place", range(30))
+@pytest.mark.parametrize("place", [13, 20, 27])
 def test_missing_barrier_of_gradients_is_found(place):
     """Between what warps bring for each other, or leave in the block's slot."""
     with pytest.raises(PtxError, match="(?s)gradient_tile_kernel.*(race|never written)"):

@@ -40,13 +40,14 @@ KERNELS = (
     "large_kernel",
     "score_kernel",
     "gradient_kernel",
+    "gradient_tile_kernel",
     "search_tiles_kernel",
     "search_kernel",
     "add_kernel",
     "query_gradients_kernel",
     "document_gradients_kernel",
 )
-ON_TENSOR_CORES = ("product_tile_kernel", "tile_kernel", "large_kernel", "search_tiles_kernel")
+ON_TENSOR_CORES = ("product_tile_kernel", "tile_kernel", "large_kernel", "gradient_tile_kernel", "search_tiles_kernel")
 # What a block may have on every GPU since compute capability 8.0, in bytes and in numbers.
 MOST_SHARED, MOST_REGISTERS = 99 * 1024, 65536
 

@@ -43,8 +43,9 @@ def _triton(
 def _cuda(*, regions: int = 0, words: int = 0, width: int = 0, hidden: int = 0, half: bool = False, **wanted: int) -> str:
     if reason := _compiled(**wanted):
         return reason
-    scored = half and cuda_kernels.copied(width, hidden, torch.float16) and not wanted.get("gradient") and not wanted.get("maps")
-    return cuda_kernels.too_large(regions, words, scored)
+    on_tensor_cores = half and cuda_kernels.copied(width, hidden, torch.float16) and not wanted.get("maps")
+    most_words = cuda_kernels.MOST_GRADIENT_WORDS if wanted.get("gradient") else cuda_kernels.MOST_LARGE_WORDS
+    return cuda_kernels.too_large(regions, words, most_words if on_tensor_cores else 0)
 
 
 def _register(backend: str, kernels: launch.Kernels, device: str) -> None:

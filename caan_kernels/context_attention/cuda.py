@@ -40,9 +40,10 @@ LARGE_LAUNCH = 2**40
 SINGLE_LAUNCH = 2**37
 PAIR_LAUNCH = 2**36
 
-# Pairs with a gradient that one launch takes, about 50 ms of them on an H100 at 36 regions, 16 words and 1,024 columns, by an
-# estimate (docs/cuda.md): a launch cannot be interrupted.
+# Pairs with a gradient that one launch takes: so many, and together so many regions times words times both widths. That is less
+# than 50 ms on an H100 by an estimate (docs/cuda.md): a launch cannot be interrupted.
 MOST_WALKED = 2**14
+WALK_LAUNCH = 2**34
 
 
 class Sides(NamedTuple):
@@ -269,13 +270,15 @@ def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
 
 def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
     slots.reserve(grad.numel())
-    firsts = range(0, grad.numel(), MOST_WALKED)
+    m, n = slots.rows
+    tiled = slots.call.V.features.dtype != torch.float32 and n <= MOST_GRADIENT_WORDS
+    most = min(MOST_WALKED, 1 + WALK_LAUNCH // max(1, m * n * _widths(slots.call)))
+    firsts = range(0, grad.numel(), most)
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
-    tiled = slots.call.V.features.dtype != torch.float32 and slots.rows[1] <= MOST_GRADIENT_WORDS
     places = walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts
     for first, own in zip(firsts, turns, strict=True):
         given = grad, slots.scratch, own, *places, *sums
-        launch = GradientLaunch(_sides(slots), *given, first, MOST_WALKED, tiled, slots.call.options, stream_of(grad))
+        launch = GradientLaunch(_sides(slots), *given, first, most, tiled, slots.call.options, stream_of(grad))
         _ops.cuda_differentiate(*flatten(launch))
 
 
@@ -284,13 +287,17 @@ def _sides(slots: Slots) -> Sides:
     return Sides(V.features, V.products, U.features, U.products, vectors, slots.regions.lengths, slots.words.lengths)
 
 
-def too_large(regions: int, words: int, on_tensor_cores: bool) -> str:
-    """Why pairs of so many regions and words are not for this backend, or an empty string; scores on tensor cores take more."""
-    if regions + words <= MOST_ROWS or (on_tensor_cores and words <= MOST_LARGE_WORDS):
+def too_large(regions: int, words: int, most_words: int) -> str:
+    """Why pairs of so many regions and words are not for this backend, or an empty string.
+
+    Tensor cores take any number of regions with up to `most_words` words.
+    """
+    if regions + words <= MOST_ROWS or words <= most_words:
         return ""
     return (
-        f"it takes at most {MOST_ROWS} regions and words together, or for scores in half precision with widths that are multiples "
-        f"of 8 any number of regions with {MOST_LARGE_WORDS} words; an image and a caption here have {regions} and {words}"
+        f"it takes at most {MOST_ROWS} regions and words together, or in half precision with widths that are multiples of 8, but "
+        f"for maps, any number of regions with {MOST_LARGE_WORDS} words, {MOST_GRADIENT_WORDS} with gradients; "
+        f"an image and a caption here have {regions} and {words}"
     )
 
 

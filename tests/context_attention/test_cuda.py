@@ -295,6 +295,38 @@ def test_float32_without_tensor_cores(kernels):
     assert kernels == ["_score_pairs", "_score_pairs", "_score_large"]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "sizes"),
+    [
+        *((torch.bfloat16, sizes) for sizes in ((36, 13), (196, 32), (576, 64), (90, 112))),
+        *((torch.float16, sizes) for sizes in ((49, 20), (1030, 32), (70, 112))),
+    ],
+    ids=str,
+)
+def test_gradients_on_tensor_cores(dtype, sizes):
+    """Regions in one chunk and in several, of one strip and of more; words of a call that has shorter ones, too."""
+    m, n = sizes
+    hidden = 72 if m < 50 else 16
+    case = lengths_given((1, m, 2, n, 24, hidden), [m - 3], [n, n // 3 + 1], dtype)
+    assert_accurate(case, "cuda", {}, score=1e-3, gradient=1e-5, of_reference=2.0)
+
+
+@half
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradients_beside_what_is_not_finite(dtype, value):
+    """A word that is not finite spoils its caption's gradients, and images', but no other caption's."""
+    case = lengths_given((2, 20, 3, 18, 24, 72), [20, 3], [18, 5, 17], dtype)
+    wrong = replace(case, words=case.words.clone())
+    wrong.words[1, 2, 5] = value
+    grad = torch.ones(2, 3, device=case.words.device)
+    expected, spoiled = (cases.run(x, grad, backend="cuda")[1]["words"] for x in (case, wrong))
+    assert not spoiled[1, :5].isfinite().all()
+    assert torch.equal(spoiled[[0, 2]], expected[[0, 2]])
+    grad[:, 1] = 0
+    expected, spared = (cases.run(x, grad, backend="cuda")[1] for x in (case, wrong))
+    assert all(torch.equal(spared[name], expected[name]) for name in ("regions", "words"))
+
+
 # A band of images is the least that a launch of tiles has.
 @pytest.mark.parametrize(
     ("limit", "regions", "words"),
@@ -330,12 +362,17 @@ def test_too_many_rows():
             case.call(function, backend="cuda")
 
 
-def test_many_rows_have_scores_in_half_precision_only():
+def test_what_takes_many_rows():
+    """In half precision, scores and derivatives do, each up to so many words; maps do not."""
     case = cases.problem((1, 300, 1, 41, 8, 16), torch.float16, lengths=False).on("cuda")
-    assert case.call(backend="cuda").isfinite().all()
-    for name, words in (("regions", case.regions.clone().requires_grad_()), ("words", case.words.repeat(1, 4, 1))):
+    longer, too_long = (replace(case, words=case.words.repeat(1, k, 1)) for k in (3, 4))
+    with_gradient = replace(longer, regions=longer.regions.clone().requires_grad_())
+    assert longer.call(backend="cuda").isfinite().all()
+    for refused in (too_long, with_gradient):
         with pytest.raises(RuntimeError, match="it takes at most 340 regions and words together"):
-            replace(case, **{name: words}).call(backend="cuda")
+            refused.call(backend="cuda")
+    with pytest.raises(RuntimeError, match="it takes at most 340 regions and words together"):
+        replace(case, pairs=torch.tensor([[0, 0]])).call(ck.attention_maps, backend="cuda")
 
 
 def test_a_scratch_that_is_too_small_is_refused(monkeypatch):

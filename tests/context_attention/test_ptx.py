@@ -14,7 +14,7 @@ from caan_kernels.context_attention.gpu import launch
 
 ops = torch.ops.caan_kernels
 DTYPE = "bfloat16"
-PRODUCT, GRADIENTS = "product_tile_kernel<bfloat16>", "gradient_kernel<bfloat16>"
+PRODUCT, GRADIENTS = "product_tile_kernel<bfloat16>", "gradient_tile_kernel<bfloat16>"
 
 pytestmark = [
     pytest.mark.skipif(not cases.EMULATED, reason="launches are taken from the emulator: tests/test_emulated.py"),
@@ -92,7 +92,7 @@ def test_float32():
 def differentiate(edit=None):
     """A problem whose pairs fill two slots several times, and its gradients as PTX computes them, edited or not."""
     case = cases.problem((2, 5, 3, 6, 16, 8), torch.bfloat16)
-    with cuda_launches.interpreted(DTYPE, edit) as launched, mock.patch.object(launch, "SCRATCH_BYTES", 4000):
+    with cuda_launches.interpreted(DTYPE, edit) as launched, mock.patch.object(launch, "SCRATCH_BYTES", 44000):
         found = cases.run(case, torch.ones(2, 3), backend="cuda")[1]
     assert GRADIENTS in launched
     return case, found
@@ -183,8 +183,15 @@ def test_fault_is_found(pattern, replacement, place, message):
     ids=["no_wait", "next_round_does_not_wait", "no_acquire", "no_release", "no_barrier_before_end", "no_barrier_after_wait"],
 )
 def test_missing_order_of_turns_is_found(pattern, replacement, place, message):
-    with pytest.raises(PtxError, match=f"(?s)gradient_kernel.*({message})"):
+    with pytest.raises(PtxError, match=f"(?s)gradient_tile_kernel.*({message})"):
         differentiate(editing(GRADIENTS, pattern, replacement, place))
+
+
+@pytest.mark.parametrize("place", [13, 20, 27])
+def test_missing_barrier_of_gradients_is_found(place):
+    """Between what warps bring for each other, or leave in the block's slot."""
+    with pytest.raises(PtxError, match="(?s)gradient_tile_kernel.*(race|never written)"):
+        differentiate(editing(GRADIENTS, r"bar\.sync[^;]*;", "", place))
 
 
 @pytest.mark.parametrize("place", [3, 4, 10])

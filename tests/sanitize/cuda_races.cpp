@@ -61,6 +61,19 @@ struct Call {
   }
 };
 
+// In four slots.
+template <typename T>
+void run_gradients(const Call<T>& call, const Options& options, const std::vector<float>& scores, std::vector<float>& scratch,
+                   bool tiled) {
+  std::vector<float> dV(call.V.size()), dVQ(call.VQ.size()), dU(call.U.size()), dUQ(call.UQ.size()), dw_v(2 * call.H),
+      dw_u(2 * call.H);
+  const Walk walk{call.keys.data(),         call.places.data(),     call.walked.data(),
+                  call.image_starts.data(), call.by_caption.data(), call.caption_starts.data()};
+  const Sums sums{dV.data(), dVQ.data(), dU.data(), dUQ.data(), dw_v.data(), dw_u.data()};
+  int64_t turns[2] = {};
+  differentiate(call.sides(), walk, 0, 6, options, scores.data(), scratch.data(), 4, sums, turns, tiled, nullptr);
+}
+
 template <typename T>
 void run_pairs(const Options& options) {
   const Call<T> call(9, 5, 40, 36);
@@ -71,13 +84,15 @@ void run_pairs(const Options& options) {
 
   // Two rounds, of which the second leaves a slot empty.
   scratch.resize(4 * SlotShape{call.M, call.N, call.D, true}.size());
-  std::vector<float> dV(call.V.size()), dVQ(call.VQ.size()), dU(call.U.size()), dUQ(call.UQ.size()), dw_v(2 * call.H),
-      dw_u(2 * call.H);
-  const Walk walk{call.keys.data(),         call.places.data(),     call.walked.data(),
-                  call.image_starts.data(), call.by_caption.data(), call.caption_starts.data()};
-  const Sums sums{dV.data(), dVQ.data(), dU.data(), dUQ.data(), dw_v.data(), dw_u.data()};
-  int64_t turns[2] = {};
-  differentiate(call.sides(), walk, 0, 6, options, scores.data(), scratch.data(), 4, sums, turns, false, nullptr);
+  run_gradients(call, options, scores, scratch, false);
+}
+
+// On tensor cores.
+template <typename T>
+void run_gradient_tiles(const Options& options, int M, int N, int width) {
+  const Call<T> call(M, N, width, width);
+  std::vector<float> scores(6, 1.0f), scratch(4 * TiledShape<T>{M, N, call.D}.size());
+  run_gradients(call, options, scores, scratch, true);
 }
 
 template <typename T>
@@ -150,6 +165,9 @@ int main() {
   const Options paper{true, true, true}, one_term{false, true, false};
   run_pairs<float>(paper);
   run_pairs<bfloat16>(one_term);
+  // More regions than lie in shared memory at once, and two pieces of the widths.
+  run_gradient_tiles<bfloat16>(paper, 65, 9, 16);
+  run_gradient_tiles<float16>(paper, 9, 5, 72);
   run_tiles<bfloat16>(paper, 36, 14);
   run_tiles<float16>(paper, 64, 30);
   run_tiles<bfloat16>(one_term, 64, 14);

@@ -77,14 +77,15 @@ CAAN_DEVICE Found find_pair(const Sides<T>& s, const Pairs& pairs, int64_t place
 }
 
 // work(place, pair) for every gridDim-th place whose pair is wanted(m, n). Where few are, as many at once as the block has threads
-// are looked at; `marks` has room for as many.
-template <typename T, typename Wanted, typename Work>
+// are looked at; `marks` has room for as many. KNOWN: how many those are, where that should take no register.
+template <int KNOWN = 0, typename T, typename Wanted, typename Work>
 CAAN_DEVICE void for_each_pair(const Sides<T>& s, const Pairs& pairs, bool* marks, Wanted wanted, Work work) {
-  for (int64_t first = blockIdx.x; first < pairs.count; first += int64_t(blockDim.x) * gridDim.x) {
+  const unsigned threads = KNOWN ? KNOWN : blockDim.x;
+  for (int64_t first = blockIdx.x; first < pairs.count; first += int64_t(threads) * gridDim.x) {
     const Found mine = find_pair(s, pairs, first + int64_t(threadIdx.x) * gridDim.x);
     marks[threadIdx.x] = mine.m > 0 && mine.n > 0 && wanted(mine.m, mine.n);
     block_barrier();
-    for (unsigned t = 0; t < blockDim.x; ++t) {
+    for (unsigned t = 0; t < threads; ++t) {
       if (!marks[t]) continue;
       const int64_t place = first + int64_t(t) * gridDim.x;
       work(place, find_pair(s, pairs, place));

@@ -12,9 +12,9 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
   CAAN_SHARED;
   float* const slot = scratch + blockIdx.x * SlotShape{s.M, s.N, s.D, false}.size();
   const auto wanted = [&](int m, int n) { return !rest || !(fits_tile<T>(m, n) || large_strips<T>(m, n)); };
-  for_each_pair(s, pairs, reinterpret_cast<bool*>(shared_memory), wanted, [&](int64_t place, const Found& pair) {
+  for_each_pair<THREADS>(s, pairs, reinterpret_cast<bool*>(shared_memory), wanted, [&](int64_t place, const Found& pair) {
     const OnPanels<T> on(s, o, pair.image, pair.caption, slot, false, shared_memory + THREADS);
-    const float found = work_on<false>([&] { return on; }, on.panels.P0, [] { return 0.0f; });
+    const float found = work_on<false>([&]() -> const OnPanels<T>& { return on; }, on.panels.P0, [] { return 0.0f; });
     if (threadIdx.x == 0) scores[score_place(pairs, place, pair, score_row)] = found;
   });
 }

@@ -138,6 +138,7 @@ CAAN_DEVICE void logit_gradients(const Sides<T>& s, const Pair<T>& p, int rows, 
   block_barrier();
   if (warp == 0) softmax_gradient(slot.f, slot.df, m);
   if (warp == 1) softmax_gradient(slot.g, slot.dg, n);
+  block_barrier();
 }
 
 // What `work_on` does with panels, in float32 arithmetic.
@@ -220,7 +221,7 @@ struct OnPanels {
 template <bool GRADIENT, typename Begin, typename ScoreGradient>
 CAAN_DEVICE float work_on(Begin begin, float* by_warp, ScoreGradient score_gradient) {
   const int warp = warp_of_thread();
-  const auto on = begin();
+  const auto& on = begin();
   const auto& s = on.s;
   const auto& p = on.p;
   const Slot& slot = p.slot;

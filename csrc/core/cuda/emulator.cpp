@@ -114,7 +114,7 @@ struct Fiber {
 struct Warp {
   Barrier barrier;
   // Two, used in turns: a lane may give its next item while another still reads the last.
-  std::array<std::array<char, WARP * MAIL>, 2> mail;
+  alignas(16) std::array<std::array<char, WARP * MAIL>, 2> mail;
 };
 
 struct Machine {
@@ -267,6 +267,8 @@ void run_blocks(int64_t blocks, unsigned threads, const std::function<void(Machi
 
 #endif
 
+char* next_mail() { return machine().warp().mail[machine().mine().exchanges++ % 2].data(); }
+
 float half_to_float(uint16_t bits) {
   _Float16 x;
   std::memcpy(&x, &bits, 2);
@@ -286,10 +288,6 @@ uint16_t float_to_bfloat(float x) {
   return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-struct Fragments {
-  float left[8], right[4];
-};
-
 template <typename T>
 void unpack(float* numbers, uint32_t both) {
   numbers[0] = to_float(T{uint16_t(both)});
@@ -307,24 +305,24 @@ float off_by(double exact, double most, float x) {
   return std::abs(nearest - exact) <= std::abs(exact) * most ? nearest : std::nextafter(nearest, float(exact));
 }
 
+// Factors of a tensor-core product, the right one by columns.
+struct Factors {
+  float left[16][16], right[8][16];
+};
+
 // Which lane holds which number is PTX's: mma.m16n8k16 with 16-bit factors.
 template <typename T>
 void multiply_add_of(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
-  Fragments mine;
-  for (int i = 0; i < 4; ++i) unpack<T>(mine.left + 2 * i, left[i]);
-  unpack<T>(mine.right, right0);
-  unpack<T>(mine.right + 2, right1);
-  const auto* all = static_cast<const Fragments*>(exchange(&mine, sizeof(mine)));
-  const int lane = int(threadIdx.x) % WARP;
-  for (int i = 0; i < 4; ++i) {
-    const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-    float sum = 0;
-    for (int k = 0; k < 16; ++k) {
-      const Fragments &of_left = all[4 * (row % 8) + k % 8 / 2], &of_right = all[4 * column + k % 8 / 2];
-      sum += of_left.left[2 * (row / 8 + 2 * (k / 8)) + k % 2] * of_right.right[2 * (k / 8) + k % 2];
-    }
-    sums[i] += sum;
-  }
+  const int lane = int(threadIdx.x) % WARP, row = lane / 4, column = 2 * (lane % 4);
+  auto& factors = *reinterpret_cast<Factors*>(next_mail());
+  for (int i = 0; i < 4; ++i) unpack<T>(&factors.left[row + 8 * (i % 2)][column + 8 * (i / 2)], left[i]);
+  unpack<T>(&factors.right[row][column], right0);
+  unpack<T>(&factors.right[row][column + 8], right1);
+  warp_barrier();
+  float products[4] = {};
+  for (int k = 0; k < 16; ++k)
+    for (int i = 0; i < 4; ++i) products[i] += factors.left[row + 8 * (i / 2)][k] * factors.right[column + i % 2][k];
+  for (int i = 0; i < 4; ++i) sums[i] += products[i];
 }
 
 // The largest power of two in a number, a finite one.
@@ -375,10 +373,10 @@ void wait_for_turns(const int64_t* ended, int64_t count) {
 }
 
 const void* exchange(const void* mine, size_t size) {
-  auto& mail = machine().warp().mail[machine().mine().exchanges++ % 2];
-  std::memcpy(mail.data() + size * (threadIdx.x % WARP), mine, size);
+  char* const mail = next_mail();
+  std::memcpy(mail + size * (threadIdx.x % WARP), mine, size);
   warp_barrier();
-  return mail.data();
+  return mail;
 }
 
 float shuffle_xor(float x, int mask) {

@@ -134,38 +134,45 @@ def estimate_of(phases: dict[str, Pipes]) -> Estimate:
     return Estimate(max(total.values()) * to_ns, apart * to_ns, rounded)
 
 
+def pieces_around(loop: Loop, loops: list[Loop], code: Code) -> Loop:
+    """The loop over pieces of columns, which has the barrier: the smallest around this one, or itself."""
+    around = [x for x in loops if x == loop or loop.inside(x)]
+    with_barrier = [x for x in around if any("BAR.SYNC" in text for address, text in code if x.holds(address))]
+    return min(with_barrier, key=lambda x: x.last - x.first)
+
+
 def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
     """Of a pair in `tile_kernel` for all pairs, captions of its block alike."""
-    strips = -(-words // 16)
-    beside = {1: 8 if regions <= 40 else 6, 2: 4}[strips]
-    images = 2
+    strips, tiles = -(-words // 16), 5 if regions <= 40 else 8
+    # Shape of csrc/context_attention/cuda/tiles.h: a warp's pairs, and the warps of an image.
+    pairs, beside, images = (2 if (tiles, strips) == (5, 1) else 1), (6 if (tiles, strips) == (8, 1) else 4), 2
+    depths, held, captions = -(-tiles // 2), pairs * strips, pairs * beside
     loops = loops_of(code)
-    products, of_words, of_regions, pooled = products_of(code, loops)
     of_width, of_hidden = -(-width // 64), -(-hidden // 64)
-    pieces = {"products": (products, of_width), "words": (of_words, of_hidden), "regions": (of_regions, of_hidden)}
-    if strips == 2:
-        pieces["pooled"] = (pooled, of_width)
-    # A loop over pieces, and in it one over 16 columns.
-    around = {name: loop_around(loop, loops) for name, (loop, _) in pieces.items()}
-    unused = [] if strips == 2 else [loop_around(pooled, loops)]
-    # Words are packed: warps whose strip has none do not multiply.
-    used = -(-beside * words // (16 * strips)) / beside
+    # Pieces, and products of 16 columns of one.
+    expected = {
+        "products": (of_width, held * tiles * 2),
+        "words": (of_hidden, pairs * 2 * strips * (depths + strips)),
+        "regions": (of_hidden, pairs * 2 * strips * (depths + tiles)),
+    }
+    inner = dict(zip([*expected, "cosine"], products_of(code, loops), strict=True))
+    outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
+    # Words are packed: warps whose strips have none do not multiply.
+    used = -(-captions * words // (16 * held)) / beside
     phases = {}
-    for name, (loop, trips) in pieces.items():
-        outer = around[name]
-        share = used if name == "products" else 1.0
-        clocks = count(
-            ((a, t) for a, t in code if outer.holds(a)), lambda a, x=loop, n=trips, s=share: n * (4 * s if x.holds(a) else 1)
-        )
-        phases[name] = clocks
-    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in [*around.values(), *unused])]
+    for name, (pieces, products) in expected.items():
+        loop = inner[name]
+        trips = pieces * 4 * products / sum("HMMA" in text for address, text in code if loop.holds(address))
+        trips *= used if name == "products" else 1
+        body = [(a, t) for a, t in code if outer[name].holds(a)]
+        phases[name] = count(body, lambda a, x=loop, n=trips, p=pieces: n if x.holds(a) else p)
+    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in outer.values())]
     phases["weights"] = count(rest, lambda a: 1)
-    # One warp has one pair.
+    phases = {name: scaled(clocks, 1 / pairs) for name, clocks in phases.items()}
     bytes_of = {
-        "products": 2 * width * (regions / beside + (1 if strips == 2 else 2) * words / images),
-        "words": 2 * hidden * (regions / beside + words / images),
-        "regions": 2 * hidden * (regions / beside + words / images),
-        "pooled": 2 * width * (regions / beside + words / images),
+        "products": 2 * width * (regions / captions + 2 * words / images),
+        "words": 2 * hidden * (regions / captions + words / images),
+        "regions": 2 * hidden * (regions / captions + words / images),
     }
     for name, clocks in phases.items():
         clocks["L2"] = bytes_of.get(name, 0) / L2_BYTES

@@ -24,7 +24,7 @@ from machine_code import disassembled, instructions
 from workloads import CAPTION_LENGTHS
 
 RESULTS = Path(__file__).parent / "results" / "gpu_estimate.json"
-SOURCES = ("tiles", "large")
+SOURCES = ("tiles", "large", "pair", "gradients")
 MULTIPROCESSORS, GIGAHERTZ = 132, 1.755
 
 # Clocks of a multiprocessor for a warp's instruction, by pipe. Rates of benchmarks/gpu_rates.cu on an H200
@@ -134,38 +134,45 @@ def estimate_of(phases: dict[str, Pipes]) -> Estimate:
     return Estimate(max(total.values()) * to_ns, apart * to_ns, rounded)
 
 
+def pieces_around(loop: Loop, loops: list[Loop], code: Code) -> Loop:
+    """The loop over pieces of columns, which has the barrier: the smallest around this one, or itself."""
+    around = [x for x in loops if x == loop or loop.inside(x)]
+    with_barrier = [x for x in around if any("BAR.SYNC" in text for address, text in code if x.holds(address))]
+    return min(with_barrier, key=lambda x: x.last - x.first)
+
+
 def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
     """Of a pair in `tile_kernel` for all pairs, captions of its block alike."""
-    strips = -(-words // 16)
-    beside = {1: 8 if regions <= 40 else 6, 2: 4}[strips]
-    images = 2
+    strips, tiles = -(-words // 16), 5 if regions <= 40 else 8
+    # Shape of csrc/context_attention/cuda/tiles.h: a warp's pairs, and the warps of an image.
+    pairs, beside, images = (2 if (tiles, strips) == (5, 1) else 1), (6 if (tiles, strips) == (8, 1) else 4), 2
+    depths, held, captions = -(-tiles // 2), pairs * strips, pairs * beside
     loops = loops_of(code)
-    products, of_words, of_regions, pooled = products_of(code, loops)
     of_width, of_hidden = -(-width // 64), -(-hidden // 64)
-    pieces = {"products": (products, of_width), "words": (of_words, of_hidden), "regions": (of_regions, of_hidden)}
-    if strips == 2:
-        pieces["pooled"] = (pooled, of_width)
-    # A loop over pieces, and in it one over 16 columns.
-    around = {name: loop_around(loop, loops) for name, (loop, _) in pieces.items()}
-    unused = [] if strips == 2 else [loop_around(pooled, loops)]
-    # Words are packed: warps whose strip has none do not multiply.
-    used = -(-beside * words // (16 * strips)) / beside
+    # Pieces, and products of 16 columns of one.
+    expected = {
+        "products": (of_width, held * tiles * 2),
+        "words": (of_hidden, pairs * 2 * strips * (depths + strips)),
+        "regions": (of_hidden, pairs * 2 * strips * (depths + tiles)),
+    }
+    inner = dict(zip([*expected, "cosine"], products_of(code, loops), strict=True))
+    outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
+    # Words are packed: warps whose strips have none do not multiply.
+    used = -(-captions * words // (16 * held)) / beside
     phases = {}
-    for name, (loop, trips) in pieces.items():
-        outer = around[name]
-        share = used if name == "products" else 1.0
-        clocks = count(
-            ((a, t) for a, t in code if outer.holds(a)), lambda a, x=loop, n=trips, s=share: n * (4 * s if x.holds(a) else 1)
-        )
-        phases[name] = clocks
-    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in [*around.values(), *unused])]
+    for name, (pieces, products) in expected.items():
+        loop = inner[name]
+        trips = pieces * 4 * products / sum("HMMA" in text for address, text in code if loop.holds(address))
+        trips *= used if name == "products" else 1
+        body = [(a, t) for a, t in code if outer[name].holds(a)]
+        phases[name] = count(body, lambda a, x=loop, n=trips, p=pieces: n if x.holds(a) else p)
+    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in outer.values())]
     phases["weights"] = count(rest, lambda a: 1)
-    # One warp has one pair.
+    phases = {name: scaled(clocks, 1 / pairs) for name, clocks in phases.items()}
     bytes_of = {
-        "products": 2 * width * (regions / beside + (1 if strips == 2 else 2) * words / images),
-        "words": 2 * hidden * (regions / beside + words / images),
-        "regions": 2 * hidden * (regions / beside + words / images),
-        "pooled": 2 * width * (regions / beside + words / images),
+        "products": 2 * width * (regions / captions + 2 * words / images),
+        "words": 2 * hidden * (regions / captions + words / images),
+        "regions": 2 * hidden * (regions / captions + words / images),
     }
     for name, clocks in phases.items():
         clocks["L2"] = bytes_of.get(name, 0) / L2_BYTES
@@ -210,15 +217,66 @@ def large(code: Code, regions: int, words: int, width: int, hidden: int) -> Esti
     return estimate_of(phases)
 
 
-def codes(cubins: Iterable[Path]) -> Kernels:
-    """Machine code of the bfloat16 kernels, by kernel and shape."""
+# Innermost loops of the kernels with one pair a block (csrc/context_attention/cuda/panels.h): what tells them by their
+# instructions, and the steps that a turn of the loop makes: a row of the depth, 32 cells, a row.
+PANEL_LOOPS: dict[str, tuple[Callable[[Counter[str]], bool], Callable[[Counter[str]], int]]] = {
+    "times_panel": (lambda x: x["LDG"] == x["FFMA"] == 4 * x["LDS"] > 0, lambda x: x["LDS"]),
+    "transposed_times_panel": (lambda x: x["LDG.128"] == x["LDS"] > 0 == x["LDG"], lambda x: x["LDS"]),
+    "add_products": (lambda x: x["LDS.128"] == 16 and x["FFMA"] == 32, lambda x: 1),
+    "load_panel": (lambda x: x["LDG"] == x["STS"] > 0 == x["FFMA"], lambda x: x["STS"]),
+    "tanh": (lambda x: x["SHFL"] == 20 and x["FFMA"] > 20, lambda x: 4),
+}
+
+
+def memory_operations(code: Code) -> Counter[str]:
+    """How many there are of each, with its width where that is 16 bytes."""
+    found: Counter[str] = Counter()
+    for _, text in code:
+        operation = re.sub(r"^@\S+\s+", "", text).split()[0]
+        found[operation.split(".")[0] + (".128" if ".128" in operation else "")] += 1
+    return found
+
+
+def panel_steps(code: Code) -> dict[str, Pipes]:
+    """Clocks of a step of a warp in each kind of loop: the mean over the loops of a kernel."""
+    loops = loops_of(code)
+    found: dict[str, list[Pipes]] = {}
+    for loop in loops:
+        if any(other.inside(loop) for other in loops):
+            continue
+        body = [(a, t) for a, t in code if loop.holds(a)]
+        operations = memory_operations(body)
+        for name, (matches, steps) in PANEL_LOOPS.items():
+            if matches(operations):
+                found.setdefault(name, []).append(scaled(count(body, lambda a: 1), 1 / steps(operations)))
+    return {name: scaled(sum(of, Counter()), 1 / len(of)) for name, of in found.items()}
+
+
+def one_pair(code: Code, regions: int, words: int, width: int, hidden: int, gradient: bool) -> Estimate:
+    """Of a pair in `score_kernel`, or in `gradient_kernel` with what it adds to shared gradients: what the innermost loops take,
+    and nothing of what lies around them, of barriers and of waiting for memory."""
+    cost = panel_steps(code)
+    by_width, by_hidden = -(-width // 32), -(-hidden // 32)
+    times, transposed = -(-regions // 4) * words, -(-words // 4) * regions
+    # Of a panel of the hidden width, of one of the width; scores alone and with derivatives (pair.h, sums.h).
+    of_hidden = {"times_panel": (3, 16), "transposed_times_panel": (3, 16), "add_products": (0, 6)}
+    of_hidden |= {"load_panel": (2, 8), "tanh": (1, 4)}
+    of_width = {"times_panel": (0, 1), "transposed_times_panel": (0, 1), "add_products": (1, 1), "load_panel": (1, 2)}
+    steps = {"times_panel": times, "transposed_times_panel": transposed, "add_products": -(-regions * words // 32)}
+    steps |= {"load_panel": regions + words, "tanh": regions + words}
+    passes = {x: by_hidden * of_hidden[x][gradient] + by_width * of_width.get(x, (0, 0))[gradient] for x in steps}
+    return estimate_of({x: scaled(cost[x], steps[x] * passes[x]) for x in steps})
+
+
+def codes(cubins: Iterable[Path], wanted: str = "bfloat16") -> Kernels:
+    """Machine code of a dtype's kernels, by kernel and shape."""
     found = {}
     for cubin in cubins:
         code, _ = disassembled(cubin)
         parts = cuda_report.by_function(code, r"Function : (\S+)")
         for name, part in zip(cuda_report.demangled(list(parts)), parts.values(), strict=True):
             kernel, shape, dtype = cuda_report.described(name)
-            if dtype == "bfloat16":
+            if dtype == wanted:
                 found[kernel, shape] = list(instructions(part))
     return found
 
@@ -242,13 +300,50 @@ def workload(kernels: Kernels, histogram: dict[int, int], hidden: int) -> dict[s
     return {**mean, "multiply_adds": multiply_adds}
 
 
+TRAINING_BATCH = 128
+# Multiply-adds a clock and multiprocessor of wgmma (results/cuda_nvidia_h200.json): what torch.mm is taken to reach.
+WGMMA = 2042
+
+
+def training_step(kernels: Kernels, hidden: int) -> dict[str, float]:
+    """Milliseconds of a step with hardest negatives, 36 regions, Flickr30K's captions and a width of 1,024: scores of all pairs,
+    derivatives of three pairs an image, and projections with their derivatives at the rates of products alone."""
+    batch, width, histogram = TRAINING_BATCH, 1024, CAPTION_LENGTHS["f30k"]
+    captions = sum(histogram.values())
+    scores = workload(kernels, histogram, hidden)
+    gradients = {n: one_pair(kernels["gradient_kernel", ""], 36, n, width, hidden, True) for n in histogram}
+    words = sum(n * many for n, many in histogram.items()) / captions
+    multiply_adds = batch * width * (36 * 2 * hidden + words * (width + 2 * hidden))
+    clocks = multiply_adds / MULTIPROCESSORS * (1 / 1355.5 + 2 / WGMMA)
+    projections = clocks / GIGAHERTZ
+    parts = {
+        x: {
+            "scores": batch**2 * scores[x],
+            "gradients": 3 * batch * sum(getattr(gradients[n], x) * many for n, many in histogram.items()) / captions,
+            "projections": projections,
+        }
+        for x in ("overlapped", "apart")
+    }
+    return {
+        **{x: sum(parts[x].values()) / 1e6 for x in parts},
+        "parts": {x: {name: ns / 1e6 for name, ns in of.items()} for x, of in parts.items()},
+    }
+
+
 SHAPES = [(36, 13), (49, 20), (196, 32), (576, 64), (1030, 32)]
 
 
-def report(kernels: Kernels) -> dict[str, Any]:
+def report(kernels: Kernels, in_float32: Kernels) -> dict[str, Any]:
     shapes = {f"{m} x {n}, H = {h}": pair(kernels, m, n, 1024, h)._asdict() for m, n in SHAPES for h in (1024, 64)}
     sets = {f"{name}, H = {h}": workload(kernels, CAPTION_LENGTHS[name], h) for name in ("coco", "f30k") for h in (1024, 64)}
-    return {"unit": "nanoseconds a pair, bfloat16, H100", "sets": sets, "shapes": shapes}
+    plain = {h: one_pair(in_float32["score_kernel", ""], 36, 13, 1024, h, False)._asdict() for h in (1024, 64)}
+    return {
+        "unit": "nanoseconds a pair, bfloat16, H100",
+        "sets": sets,
+        "shapes": shapes,
+        "float32": {f"36 x 13, H = {h}": found for h, found in plain.items()},
+        "training": {f"B = {TRAINING_BATCH}, H = {h}, ms": training_step(kernels, h) for h in (1024, 64)},
+    }
 
 
 def tables(found: dict[str, Any]) -> str:
@@ -261,6 +356,12 @@ def tables(found: dict[str, Any]) -> str:
     for name, (key, part) in rows.items():
         numbers = [part[f"{key}, H = {h}"][x] for h in (1024, 64) for x in ("overlapped", "apart")]
         lines.append(f"| {name} | {' | '.join(f'{x:,.1f}' for x in numbers)} |")
+    for name, key, row, digits in (
+        ("float32, 36 regions, 13 words: inner loops alone", "float32", "36 x 13, H = {}", 0),
+        (f"training step, B = {TRAINING_BATCH}, milliseconds", "training", f"B = {TRAINING_BATCH}, H = {{}}, ms", 1),
+    ):
+        numbers = [found[key][row.format(h)][x] for h in (1024, 64) for x in ("overlapped", "apart")]
+        lines.append(f"| {name} | {' | '.join(f'{x:,.{digits}f}' for x in numbers)} |")
     lines += [
         "",
         "An estimate from machine code for sm_90a, by benchmarks/gpu_estimate.py, over the rates of the table below.",
@@ -270,8 +371,9 @@ def tables(found: dict[str, Any]) -> str:
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
-        found = report(codes(cuda_report.compile_for("90a", Path(folder), SOURCES)))
-    for name, row in {**found["sets"], **found["shapes"]}.items():
+        cubins = cuda_report.compile_for("90a", Path(folder), SOURCES)
+        found = report(codes(cubins), codes(cubins, "float32"))
+    for name, row in {**found["sets"], **found["shapes"], **found["float32"]}.items():
         print(f"{name:24} {row['overlapped']:8.1f} ns with overlap, {row['apart']:8.1f} without")
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     begin, end = "<!-- estimated: begin -->", "<!-- estimated: end -->"

@@ -124,8 +124,8 @@ void score_large(const Sides<T>& sides, const Pairs& pairs, const Options& optio
 
 // Every image with the captions of one bucket, `word_order` from word_starts[bucket] to the next; or of a list `pairs`, sorted by
 // `keys` bucket * images + image, positions `order` of the call, those whose bucket is one of `bucket`, bucket + word_buckets, ...
-// below `buckets`. A bucket's captions have at most 16 * strips words. At most `blocks` blocks share the work, one of which a
-// multiprocessor holds; a launch has at most about `launch_images` images.
+// below `buckets`. A bucket's captions have at most 16 * strips words. `blocks` is how many multiprocessors
+// there are; a launch has at most about `launch_images` images.
 struct Tiles {
   const int64_t *word_order, *word_starts, *pairs, *order, *keys;
   int64_t listed, score_row, blocks, launch_images;

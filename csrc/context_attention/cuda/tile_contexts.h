@@ -1,0 +1,189 @@
+// The contexts of a block of tiles.cu: from S the logits of words and regions.
+#pragma once
+
+#include "context_attention/cuda/tiles.h"
+
+namespace caan::context_attention {
+
+// The rows of contexts that a thread copies.
+template <typename S>
+struct ContextRows {
+  BlockRows<S, S::REGION_ROWS> regions;
+  BlockRows<S, S::WORD_ROWS> words;
+};
+
+// Pieces of the words' contexts, and then of the regions'.
+template <typename S, typename T>
+CAAN_DEVICE void begin_piece(const Tile<S, T>& tile, const ContextRows<S>& rows, int piece) {
+  const Sides<T>& s = tile.s;
+  const int hidden = tile.pieces_of_hidden();
+  if (piece < 2 * hidden) {
+    const bool of_words = piece < hidden;
+    const int column = (of_words ? piece : piece - hidden) * PIECE, side = of_words ? s.H : 0;
+    if (tile.thread < PIECE) {
+      const unsigned c = tile.thread;
+      const int h = column + int(c);
+      const T weight = h < s.H ? (of_words ? s.word_score : s.region_score)[h] : T{};
+      tile.items.weights[piece % 2][8 * (c % 8) + c / 8] = weight.bits;
+    }
+    char* const to = tile.stage(piece);
+    fetch_rows<S::REGION_ROWS, S::THREADS>(to, rows.regions, s.region_products + side, 2 * s.H, column, s.H);
+    fetch_rows<S::WORD_ROWS, S::THREADS>(to + S::REGION_ROWS * PIECE_BYTES, rows.words, s.word_products + s.D + side, s.D + 2 * s.H,
+                                         column, s.H);
+  }
+  close_copies();
+}
+
+// What a warp finds of a piece: its image's rows, those of its captions, and of the score vector what a lane's rows weigh, of
+// columns 16 k and following: the first half those of its row, the second those 8 rows on.
+struct Piece {
+  const char *regions, *words;
+  const uint32_t* weights;
+};
+template <typename S, typename T>
+CAAN_DEVICE Piece next_piece(const Tile<S, T>& tile, const ContextRows<S>& rows, int piece) {
+  wait_for_copies<0>();
+  block_barrier();
+  begin_piece(tile, rows, piece + 1);
+  const char* const stage = tile.stage(piece);
+  return {stage + tile.image() * S::REGIONS * PIECE_BYTES, stage + (S::REGION_ROWS + tile.caption(0) * S::WORDS) * PIECE_BYTES,
+          reinterpret_cast<const uint32_t*>(tile.items.weights[piece % 2] + 8 * tile.row)};
+}
+
+template <typename S, typename T>
+CAAN_DEVICE void add_word_logits(const Tile<S, T>& tile, const ContextRows<S>& rows,
+                                 const Factors<S::STRIPS, S::TILES> (&R)[S::PAIRS],
+                                 const uint32_t (&H)[S::PAIRS][S::STRIPS][2 * S::STRIPS][2],
+                                 float (&logits)[S::PAIRS][2 * S::STRIPS][2]) {
+#pragma unroll 1
+  for (int number = 0; number < tile.pieces_of_hidden(); ++number) {
+    const Piece piece = next_piece(tile, rows, number);
+#pragma unroll S::UNROLLED
+    for (int k = 0; k < PIECE / 16; ++k) {
+      const float at_row = first_of<T>(piece.weights[k]), on = second_of<T>(piece.weights[k]);
+      float X[S::PAIRS][2 * S::STRIPS][4] = {};
+      uint32_t left[4];
+      if (tile.o.inter)
+#pragma unroll
+        for (int depth = 0; depth < S::DEPTHS; ++depth) {
+          left_columns(left, piece.regions, depth, k);
+#pragma unroll
+          for (int p = 0; p < S::PAIRS; ++p)
+#pragma unroll
+            for (int j = 0; j < 2 * S::STRIPS; ++j) multiply_add(X[p][j], left, R[p][depth][j][0], R[p][depth][j][1], T{});
+        }
+      if (tile.o.intra)
+#pragma unroll
+        for (int p = 0; p < S::PAIRS; ++p)
+#pragma unroll
+          for (int w = 0; w < S::STRIPS; ++w) {
+            left_columns(left, piece.words, p * S::STRIPS + w, k);
+#pragma unroll
+            for (int j = 0; j < 2 * S::STRIPS; ++j) multiply_add(X[p][j], left, H[p][w][j][0], H[p][w][j][1], T{});
+          }
+#pragma unroll
+      for (int p = 0; p < S::PAIRS; ++p)
+#pragma unroll
+        for (int j = 0; j < 2 * S::STRIPS; ++j)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            logits[p][j][e] = fmaf(rough_tanh(X[p][j][2 + e]), on, fmaf(rough_tanh(X[p][j][e]), at_row, logits[p][j][e]));
+    }
+  }
+}
+
+// A pair's factors of the regions' contexts: C_unit, and C and C_unit words by regions.
+template <typename S>
+struct RegionFactors {
+  Factors<S::STRIPS, S::TILES> unit;
+  uint32_t turned[S::STRIPS][S::TILES][2], unit_turned[S::STRIPS][S::TILES][2];
+};
+
+template <typename S, typename T>
+CAAN_DEVICE void add_region_logits(const Tile<S, T>& tile, const ContextRows<S>& rows, const RegionFactors<S> (&C)[S::PAIRS],
+                                   float (&logits)[S::PAIRS][S::TILES][2]) {
+#pragma unroll 1
+  for (int number = 0; number < tile.pieces_of_hidden(); ++number) {
+    const Piece piece = next_piece(tile, rows, tile.pieces_of_hidden() + number);
+#pragma unroll S::UNROLLED
+    for (int k = 0; k < PIECE / 16; ++k) {
+      const float at_row = first_of<T>(piece.weights[k]), on = second_of<T>(piece.weights[k]);
+      float z[S::PAIRS][S::STRIPS][2][4] = {};
+      if (tile.o.intra)
+#pragma unroll
+        for (int depth = 0; depth < S::DEPTHS; ++depth) {
+          uint32_t left[4];
+          left_columns(left, piece.regions, depth, k);
+#pragma unroll
+          for (int p = 0; p < S::PAIRS; ++p)
+#pragma unroll
+            for (int w = 0; w < S::STRIPS; ++w)
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                const auto& unit = C[p].unit[depth][2 * w + half];
+                multiply_add(z[p][w][half], left, unit[0], unit[1], T{});
+              }
+        }
+#pragma unroll
+      for (int p = 0; p < S::PAIRS; ++p) {
+        uint32_t Z[S::STRIPS][4] = {}, UQ2[S::STRIPS][4] = {};
+#pragma unroll
+        for (int w = 0; w < S::STRIPS; ++w) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) Z[w][i] = pack(z[p][w][i / 2][2 * (i % 2)], z[p][w][i / 2][2 * (i % 2) + 1], T{});
+          if (tile.o.inter) left_columns(UQ2[w], piece.words, p * S::STRIPS + w, k);
+        }
+#pragma unroll
+        for (int t = 0; t < S::TILES; ++t) {
+          float Y[4] = {};
+#pragma unroll
+          for (int w = 0; w < S::STRIPS; ++w) {
+            if (tile.o.intra) multiply_add(Y, Z[w], C[p].unit_turned[w][t][0], C[p].unit_turned[w][t][1], T{});
+            if (tile.o.inter) multiply_add(Y, UQ2[w], C[p].turned[w][t][0], C[p].turned[w][t][1], T{});
+          }
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            logits[p][t][e] = fmaf(rough_tanh(Y[2 + e]), on, fmaf(rough_tanh(Y[e]), at_row, logits[p][t][e]));
+        }
+      }
+    }
+  }
+}
+
+// From S the logits of the warp's words and regions. What a side needs of the weights is made late, for the sake of registers.
+template <typename S, typename T>
+CAAN_DEVICE void add_logits(const Tile<S, T>& tile, const ContextRows<S>& rows, Cells<S>& A,
+                            float (&of_regions)[S::PAIRS][S::TILES][2], float (&of_words)[S::PAIRS][2 * S::STRIPS][2]) {
+  constexpr int STRIPS = S::STRIPS, TILES = S::TILES, PAIRS = S::PAIRS;
+  uint32_t H[PAIRS][STRIPS][2 * STRIPS][2];
+  Factors<STRIPS, TILES> R[PAIRS], turnable;
+  Scales<STRIPS, TILES> scales[PAIRS];
+#pragma unroll
+  for (int p = 0; p < PAIRS; ++p) {
+    scales[p] = attend<STRIPS, TILES>(A[p], tile.m(), tile.n(p));
+    make_factors<T, STRIPS, TILES>(
+        R[p], turnable, [&](int w, int t, int e) { return A[p][w][t][e] * scales[p].of_region[t][e % 2]; },
+        [&](int w, int, int e) { return scales[p].of_R[w][e / 2]; });
+    word_affinity<T, STRIPS, TILES>(H[p], turnable);
+  }
+  add_word_logits(tile, rows, R, H, of_words);
+  RegionFactors<S> C[PAIRS];
+#pragma unroll
+  for (int p = 0; p < PAIRS; ++p) {
+    make_factors<T, STRIPS, TILES>(
+        turnable, C[p].unit, [&](int w, int t, int e) { return A[p][w][t][e] * scales[p].of_word[w][e / 2]; },
+        [&](int, int t, int e) { return scales[p].of_C[t][e % 2]; });
+#pragma unroll
+    for (int w = 0; w < STRIPS; ++w)
+#pragma unroll
+      for (int t = 0; t < TILES; ++t)
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          C[p].turned[w][t][half] = transpose_matrix(turnable[t / 2][2 * w + half][t % 2]);
+          C[p].unit_turned[w][t][half] = transpose_matrix(C[p].unit[t / 2][2 * w + half][t % 2]);
+        }
+  }
+  add_region_logits(tile, rows, C, of_regions);
+}
+
+} // namespace caan::context_attention

@@ -66,6 +66,8 @@ class Trainer:
         workers: processes that read batches; 0 reads in this one.
         save_seconds: how often, beside every epoch's end, `last.safetensors` is written.
         processes: those that share each batch; all must see the folder and the data. None: this one alone.
+        backbone: {"backbone": name, "size": pixels or None}, what made the features, to be kept with the best model; None where
+            it is not known.
         say: takes what is to be told beside the progress bar.
 
     Raises:
@@ -88,6 +90,7 @@ class Trainer:
         workers: int = 0,
         save_seconds: float = 300.0,
         processes: Processes | None = None,
+        backbone: dict[str, Any] | None = None,
         say: Callable[[str], None] = tqdm.write,
     ):
         self.processes = processes or Processes()
@@ -97,7 +100,7 @@ class Trainer:
             raise ValueError(
                 f"batch_size: expected at most {len(train.captions)}, the captions of {train.name}, got {config.batch_size}"
             )
-        self.folder, self.vocabulary, self.config = Path(folder), vocabulary, config
+        self.folder, self.vocabulary, self.config, self._backbone = Path(folder), vocabulary, config, backbone
         self._validation_images = validation.num_images
         self.validation = validation.first(min(config.validation_images or validation.num_images, validation.num_images))
         self.device, self.workers, self.save_seconds, self.say = torch.device(device), workers, save_seconds, say
@@ -256,7 +259,7 @@ class Trainer:
             )
             if better:
                 facts = {**self._place(), "validation": asdict(figures), "training": asdict(config)}
-                facts["validated_on"] = self.validated_on
+                facts |= {"validated_on": self.validated_on, "backbone": self._backbone}
                 checkpoint.save_model(self.folder / "best.safetensors", self.scored_model, self.vocabulary, facts)
         self.validated = True
         self._save()

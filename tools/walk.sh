@@ -48,14 +48,17 @@ while IFS= read -r command; do
 done <<<"$commands"
 grep -q 'data:image' found.html
 
-# Python: begin. From the run and the gallery to a ranked list.
+# From the run and the gallery to ranked lists.
 echo "+ python"
 "$python" - <<'PYTHON'
-from caan.gallery import Searcher
+from pathlib import Path
 
-searcher = Searcher("gallery", "run")
-hits = searcher.search(searcher.text("a red circle in the middle"), 3)
-for item, score in zip(hits.items, hits.scores):
-    print(f"{score:.4f}  {searcher.gallery.ids[item]}")
+import caan
+
+model = caan.load("run")
+photographs = sorted(Path("more").glob("*.png"))
+for hit in model.rank("a red circle in the middle", photographs, top=3):
+    print(f"{hit.score:.4f}  {photographs[hit.item].name}")
+for found in caan.Gallery("gallery").search("a red circle in the middle", top=3):
+    print(f"{found.score:.4f}  {found.image}")
 PYTHON
-# Python: end.

@@ -16,6 +16,7 @@ def extract(
     captions: str | Path | None = None,
     *,
     split: str | None = None,
+    hold_out: int | None = None,
     images: str | Path | None = None,
     captions_per_image: int | None = None,
     backbone: str | None = None,
@@ -32,8 +33,9 @@ def extract(
     Args:
         photos: folder of photographs.
         out: the data folder, made where it is missing.
-        captions: a file in one of the formats of `caan.extraction.read_captions`.
+        captions: a file in one of the formats of `caan.extraction.read_captions`; None for photographs without captions.
         split: what the results are called, "test" by default; of Karpathy's splits, write only this one.
+        hold_out: divide captions without splits: so many images are dev, as many test, the rest train.
         images: a file with the names of the split's images, one a line; None takes all that have captions.
         captions_per_image: take the first so many captions of each image.
         backbone: "efficientnet-lite0", the default, or "timm:MODEL" or "torchvision:MODEL".
@@ -64,6 +66,7 @@ def extract(
         "out": out,
         "captions": captions,
         "split": split,
+        "hold-out": hold_out,
         "images": images,
         "captions-per-image": captions_per_image,
         "backbone": backbone,

@@ -9,8 +9,8 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from ..errors import FormatError, MissingFileError
-from ..files import parse_json, read_text
+from ..data import records
+from ..errors import MissingFileError
 
 if TYPE_CHECKING:
     from ..extraction import MapBackbone
@@ -95,12 +95,7 @@ def noted_backbone(backbone: str | Path) -> dict[str, Any]:
     folder = Path(backbone)
     if not folder.is_dir():
         return {"backbone": str(backbone), "size": None}
-    for record in sorted(folder.glob("*_extract.json")):
-        content = parse_json(record, read_text(record), "what caan extract writes")
-        try:
-            settings = content["settings"]
-            if "backbone" in settings:
-                return {"backbone": settings["backbone"], "size": settings.get("size")}
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"{record}: expected what caan extract writes: {type(error).__name__}: {error}") from None
+    for record in records(folder).values():
+        if record.settings:
+            return record.settings
     raise MissingFileError(f"{folder}: expected the record of a backbone, *_extract.json of caan extract, found none")

@@ -17,11 +17,11 @@ from . import helping
 from .refusals import refused
 
 _COMMANDS = {
-    "extract": "photographs and captions to the SCAN layout",
+    "extract": "photographs, with captions or without, to features in the SCAN layout",
     "train": "train a model",
     "evaluate": "recall tables, by the field's protocol",
     "index": "a gallery projected once and stored",
-    "search": "images for a text, captions for an image",
+    "search": "images for a text, captions or images for an image",
     "show": "pictures of a pair, of a training, of what is retrieved",
     "demo": "all of it on rendered scenes, in minutes",
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..data import read_record
 from ..model import ModelConfig
 from ..presets import PRESETS, TrainingConfig
 from ..processes import joined
@@ -81,6 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
         vocabulary = Vocabulary.from_captions([*train.captions, *validation.captions])
     settings = {**preset.model, **options.given_fields(arguments, ModelConfig)}
     model_config = ModelConfig(train.regions.width, len(vocabulary), **settings)
+    record = read_record(arguments.data, arguments.train_split)
     with joined(device) as processes:
         try:
             trainer = Trainer(
@@ -94,6 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
                 workers=arguments.workers,
                 save_seconds=60 * arguments.save_minutes,
                 processes=processes,
+                backbone=record and record.settings,
             )
         except OtherRunError as error:
             raise ValueError(_started_otherwise(error, arguments)) from None

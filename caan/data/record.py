@@ -29,11 +29,16 @@ class ExtractRecord:
     captions_per_image: int
 
     @property
+    def settings(self) -> dict[str, Any] | None:
+        """The backbone with its size, in types that JSON has; None where the features were given."""
+        return None if self.backbone is None else {"backbone": self.backbone, "size": self.size}
+
+    @property
     def made_by(self) -> dict[str, Any] | None:
         """The photographs' folder and the backbone, in types that JSON has; None where the features were given."""
-        if self.backbone is None:
+        if self.settings is None:
             return None
-        return {"backbone": self.backbone, "size": self.size, "photos": None if self.photos is None else str(self.photos)}
+        return {**self.settings, "photos": None if self.photos is None else str(self.photos)}
 
 
 def read_record(folder: str | Path, split: str) -> ExtractRecord | None:

@@ -12,6 +12,8 @@ python=$("${PYTHON:-python3}" -c "import sys; print(sys.executable)")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
+# pip would take a package on it for installed.
+unset PYTHONPATH
 "$python" -m venv --without-pip fresh
 # pip of the interpreter outside, told to install there; without bytecode, which costs more than all else.
 install() {

@@ -84,8 +84,8 @@ def score_single(words, edit=None):
 
 
 def test_float32():
-    """A class of words each."""
-    found, expected = score_single([9, 20, 40])
+    """Words of one strip, swept 128 columns at a time, and of several, 64 at a time."""
+    found, expected = score_single([9, 40])
     assert cases.score_error(found, expected) <= 1e-6
 
 

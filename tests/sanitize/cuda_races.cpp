@@ -172,7 +172,7 @@ int main() {
   run_tiles<float16>(paper, 64, 30);
   run_tiles<bfloat16>(one_term, 64, 14);
   run_large<float16>(paper, 70, 40);
-  run_large<float>(paper, 36, 14);
+  run_large<float>(paper, 20, 9);
   run_products<float>();
   run_products<bfloat16>();
   run_largest<float>(20);

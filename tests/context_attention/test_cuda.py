@@ -260,7 +260,8 @@ def test_gradients_on_tensor_cores(dtype, sizes):
     m, n = sizes
     hidden = 72 if m < 50 else 16
     case = lengths_given((1, m, 2, n, 24, hidden), [m - 3], [n, n // 3 + 1], dtype)
-    assert_accurate(case, "cuda", {}, score=1e-3, gradient=1e-5, of_reference=2.0)
+    # Two scores say little of the scores' error.
+    assert_accurate(case, "cuda", {}, score=4e-3, gradient=1e-5, of_reference=2.0)
 
 
 @half

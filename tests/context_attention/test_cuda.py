@@ -264,11 +264,10 @@ def test_gradients_on_tensor_cores(dtype, sizes):
     assert_accurate(case, "cuda", {}, score=4e-3, gradient=1e-5, of_reference=2.0)
 
 
-@half
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("dtype", "value"), [(torch.bfloat16, float("nan")), (torch.float16, float("inf"))], ids=str)
 def test_gradients_beside_what_is_not_finite(dtype, value):
     """A word that is not finite spoils its caption's gradients, and images', but no other caption's."""
-    case = lengths_given((2, 20, 3, 18, 24, 72), [20, 3], [18, 5, 17], dtype)
+    case = lengths_given((2, 20, 3, 18, 24, 16), [20, 3], [18, 5, 17], dtype)
     wrong = replace(case, words=case.words.clone())
     wrong.words[1, 2, 5] = value
     grad = torch.ones(2, 3, device=case.words.device)

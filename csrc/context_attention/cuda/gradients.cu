@@ -102,9 +102,9 @@ struct InTiles {
   }
 };
 
-// What both kernels do, by turns.
+// What both kernels do, by turns: for places from `first` to before `beyond`, as far as there are so many.
 template <typename In, typename T>
-CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Walk& walk, int64_t first, int64_t most,
+CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Walk& walk, int64_t first, int64_t beyond,
                             const Options& o, const float* score_gradients, float* scratch, int64_t slots, const Sums& sums,
                             int64_t* turns) {
   Turn& shared = *reinterpret_cast<Turn*>(shared_memory);
@@ -114,7 +114,7 @@ CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Wa
     block_barrier();
     const Sides<T> s = shared.sizes.of(given);
     const Tasks tasks(s, o, In::COLUMNS);
-    const int64_t last = first + most < *walk.walked ? first + most : *walk.walked, round_turns = slots + tasks.count();
+    const int64_t last = beyond < *walk.walked ? beyond : *walk.walked, round_turns = slots + tasks.count();
     const int64_t turn = shared.turn, before = turn / round_turns * round_turns, begin = first + turn / round_turns * slots;
     const int64_t end = begin + slots < last ? begin + slots : last, task = turn - before - (end - begin);
     // The last round may fill fewer slots.
@@ -135,18 +135,18 @@ CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Wa
 
 template <typename T>
 CAAN_KERNEL void CAAN_BOUNDS(THREADS, 3)
-    gradient_kernel(Sides<T> s, Walk walk, int64_t first, int64_t most, Options o, const float* score_gradients, float* scratch,
+    gradient_kernel(Sides<T> s, Walk walk, int64_t first, int64_t beyond, Options o, const float* score_gradients, float* scratch,
                     int64_t slots, Sums sums, int64_t* turns) {
   CAAN_SHARED;
-  take_turns<InPanels<T>>(shared_memory, s, walk, first, most, o, score_gradients, scratch, slots, sums, turns);
+  take_turns<InPanels<T>>(shared_memory, s, walk, first, beyond, o, score_gradients, scratch, slots, sums, turns);
 }
 
 template <typename T>
 CAAN_KERNEL void CAAN_BOUNDS(THREADS, 3)
-    gradient_tile_kernel(Sides<T> s, Walk walk, int64_t first, int64_t most, Options o, const float* score_gradients,
+    gradient_tile_kernel(Sides<T> s, Walk walk, int64_t first, int64_t beyond, Options o, const float* score_gradients,
                          float* scratch, int64_t slots, Sums sums, int64_t* turns) {
   CAAN_SHARED;
-  take_turns<InTiles<T>>(shared_memory, s, walk, first, most, o, score_gradients, scratch, slots, sums, turns);
+  take_turns<InTiles<T>>(shared_memory, s, walk, first, beyond, o, score_gradients, scratch, slots, sums, turns);
 }
 
 } // namespace
@@ -161,9 +161,9 @@ void differentiate(const Sides<T>& s, const Walk& walk, int64_t first, int64_t m
   if constexpr (sizeof(T) == 2) {
     if (tiled)
       return launch<gradient_tile_kernel<T>>(blocks, THREADS, TURN_BYTES + InTiles<T>::shared_bytes(s), stream, s, walk, first,
-                                             most, o, score_gradients, scratch, slots, sums, turns);
+                                             first + most, o, score_gradients, scratch, slots, sums, turns);
   }
-  launch<gradient_kernel<T>>(blocks, THREADS, TURN_BYTES + InPanels<T>::shared_bytes(s), stream, s, walk, first, most, o,
+  launch<gradient_kernel<T>>(blocks, THREADS, TURN_BYTES + InPanels<T>::shared_bytes(s), stream, s, walk, first, first + most, o,
                              score_gradients, scratch, slots, sums, turns);
 }
 

@@ -252,10 +252,9 @@ def panel_steps(code: Code) -> dict[str, Pipes]:
     return {name: scaled(sum(of, Counter()), 1 / len(of)) for name, of in found.items()}
 
 
-def one_pair(code: Code, regions: int, words: int, width: int, hidden: int, gradient: bool) -> Estimate:
-    """Of a pair in `score_kernel`, or in `gradient_kernel` with what it adds to shared gradients: what the innermost loops take,
-    and nothing of what lies around them, of barriers and of waiting for memory."""
-    cost = panel_steps(code)
+def one_pair(cost: dict[str, Pipes], regions: int, words: int, width: int, hidden: int, gradient: bool) -> Estimate:
+    """Of a pair in `score_kernel`, or in `gradient_kernel` with what it adds to shared gradients, from its `panel_steps`: what the
+    innermost loops take, and nothing of what lies around them, of barriers and of waiting for memory."""
     by_width, by_hidden = -(-width // 32), -(-hidden // 32)
     times, transposed = -(-regions // 4) * words, -(-words // 4) * regions
     # Of a panel of the hidden width, of one of the width; scores alone and with derivatives (pair.h, sums.h).
@@ -311,7 +310,8 @@ def training_step(kernels: Kernels, hidden: int) -> dict[str, float]:
     batch, width, histogram = TRAINING_BATCH, 1024, CAPTION_LENGTHS["f30k"]
     captions = sum(histogram.values())
     scores = workload(kernels, histogram, hidden)
-    gradients = {n: one_pair(kernels["gradient_kernel", ""], 36, n, width, hidden, True) for n in histogram}
+    steps = panel_steps(kernels["gradient_kernel", ""])
+    gradients = {n: one_pair(steps, 36, n, width, hidden, True) for n in histogram}
     words = sum(n * many for n, many in histogram.items()) / captions
     multiply_adds = batch * width * (36 * 2 * hidden + words * (width + 2 * hidden))
     clocks = multiply_adds / MULTIPROCESSORS * (1 / 1355.5 + 2 / WGMMA)
@@ -336,7 +336,8 @@ SHAPES = [(36, 13), (49, 20), (196, 32), (576, 64), (1030, 32)]
 def report(kernels: Kernels, in_float32: Kernels) -> dict[str, Any]:
     shapes = {f"{m} x {n}, H = {h}": pair(kernels, m, n, 1024, h)._asdict() for m, n in SHAPES for h in (1024, 64)}
     sets = {f"{name}, H = {h}": workload(kernels, CAPTION_LENGTHS[name], h) for name in ("coco", "f30k") for h in (1024, 64)}
-    plain = {h: one_pair(in_float32["score_kernel", ""], 36, 13, 1024, h, False)._asdict() for h in (1024, 64)}
+    steps = panel_steps(in_float32["score_kernel", ""])
+    plain = {h: one_pair(steps, 36, 13, 1024, h, False)._asdict() for h in (1024, 64)}
     return {
         "unit": "nanoseconds a pair, bfloat16, H100",
         "sets": sets,

@@ -33,7 +33,7 @@ def test_emulated(file, library):
     assert_passes(file, {"CAAN_CUDA_EMULATED": str(library)})
 
 
-@pytest.mark.long
+@pytest.mark.release
 @pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="it needs no backend, and runs once")
 def test_no_race(tmp_path):
     """ThreadSanitizer, over the kernels with a thread of the system for each of theirs."""

@@ -72,6 +72,11 @@ STAGES = {
         "python benchmarks/compile_report.py",
         ("caan_kernels/**/*.py", *REPORTS),
     ),
+    "races": Stage(
+        "ThreadSanitizer finds no race in the CUDA kernels, with a thread of the system for each of theirs",
+        "python -m pytest -q -n 0 -m release tests/test_emulated.py",
+        ("csrc/core/cuda/*", "csrc/*/cuda/*", "csrc/*/*.h", "tests/sanitize/*", "tests/emulated_library.py", "tests/test_emulated.py"),
+    ),
     "golden-triton": Stage(
         "every golden case in Triton's interpreter", f"TRITON_INTERPRET=1 {PYTEST} -W ignore::RuntimeWarning", GOLDEN
     ),

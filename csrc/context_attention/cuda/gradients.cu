@@ -54,7 +54,7 @@ struct InPanels {
   template <typename ScoreGradient>
   CAAN_DEVICE void work(int64_t image, int64_t caption, float* slot, ScoreGradient score_gradient) const {
     const OnPanels<T> on(s, o, image, caption, slot, true, shared);
-    work_on<true>([&]() -> const OnPanels<T>& { return on; }, on.panels.P0, score_gradient);
+    work_on<true>([made = &on]() -> const OnPanels<T>& { return *made; }, on.panels.P0, score_gradient);
   }
 
   CAAN_DEVICE void sum(const InSlots& in, const Sums& sums, const Tasks& tasks, int64_t task) const {

@@ -14,7 +14,8 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
   const auto wanted = [&](int m, int n) { return !rest || !(fits_tile<T>(m, n) || large_strips<T>(m, n)); };
   for_each_pair<THREADS>(s, pairs, reinterpret_cast<bool*>(shared_memory), wanted, [&](int64_t place, const Found& pair) {
     const OnPanels<T> on(s, o, pair.image, pair.caption, slot, false, shared_memory + THREADS);
-    const float found = work_on<false>([&]() -> const OnPanels<T>& { return on; }, on.panels.P0, [] { return 0.0f; });
+    // A pointer: nvcc takes what is captured by reference for a local variable.
+    const float found = work_on<false>([made = &on]() -> const OnPanels<T>& { return *made; }, on.panels.P0, [] { return 0.0f; });
     if (threadIdx.x == 0) scores[score_place(pairs, place, pair, score_row)] = found;
   });
 }

@@ -267,17 +267,19 @@ def one_pair(cost: dict[str, Pipes], regions: int, words: int, width: int, hidde
     return estimate_of({x: scaled(cost[x], steps[x] * passes[x]) for x in steps})
 
 
+@functools.cache
+def functions_of(cubin: Path) -> list[tuple[tuple[str, str, str], Code]]:
+    """Kernel, shape and dtype of each function of a file, with its machine code."""
+    code, _ = disassembled(cubin)
+    parts = cuda_report.by_function(code, r"Function : (\S+)")
+    names = cuda_report.demangled(list(parts))
+    return [(cuda_report.described(name), list(instructions(part))) for name, part in zip(names, parts.values(), strict=True)]
+
+
 def codes(cubins: Iterable[Path], wanted: str = "bfloat16") -> Kernels:
     """Machine code of a dtype's kernels, by kernel and shape."""
-    found = {}
-    for cubin in cubins:
-        code, _ = disassembled(cubin)
-        parts = cuda_report.by_function(code, r"Function : (\S+)")
-        for name, part in zip(cuda_report.demangled(list(parts)), parts.values(), strict=True):
-            kernel, shape, dtype = cuda_report.described(name)
-            if dtype == wanted:
-                found[kernel, shape] = list(instructions(part))
-    return found
+    every = [function for cubin in cubins for function in functions_of(cubin)]
+    return {(kernel, shape): code for (kernel, shape, dtype), code in every if dtype == wanted}
 
 
 def pair(kernels: Kernels, regions: int, words: int, width: int, hidden: int) -> Estimate:

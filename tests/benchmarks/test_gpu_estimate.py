@@ -31,6 +31,11 @@ def in_float32(cubins):
     return gpu_estimate.codes(cubins, "float32")
 
 
+@pytest.fixture(scope="module")
+def report(kernels, in_float32):
+    return gpu_estimate.report(kernels, in_float32)
+
+
 def test_rates_are_those_measured():
     rates = {row["name"]: row["value"] for row in json.loads(MEASURED.read_text())["rates"]}
     clocks = {pattern: value for pattern, _, value in gpu_estimate.RATES}
@@ -76,13 +81,13 @@ def test_a_pair_in_float32_by_hand(in_float32):
     assert of["tanh"]["special"] == pytest.approx(32 * 49 * 2 * 32 / 15.998, rel=0.01)
 
 
-def test_a_training_step(kernels):
+def test_a_training_step(report):
     """More with more hidden columns, and the sum of its parts."""
-    steps = {hidden: gpu_estimate.training_step(kernels, hidden) for hidden in (64, 1024)}
-    for found in steps.values():
+    wide, narrow = (report["training"][f"B = 128, H = {hidden}, ms"] for hidden in (1024, 64))
+    for found in (wide, narrow):
         for x, parts in found["parts"].items():
             assert found[x] == pytest.approx(sum(parts.values())) and min(parts.values()) > 0
-    assert steps[64]["apart"] < steps[1024]["apart"]
+    assert narrow["apart"] < wide["apart"]
 
 
 @pytest.mark.parametrize("sizes", gpu_estimate.SHAPES, ids=str)
@@ -92,13 +97,12 @@ def test_every_shape_has_an_estimate(kernels, sizes):
         assert 0 < found.overlapped <= found.apart
 
 
-def test_figures(kernels, in_float32):
+def test_figures(report):
     """Where the kernels stand; a change that costs more than a tenth shows here."""
-    found = gpu_estimate.report(kernels, in_float32)
-    sets = found["sets"]
+    sets = report["sets"]
     assert sets["coco, H = 1024"]["overlapped"] < 19 and sets["coco, H = 1024"]["apart"] < 27
     assert sets["coco, H = 64"]["overlapped"] < 10
-    assert found["float32"]["36 x 13, H = 1024"]["overlapped"] < 1300
-    assert found["training"]["B = 128, H = 1024, ms"]["overlapped"] < 4.5
+    assert report["float32"]["36 x 13, H = 1024"]["overlapped"] < 1300
+    assert report["training"]["B = 128, H = 1024, ms"]["overlapped"] < 4.5
     per_product = {name: row["overlapped"] / row["multiply_adds"] for name, row in sets.items()}
     assert per_product["f30k, H = 1024"] < 1.26 * per_product["coco, H = 1024"]

@@ -30,6 +30,7 @@ LAST_LINES = 5
 
 PACKAGING = ("setup.py", "pyproject.toml", "MANIFEST.in", "build_backend/*.py", "tools/*wheel.sh", "tools/smoke.py")
 WHEEL = (*PACKAGING, "csrc/**/*", "caan_kernels/**/*.py")
+CUDA = ("csrc/core/cuda/*", "csrc/*/cuda/*", "csrc/*/*.h")
 REPORTS = ("benchmarks/compile_report.py", "benchmarks/cuda_report.py", "benchmarks/machine_code.py")
 GOLDEN = ("tests/cases.py", "tests/context_attention/*accuracy.py", "tests/data/*.npz", "caan_kernels/**/*.py")
 
@@ -65,7 +66,7 @@ STAGES = {
     "cuda-compile": Stage(
         "CUDA kernels compile for all architectures",
         "python benchmarks/cuda_report.py",
-        ("csrc/core/cuda/*", "csrc/*/cuda/*", "csrc/*/*.h", "setup.py", "build_backend/*.py", *REPORTS),
+        (*CUDA, "setup.py", "build_backend/*.py", *REPORTS),
     ),
     "triton-compile": Stage(
         "Triton kernels compile for all architectures, at every shape that can run",
@@ -75,7 +76,7 @@ STAGES = {
     "races": Stage(
         "ThreadSanitizer finds no race in the CUDA kernels, with a thread of the system for each of theirs",
         "python -m pytest -q -n 0 -m release tests/test_emulated.py",
-        ("csrc/core/cuda/*", "csrc/*/cuda/*", "csrc/*/*.h", "tests/sanitize/*", "tests/emulated_library.py", "tests/test_emulated.py"),
+        (*CUDA, "tests/sanitize/*", "tests/emulated_library.py", "tests/test_emulated.py"),
     ),
     "golden-triton": Stage(
         "every golden case in Triton's interpreter", f"TRITON_INTERPRET=1 {PYTEST} -W ignore::RuntimeWarning", GOLDEN

@@ -55,8 +55,8 @@ REQUIRED = ("cases", "benchmark bfloat16", "tests", "graphs", "invariance")
 # What a benchmark needs beside its workloads; another dtype is begun with no less than the least, and gets no more than the most.
 START_UP = 35.0
 LEAST_BENCHMARK, MOST_BENCHMARK = 80.0, 100.0
-# Compiling a Triton kernel can take most of it.
-ONE_TEST = 120
+# A test that hangs costs this part of its stage, and no less than the seconds that compiling a Triton kernel can take.
+ONE_TEST, LEAST_TEST = 1 / 3, 10
 
 INSTALL = "bash tools/setup.sh && .venv/bin/python benchmarks/gpu_check.py"
 
@@ -147,10 +147,11 @@ def judge_profile(found: list[dict[str, Any]]) -> Judge:
 
 
 def judge_sweep(found: list[dict[str, Any]]) -> Judge:
-    """For the rows that the sweep printed until its end, or until it was stopped."""
+    """For the rows that the sweep printed until its end, or until it was stopped, after those of an earlier call."""
+    before = list(found)
 
     def judge(status: int | None, output: str) -> Outcome:
-        found[:] = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        found[:] = before + [json.loads(line) for line in output.splitlines() if line.startswith("{")]
         counts = {"configurations": len(found), "faster": sum(row["faster"] for row in found)}
         return Outcome(FAILED, counts, f"ended with exit status {status}") if status else Outcome(PASSED, counts)
 
@@ -168,9 +169,8 @@ def run_pytest(record: Record, name: str, which: str, *arguments: str, **variabl
     # Most of the time goes to compiling kernels, which processes share through Triton's cache.
     if importlib.util.find_spec("xdist"):
         command += ["-n", str(min(16, os.cpu_count() or 1))]
-    # A test that hangs costs a test and not a stage.
     if importlib.util.find_spec("pytest_timeout"):
-        command += ["--timeout", str(ONE_TEST), "--timeout-method", "thread"]
+        command += ["--timeout", str(max(LEAST_TEST, round(ONE_TEST * LIMITS[name]))), "--timeout-method", "thread"]
     missing = [module for module in ("pytest", "hypothesis") if importlib.util.find_spec(module) is None]
     if missing:
         record.keep(name, command, Outcome(NOT_RUN, {}, f"not installed: {', '.join(missing)}"))
@@ -282,7 +282,7 @@ def run_dtype(record: Record, dtype: str) -> None:
 def run_all(record: Record, wanted: Sequence[str]) -> int:
     """The wanted stages, in the order of what must not be missing; the exit status."""
     others = [f"--ignore={path}" for path in (*ALONE, INVARIANCE[0])]
-    swept = [sys.executable, SWEPT]
+    swept = [sys.executable, SWEPT, str(len(record.content["sweep"]))]
     stages: dict[str, Callable[[], object]] = {
         "cases": lambda: run_pytest(record, "cases", f"{FIRST_CASE} and {ON_GPU}", ACCURACY),
         "rates": lambda: run_rates(record),

@@ -130,8 +130,9 @@ class Record:
         outcome = judge(status, output)
         if status is None:
             # What it found until then stands, and so does a sanitizer that found nothing: it was too slow.
-            ended = outcome.status if outcome.status == NOT_RUN or outcome.counts.get("errors") else OUT_OF_TIME
-            reason = f"{outcome.reason}; " if outcome.counts.get("errors") else ""
+            faults = any(outcome.counts.get(x) for x in ("errors", "error", "failed")) or outcome.reason.startswith("disagrees")
+            ended = FAILED if faults else NOT_RUN if outcome.status == NOT_RUN else OUT_OF_TIME
+            reason = f"{outcome.reason}; " if faults and outcome.reason else ""
             outcome = Outcome(ended, outcome.counts, f"{reason}stopped after {limit:.0f} s")
         return self.keep(name, command, outcome, time.monotonic() - start, output)
 

@@ -1,6 +1,6 @@
 """Whether other tile sizes or pipeline depths of Triton's kernels are faster on the GPU at hand.
 
-    python benchmarks/gpu_sweep.py         a line of JSON for each, as soon as it is measured
+    python benchmarks/gpu_sweep.py [DONE]      a line of JSON for each but the first DONE, as soon as it is measured
 
 Each takes turns with the configuration that is shipped, on a block of COCO's test set in bfloat16. One is worth having if it is
 faster by more than the spread and gives the same bits; it goes by hand into configurations.py of the Triton backend.
@@ -23,8 +23,8 @@ LEAST_GAIN = 0.02
 # By function of configurations.py: tile sizes and stages to try in place of what it gives. No sum has other steps in any of them.
 SWEPT: dict[str, tuple[list[dict[str, int]], tuple[int, ...]]] = {
     "products": ([{"WORD_BLOCK": w, "REGION_BLOCK": r} for w in (32, 64) for r in (32, 64, 128)], (2, 3, 4)),
+    "tiles": ([{"TOGETHER": pairs} for pairs in (1, 2, 4)], (1, 2)),
     "product": ([{"ROW_BLOCK": r, "COLUMN_BLOCK": c} for r in (64, 128) for c in (64, 128)], (2, 3, 4)),
-    "logits": ([{}], (1, 2, 3)),
 }
 
 
@@ -81,7 +81,8 @@ def main() -> int:
     def score() -> torch.Tensor:
         return ck.context_attention(work.regions, work.words, work.weights, word_lengths=lengths, backend="triton")
 
-    for function, blocks, stages in candidates():
+    done = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    for function, blocks, stages in itertools.islice(candidates(), done, None):
 
         def other(function: str = function, blocks: dict[str, int] = blocks, stages: int = stages) -> torch.Tensor:
             with configured(configurations, function, blocks, stages):

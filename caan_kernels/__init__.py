@@ -1,7 +1,5 @@
 """Kernels for context-aware attention in image-text retrieval."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from .context_attention.interface import attention_maps, context_attention, project_regions, project_words
 from .context_attention.module import ContextAwareAttention
 from .context_attention.types import AttentionMaps, ContextAttentionWeights, ProjectedRegions, ProjectedWords
@@ -9,15 +7,12 @@ from .context_attention.warmup import warmup
 from .core import library as _library
 from .core.backends import available_backends
 from .core.cpu import build_info
+from .core.namespace import version as _version
 from .max_similarity.interface import max_similarity
 
 _library.load()
 
-try:
-    # pyproject.toml says it.
-    __version__ = version("caan_kernels")
-except PackageNotFoundError:
-    __version__ = "0+unknown"
+__version__: str = _version()
 
 __all__ = [
     "AttentionMaps",

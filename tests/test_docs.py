@@ -46,10 +46,3 @@ def test_the_support_matrix_asks_the_backends(monkeypatch):
     monkeypatch.setitem(support_matrix.backends._operators["max_similarity"], "cpu", lambda **wanted: "it is out of order")
     text = support_matrix.page()
     assert "it is out of order" in text and text != support_matrix.PAGE.read_text()
-
-
-def test_the_first_page_of_the_site_runs():
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), re.DOTALL)[1]
-    found = {}
-    exec(code, found)
-    assert found["scores"].shape == (8, 10)

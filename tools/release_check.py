@@ -32,7 +32,8 @@ PACKAGING = ("setup.py", "pyproject.toml", "MANIFEST.in", "build_backend/*.py", 
 WHEEL = (*PACKAGING, "csrc/**/*", "caan_kernels/**/*.py")
 CUDA = ("csrc/core/cuda/*", "csrc/*/cuda/*", "csrc/*/*.h")
 REPORTS = ("benchmarks/compile_report.py", "benchmarks/cuda_report.py", "benchmarks/machine_code.py")
-GOLDEN = ("tests/cases.py", "tests/context_attention/*accuracy.py", "tests/data/*.npz", "caan_kernels/**/*.py")
+JUDGES = ("tests/cases.py", "tests/conftest.py", "tests/context_attention/conftest.py", "benchmarks/comparison.py")
+GOLDEN = (*JUDGES, "tests/context_attention/*accuracy.py", "tests/data/*.npz", "caan_kernels/**/*.py")
 
 
 class Stage(NamedTuple):

@@ -5,6 +5,10 @@ set -euo pipefail
 tools=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 wheel=$(realpath "$1")
 torch=${2:-torch==2.13.0+cpu}
+if [[ $torch == *.whl ]]; then
+  echo "TORCH: expected a requirement as pip takes it, got a second wheel, $torch" >&2
+  exit 2
+fi
 cpu_index=https://download.pytorch.org/whl/cpu
 
 # Not a script that looks for one, as pyenv's is: it would need a shell.

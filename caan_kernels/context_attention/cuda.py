@@ -40,10 +40,11 @@ LARGE_LAUNCH = 2**40
 SINGLE_LAUNCH = 2**37
 PAIR_LAUNCH = 2**36
 
-# Pairs with a gradient that one launch takes: so many, and together so many regions times words times both widths. That is less
-# than 50 ms on an H100 by an estimate (docs/cuda.md): a launch cannot be interrupted.
+# Pairs with a gradient that one launch takes: so many, and together so many regions times words times both widths, in float32
+# arithmetic and on tensor cores. That is about 50 ms on an H100 by an estimate (docs/cuda.md): a launch cannot be interrupted.
 MOST_WALKED = 2**14
-WALK_LAUNCH = 2**34
+WALK_LAUNCH = MOST_WALKED * 36 * 16 * 2048
+TILED_WALK_LAUNCH = 4 * WALK_LAUNCH
 
 
 class Sides(NamedTuple):
@@ -272,7 +273,8 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
     slots.reserve(grad.numel())
     m, n = slots.rows
     tiled = slots.call.V.features.dtype != torch.float32 and n <= MOST_GRADIENT_WORDS
-    most = min(MOST_WALKED, 1 + WALK_LAUNCH // max(1, m * n * _widths(slots.call)))
+    limit = TILED_WALK_LAUNCH if tiled else WALK_LAUNCH
+    most = min(MOST_WALKED, max(1, limit // max(1, m * n * _widths(slots.call))))
     firsts = range(0, grad.numel(), most)
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
     places = walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts
@@ -295,8 +297,8 @@ def too_large(regions: int, words: int, most_words: int) -> str:
     if regions + words <= MOST_ROWS or words <= most_words:
         return ""
     return (
-        f"it takes at most {MOST_ROWS} regions and words together, or in half precision with widths that are multiples of 8, but "
-        f"for maps, any number of regions with {MOST_LARGE_WORDS} words, {MOST_GRADIENT_WORDS} with gradients; "
+        f"it takes at most {MOST_ROWS} regions and words together; in half precision, with widths that are multiples of 8, "
+        f"it takes any number of regions, with up to {MOST_LARGE_WORDS} words for scores and {MOST_GRADIENT_WORDS} for gradients; "
         f"an image and a caption here have {regions} and {words}"
     )
 

@@ -25,9 +25,10 @@ def warmup(
     """Compile and load the kernels that calls of `context_attention` take, forward and backward.
 
     Triton compiles a kernel at its first launch, which takes minutes for all of them, and CUDA loads it then. During the capture
-    of a CUDA graph neither is allowed. Which kernels are needed depends on the arguments of this function only, not on the number
-    of images, captions and pairs, nor on lengths. The function makes tiny calls: for each size that Triton rounds words up to, one
-    of all pairs and one of a list. It does not synchronise with the device and draws no random number.
+    of a CUDA graph neither is allowed. Which kernels are needed depends on the arguments of this function and, in float32, on
+    torch's setting of float32 products (`torch.backends.cuda.matmul.fp32_precision`). It does not depend on the number of images,
+    captions and pairs, nor on lengths. The function makes tiny calls: for each size that Triton rounds words up to, one of all
+    pairs and one of a list. It does not synchronise with the device and draws no random number.
 
     Args:
         device: where the features will be.

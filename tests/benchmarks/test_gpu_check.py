@@ -278,11 +278,19 @@ def test_a_configuration_is_taken_only_if_it_is_faster_and_has_the_same_bits(sec
     assert (found["same_bits"], found["faster"]) == (same, faster)
 
 
+def test_a_sweep_that_was_stopped_goes_on(fake_stages, tmp_path):
+    fake_stages["gpu_sweep"] = (None, SWEPT)
+    for _ in range(2):
+        gpu_check.main(["--json", str(tmp_path / "r.json"), "--commit", "abc", "--stages", "sweep"])
+    assert [command.split()[-1] for command in fake_stages["started"]] == ["0", "2"]
+    assert len(json.loads((tmp_path / "r.json").read_text())["sweep"]) == 4
+
+
 def test_configurations_are_put_back():
     configurations = pytest.importorskip("caan_kernels.context_attention.triton.configurations")
     for function, blocks, stages in gpu_sweep.candidates():
         shipped = getattr(configurations, function)
-        arguments = {"products": (torch.bfloat16, "ieee", None), "product": (torch.bfloat16, False), "logits": (torch.bfloat16, 16)}
+        arguments = {"products": (torch.bfloat16, "ieee", None), "product": (torch.bfloat16, False), "tiles": (36, 16)}
         before = shipped(*arguments[function])
         with gpu_sweep.configured(configurations, function, blocks, stages):
             within = getattr(configurations, function)(*arguments[function])
@@ -389,6 +397,15 @@ def test_a_fault_that_was_found_stays(fake_stages, tmp_path, first, second, stat
         ended = gpu_check.main(["--json", str(path), "--commit", "abc", "--stages", "racecheck"])
     assert ended == status
     assert json.loads(path.read_text())["stages"]["racecheck"]["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize("output", ["1 failed, 83 passed in 1.0s", "2 errors in 1.0s"])
+def test_a_stage_that_was_stopped_after_a_failure_failed(record, output):
+    program = f"import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print({output!r})"
+    outcome = record.run("tests", python(program), 1.5, judge_pytest)
+    assert outcome.status == FAILED and "stopped after" in outcome.reason
+    record.run("tests", python(program), 0.5, judge_pytest)
+    assert stages(record)["tests"]["status"] == FAILED
 
 
 def test_without_time_nothing_is_begun(tmp_path):

@@ -193,6 +193,8 @@ def test_split_launches(dtype, monkeypatch):
     few = {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 1, "SCORE_SCRATCH_BYTES": 1, "MOST_LISTED": 2, "MOST_ORDERED": 3}
     for name, limit in few.items():
         monkeypatch.setattr(launch, name, limit)
+    # Of six pairs, two a launch.
+    monkeypatch.setattr(cuda, "MOST_WALKED", 2)
     for found, expected in zip(results(), whole, strict=True):
         assert torch.equal(found, expected)
 
@@ -283,8 +285,10 @@ def test_highest_means_ieee(kernels):
     case = cases.problem((1, 5, 2, 7, 8, 16), torch.float32).on("cuda")
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    case.call(backend="cuda")
-    torch.set_float32_matmul_precision(before)
+    try:
+        case.call(backend="cuda")
+    finally:
+        torch.set_float32_matmul_precision(before)
     assert kernels == ["_score_pairs"]
 
 
@@ -310,6 +314,13 @@ def test_gradients_on_tensor_cores(dtype, sizes):
     case = lengths_given((1, m, 2, n, 24, hidden), [m - 3], [n, n // 3 + 1], dtype)
     # Two scores say little of the scores' error.
     assert_accurate(case, "cuda", {}, score=4e-3, gradient=1e-5, of_reference=2.0)
+
+
+@pytest.mark.parametrize("options", cases.OPTIONS.values(), ids=cases.OPTIONS)
+def test_options_of_gradients_on_tensor_cores(options):
+    """Regions in two chunks."""
+    case = lengths_given((1, 70, 2, 20, 16, 24), [70], [20, 7], torch.bfloat16)
+    assert_accurate(case, "cuda", options, score=1e-3, gradient=1e-5, of_reference=2.0)
 
 
 @pytest.mark.parametrize(("dtype", "value"), [(torch.bfloat16, float("nan")), (torch.float16, float("inf"))], ids=str)
@@ -342,6 +353,9 @@ def test_scores_in_pieces(limit, regions, words, monkeypatch):
     scores = case.call(backend="cuda").cpu()
     pairs = torch.cartesian_prod(torch.arange(len(regions)), torch.arange(len(words)))
     monkeypatch.setattr(launch if limit == "SCORE_SCRATCH_BYTES" else cuda, limit, 1)
+    if limit == "PAIR_LAUNCH":
+        # A launch has a pair for each slot at least.
+        monkeypatch.setattr(launch, "SCORE_SCRATCH_BYTES", 1)
     assert torch.equal(case.call(backend="cuda").cpu(), scores)
     assert torch.equal(replace(case, pairs=pairs).call(backend="cuda").cpu(), scores.flatten())
 
@@ -377,5 +391,9 @@ def test_what_takes_many_rows():
 
 def test_a_scratch_that_is_too_small_is_refused(monkeypatch):
     monkeypatch.setattr(cuda, "slot_numbers", lambda *_: 4)
-    with pytest.raises(RuntimeError, match="scratch: expected"):
+    with pytest.raises(RuntimeError, match="scratch: expected slots of"):
         cases.problem("odd", torch.float32).call(backend="cuda")
+    monkeypatch.setattr(cuda, "MOST_LARGE_WORDS", 1)
+    monkeypatch.setattr(launch, "SCORE_SCRATCH_BYTES", 1)
+    with pytest.raises(RuntimeError, match="scratch: expected numbers for a pair"):
+        cases.problem((1, 3, 1, 40, 8, 16), torch.float16, lengths=False).call(backend="cuda")

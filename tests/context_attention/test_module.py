@@ -1,8 +1,6 @@
 """The module: `context_attention` of its parameters, and how these start."""
 
 import doctest
-import re
-from pathlib import Path
 
 import cases
 import pytest
@@ -80,11 +78,5 @@ def test_what_does_not_fit(arguments, options, error, message):
         ck.ContextAwareAttention(*arguments, **options)
 
 
-def test_the_examples():
-    """That of the docstring, and that of the README."""
+def test_the_example():
     assert doctest.testmod(module, raise_on_error=True).attempted
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    [code] = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "ck.ContextAwareAttention" in code]
-    names = {}
-    exec(code, names)
-    assert names["scores"].shape == (128, 128) and names["scores"].requires_grad

@@ -116,7 +116,7 @@ template <typename T>
 void score_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row, bool rest,
                  float* scratch, int64_t slots, int64_t launch_pairs, Stream stream);
 
-// Scores of those pairs that `large_strips` has for, in scratch memory of so many floats; `blocks` is how many multiprocessors
+// Scores of the pairs for which `large_strips` is not 0, in scratch memory of so many floats; `blocks` is how many multiprocessors
 // there are, and a launch has `launch_pairs` places at most.
 template <typename T>
 void score_large(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row,

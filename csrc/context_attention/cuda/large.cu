@@ -16,6 +16,7 @@
 // twice the bytes, and three products for each.
 #include "context_attention/cuda/large.h"
 
+#include <stdexcept>
 #include <type_traits>
 
 namespace caan::context_attention {
@@ -427,6 +428,7 @@ template <int STRIPS, typename T>
 void launch_large(const Sides<T>& s, const Pairs& pairs, const Options& o, const Target& to, Stream stream) {
   using S = ShapeOf<STRIPS, T>;
   const int64_t slots = to.floats / LargeSlot<S, T>::floats(s.M), resident = to.blocks * S::BLOCKS;
+  if (slots < 1) throw std::runtime_error("scratch: expected numbers for a pair of the call's sizes, got too few");
   const int64_t most = slots < resident ? slots : resident, blocks = pairs.count < most ? pairs.count : most;
   constexpr size_t shared = S::MEMORY + sizeof(Vectors<S>);
   static_assert(shared <= 99 * 1024);

@@ -25,7 +25,7 @@ from machine_code import disassembled, instructions
 from workloads import CAPTION_LENGTHS
 
 RESULTS = Path(__file__).parent / "results" / "gpu_estimate.json"
-SOURCES = ("tiles", "large", "pair", "gradients")
+SOURCES = ("tiles", "large", "gradients")
 MULTIPROCESSORS, GIGAHERTZ = 132, 1.755
 
 # Clocks of a multiprocessor for a warp's instruction, by pipe. Rates of benchmarks/gpu_rates.cu on an H200
@@ -364,7 +364,8 @@ WGMMA = 2042
 
 def training_step(kernels: Kernels, scores: dict[str, float], hidden: int) -> dict[str, float]:
     """Milliseconds of a step with hardest negatives, 36 regions, Flickr30K's captions and a width of 1,024: all pairs' `scores`,
-    derivatives of three pairs an image, and projections with their derivatives at the rates of products alone."""
+    derivatives of three pairs an image, and projections with their derivatives at the rates of products alone. A lower bound: so
+    are both of these."""
     batch, width, histogram = TRAINING_BATCH, 1024, CAPTION_LENGTHS["f30k"]
     captions = sum(histogram.values())
     loops = tile_loops(kernels["gradient_tile_kernel", ""])

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import code_loops
 import cuda_report
 import gpu_estimate
 import pytest
@@ -71,14 +72,60 @@ def test_regions_are_read_once_for_two_captions(kernels):
         assert matrices < of[phase]["shared"] < 1.5 * matrices
 
 
+def test_a_larger_pair_by_hand(kernels):
+    """576 regions and 64 words, both whole strips: four products of the contexts for each region, one for each word."""
+    of = gpu_estimate.pair(kernels, 576, 64, 1024, 1024).phases
+    product, tanh = 1024 / 1355.5, 1024 / 15.998
+    assert of["products"]["tensor"] == pytest.approx(2 * 576 * 64 * product, rel=1e-3)
+    assert of["sums"]["tensor"] == pytest.approx((2 * 576 + 64) * 64 * product, rel=1e-3)
+    assert of["regions"]["tensor"] == pytest.approx(2 * 576 * 64 * product, rel=1e-3)
+    assert of["weights"]["tensor"] == pytest.approx(576 * 64 * 64 / 1355.5, rel=1e-3)
+    assert of["sums"]["special"] == pytest.approx(64 * tanh, rel=1e-3)
+    assert of["regions"]["special"] == pytest.approx(576 * tanh, rel=1e-3)
+
+
 def test_a_pair_in_float32_by_hand(in_float32):
-    """A step of four rows reads four numbers of the matrix and one of the panel."""
-    steps = gpu_estimate.panel_steps(in_float32["score_kernel", ""])
-    read = 128 / 63.977
-    assert steps["times_panel"]["shared"] == pytest.approx(5 * read, rel=0.01)
-    of = gpu_estimate.one_pair(steps, 36, 13, 1024, 1024, False).phases
-    assert of["times_panel"]["shared"] == pytest.approx(32 * 3 * 9 * 13 * 5 * read, rel=0.01)
-    assert of["tanh"]["special"] == pytest.approx(32 * 49 * 2 * 32 / 15.998, rel=0.01)
+    """Three products of TF32 for one, tanh of an exponential and a reciprocal; the three strips of regions are three warps'."""
+    of = gpu_estimate.large(in_float32["large_kernel", "1"], 36, 13, 1024, 1024, single=True).phases
+    product, tanh = 3 * 16 * 1024 / 677.78, 2 * 1024 / 15.998
+    assert of["products"]["tensor"] == pytest.approx(2 * 64 * product, rel=1e-3)
+    assert of["sums"]["tensor"] == pytest.approx((2 * 48 + 16) * product, rel=1e-3)
+    assert of["regions"]["tensor"] == pytest.approx(2 * 64 * product, rel=1e-3)
+    assert of["sums"]["special"] == pytest.approx(16 * tanh, rel=1e-3)
+    assert of["regions"]["special"] == pytest.approx(64 * tanh, rel=1e-3)
+
+
+def test_loops_of_derivatives_are_those_of_the_source(kernels):
+    """One for each call in tiled_pair.h and tiled_sums.h, so that none is counted as another."""
+    found = gpu_estimate.tile_loops(kernels["gradient_tile_kernel", ""])
+    products = {"times_features": 19, "times_made": 16, "rows_of_features": 1, "rows_of_both": 4, "rows_made": 2}
+    strips = {"update": 7, "logits": 2, "gradient": 6, "store": 13, "add": 4, "add_image_features": 1, "add_caption_features": 1}
+    assert {name: len(found[name]) for name in products} == products
+    assert {name: len(found[name]) for name in strips} == strips
+
+
+def test_derivatives_by_hand(kernels):
+    """Of 48 by 16 cells: 94 tensor-core products over the hidden width, 48 of the pair and 46 of what is shared, and 5 over the
+    width."""
+    found = gpu_estimate.gradient(gpu_estimate.tile_loops(kernels["gradient_tile_kernel", ""]), 36, 13, 1024, 1024)
+    assert sum(of.get("tensor", 0) for of in found.phases.values()) == pytest.approx(99 * 48 * 16 * 1024 / 1355.5, rel=1e-3)
+
+
+def test_loops_are_not_those_of_blocks_out_of_line():
+    """A block beyond the loop branches back into it, and a branch in the loop has two sides."""
+    code = (
+        (0x10, "MOV R0, RZ"),
+        (0x20, "@P0 BRA 0x50"),
+        (0x30, "FADD R0, R0, R1"),
+        (0x40, "BRA 0x60"),
+        (0x50, "FMUL R0, R0, R1"),
+        (0x60, "@!P1 BRA 0x20"),
+        (0x70, "EXIT"),
+        (0x80, "SHFL.BFLY PT, R2, R0, R1, R3"),
+        (0x90, "BRA 0x40"),
+    )
+    assert code_loops.loops_of(code) == [(0x20, 0x60)]
+    assert code_loops.alternatives(code) == [((0x30, 0x40), (0x50, 0x50))]
 
 
 def test_a_training_step(report):
@@ -98,11 +145,29 @@ def test_every_shape_has_an_estimate(kernels, sizes):
 
 
 def test_figures(report):
-    """Where the kernels stand; a change that costs more than a tenth shows here."""
-    sets = report["sets"]
+    """Where the kernels stand; a change that costs more than a tenth shows here. The figures to reach are 15 and 20 ns for COCO
+    with and without overlap, 7 for H = 64 and 100 in float32, none of them reached, and 2.5 ms for a training step."""
+    sets, shapes = report["sets"], report["shapes"]
     assert sets["coco, H = 1024"]["overlapped"] < 19 and sets["coco, H = 1024"]["apart"] < 27
-    assert sets["coco, H = 64"]["overlapped"] < 10
-    assert report["float32"]["36 x 13, H = 1024"]["overlapped"] < 1300
-    assert report["training"]["B = 128, H = 1024, ms"]["overlapped"] < 4.5
-    per_product = {name: row["overlapped"] / row["multiply_adds"] for name, row in sets.items()}
-    assert per_product["f30k, H = 1024"] < 1.26 * per_product["coco, H = 1024"]
+    assert sets["coco, H = 64"]["overlapped"] < 8.8
+    assert shapes["196 x 32, H = 1024"]["overlapped"] < 490 and shapes["576 x 64, H = 1024"]["overlapped"] < 1900
+    assert shapes["1030 x 32, H = 1024"]["overlapped"] < 2200
+    assert report["float32"]["36 x 13, H = 1024"]["overlapped"] < 308
+    assert report["training"]["B = 128, H = 1024, ms"]["overlapped"] < 1.05
+    assert report["training"]["B = 128, H = 1024, ms"]["apart"] < 1.18
+
+
+@pytest.mark.parametrize("hidden", [1024, 64])
+@pytest.mark.parametrize("bound", ["overlapped", "apart"])
+def test_longer_captions_cost_little_more(report, bound, hidden):
+    """Flickr30K per multiply-add within a quarter of COCO, which is the figure to reach."""
+    per_product = {name: row[bound] / row["multiply_adds"] for name, row in report["sets"].items()}
+    assert per_product[f"f30k, H = {hidden}"] < 1.25 * per_product[f"coco, H = {hidden}"]
+
+
+def test_committed_results_are_of_these_kernels(report):
+    """Within what another compiler may change."""
+    committed = json.loads(gpu_estimate.RESULTS.read_text())
+    for part in ("sets", "shapes", "float32", "training"):
+        for name, row in report[part].items():
+            assert committed[part][name]["overlapped"] == pytest.approx(row["overlapped"], rel=0.1), name

@@ -36,7 +36,7 @@ MOST_GRADIENT_WORDS = 112
 # both widths; regions times words of other pairs, times both widths, on tensor cores in half precision and in float32, and in
 # float32 arithmetic.
 TILE_LAUNCH = 2**31
-LARGE_LAUNCH = 2**40
+LARGE_LAUNCH = 2**39
 SINGLE_LAUNCH = 2**37
 PAIR_LAUNCH = 2**36
 

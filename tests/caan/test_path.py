@@ -21,7 +21,7 @@ from PIL import Image
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
 from caan.commands import images, main, options, search, show
-from caan.data import load_scan_split, read_record
+from caan.data import load_scan_split, read_record, records
 from caan.extraction import CaptionedImage, MapBackbone, backbones, usual_captions
 from caan.gallery import Contents, Searcher
 
@@ -165,6 +165,20 @@ def test_a_folder_has_features_of_one_kind(folder, capsys):
     )
     assert f"{expected}from wide at 8 pixels" in capsys.readouterr().err
     assert caan(*third, "--backbone", "wide", "--overwrite") == 0
+
+
+def test_splits_of_other_photographs_have_the_same_backbone(folder, capsys):
+    """As COCO's train2014 and val2014: each folder has the photographs of some of the file's splits."""
+    rows = [(f"p{number}.png", "train" if number < 12 else "val") for number in (0, 1, 12, 13)]
+    karpathy = [{"filename": name, "split": split, "sentences": [{"raw": "a dog"}]} for name, split in rows]
+    Path("karpathy.json").write_text(json.dumps({"images": karpathy}))
+    given = ("extract", "--captions", "karpathy.json", "--out", "data", "--photos")
+    assert caan(*given, "photos", "--backbone", "other", "--size", 6) == 0
+    assert caan(*given, "more") == 0
+    assert [(record.backbone, record.size) for record in records("data").values()] == [("other", 6)] * 2
+    Path("data/dev_extract.json").unlink()
+    assert caan(*given, "more", "--backbone", "wide") == 1
+    assert "expected features as those of train in data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"settings": {"width": "3", "captions_per_image": 5}}', '{"settings": 1}', "x"])

@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with image,caption; without it all photographs are taken",
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="the data folder; its splits have the same backbone")
+    # Errors begin with what they are about, and this is the word of what writes there.
+    parser.add_argument(
+        "--out", dest="folder", metavar="DIR", required=True, help="the data folder; its splits have the same backbone"
+    )
     parser.add_argument(
         "--split",
         metavar="NAME",
@@ -73,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
     from ..extraction import FoundPhotographs, Photographs, extract_split, usual_captions
 
     splits = _captioned(arguments)
-    make_folder("--out", Path(arguments.out))
+    make_folder("--out", Path(arguments.folder))
     place = _features(arguments) if arguments.features else _photographs(arguments)
     splits = splits or _without_captions(arguments, place)
     present = {split: any(_is_there(place, image) for image in images) for split, images in splits.items()}
@@ -85,10 +88,10 @@ def run(arguments: argparse.Namespace) -> None:
             f"none of the {len(names):,}; there: {', '.join(place.examples()) or 'nothing'}"
         )
     # A split that is not written now may be there, from other photographs.
-    others = {name: record for name, record in records(arguments.out).items() if not present.get(name)}
+    others = {name: record for name, record in records(arguments.folder).items() if not present.get(name)}
     source = Photographs(place.photographs, _backbone(arguments, others)) if isinstance(place, FoundPhotographs) else place
     if not arguments.overwrite:
-        _check_likeness(arguments.out, source, others)
+        _check_likeness(arguments.folder, source, others)
     for split, images in splits.items():
         if not present[split]:
             print(f"{split}: none of its {len(images):,} images is in {source.place}; not written")
@@ -98,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         summary = extract_split(
             images,
             source,
-            arguments.out,
+            arguments.folder,
             split,
             arguments.captions,
             captions_per_image=captions_per_image,
@@ -109,7 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
         if summary.ran:
             count = captions_per_image if arguments.captions else "no"
             print(
-                f"{split}: {summary.images:,} images in {arguments.out}; {source.settings['width']:,} numbers a region, {count} "
+                f"{split}: {summary.images:,} images in {arguments.folder}; {source.settings['width']:,} numbers a region, {count} "
                 f"caption{'' if count == 1 else 's'} an image"
                 + (f"; {len(summary.skipped):,} skipped, listed in {split}_extract.json" if summary.skipped else "")
             )

@@ -71,7 +71,7 @@ def gallery(folder, capsys):
     checkpoint.save_model("model", CAAN(ModelConfig(3, len(vocabulary), width=8, word_width=4)), vocabulary)
     for name in ("test", "more"):
         assert caan("index", "model", "--data", "data", "--split", name, "--out", "gallery") == 0
-    assert "more: no captions: texts and images find its images\n" in capsys.readouterr().out
+    assert "more: no captions: only its images can be found\n" in capsys.readouterr().out
     return Path("gallery")
 
 

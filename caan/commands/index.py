@@ -65,7 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.checkpoint,
         split,
         data=arguments.data,
-        backbone=images.made_by(arguments, record and record.made_by) or None,
+        backbone=record and record.made_by,
+        named=images.named(arguments),
         replace=arguments.replace,
         progress=True,
     )
@@ -73,7 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
     gallery = searcher.gallery
     size = sum(path.stat().st_size for path in arguments.folder.glob("segment-*/*"))
     print(
-        f"{arguments.folder}: {len(gallery.image_vectors):,} images, {len(gallery.caption_vectors):,} captions, {size / 1e6:,.0f} MB"
+        f"{arguments.folder}: {len(gallery.image_vectors):,} images, {len(gallery.caption_vectors):,} captions, "
+        f"{size / 1e6:,.0f} MB"
     )
     if not arguments.check:
         return

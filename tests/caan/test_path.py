@@ -203,7 +203,8 @@ def test_photographs_are_where_they_were(gallery, capsys):
     assert caan("search", gallery, "a dog", "--html", page) == 0 and pictures(page) == 5
     assert caan("search", gallery, "--image", "p2.png", "--find", "images", "--html", page) == 0 and pictures(page) == 5
     assert caan("show", "retrieval", "model", "--data", "data", "--queries", 1, "--top", 3, "--out", page) == 0
-    assert pictures(page) == 3
+    # Plain, and under attention.
+    assert pictures(page) == 6
     shutil.move("photos", "moved")
     capsys.readouterr()
     assert caan("search", gallery, "a dog", "--html", page) == 0 and pictures(page) == 2
@@ -215,6 +216,24 @@ def test_photographs_are_where_they_were(gallery, capsys):
     assert caan("index", "model", "--data", "data", "--out", gallery, "--photos", "moved") == 0
     assert [Path(source.backbone["photos"]).name for source in Contents.read(gallery).sources] == ["moved", "more"]
     assert caan("search", gallery, "a dog", "--html", page) == 0 and pictures(page) == 5
+    # What has been named once stays.
+    assert caan("index", "model", "--data", "data", "--out", gallery, "--size", 6) == 0
+    record, source = read_record("data", "test"), Contents.read(gallery).sources[0]
+    assert source.backbone == {**record.settings, "size": 6, "photos": str(Path("moved").resolve())}
+    # Until the record has another place.
+    shutil.move("moved", "again")
+    file = Path("data/test_extract.json")
+    file.write_text(file.read_text().replace(str(Path("photos").resolve()), str(Path("again").resolve())))
+    assert caan("index", "model", "--data", "data", "--out", gallery) == 0
+    assert Contents.read(gallery).sources[0].backbone == {**source.backbone, "photos": str(Path("again").resolve())}
+
+
+def test_what_an_index_was_told_without_a_record(gallery):
+    Path("data/test_extract.json").unlink()
+    index = ("index", "model", "--data", "data", "--out", "other", "--captions-per-image", 3)
+    assert caan(*index, "--backbone", "wide") == caan(*index, "--photos", "more") == caan(*index) == 0
+    [source] = Contents.read(Path("other")).sources
+    assert source.backbone == {"backbone": "wide", "size": None, "photos": str(Path("more").resolve())}
 
 
 def test_an_image_has_the_same_names_everywhere(gallery, capsys):

@@ -179,6 +179,15 @@ def test_train_and_evaluate(data, tmp_path, capsys):
     assert main([*train, "--preset", "f30k"]) == 1
     started = f"the run in {tmp_path / 'run'} was started with --preset cpu: expected the same, got --preset f30k"
     assert started in capsys.readouterr().err
+    # What the data decide is nothing that a run is started with.
+    (data / "train_caps.txt").write_text((data / "train_caps.txt").read_text().replace("well", "another"))
+    assert main(train) == 1
+    assert capsys.readouterr().err.startswith("caan train: error: --vocabulary: expected the words of the run in ")
+    (data / "train_caps.txt").write_text((data / "dev_caps.txt").read_text())
+    for split in ("train", "dev"):
+        np.save(data / f"{split}_ims.npy", np.load(data / f"{split}_ims.npy")[..., 1:])
+    assert main(train) == 1
+    assert capsys.readouterr().err.startswith("caan train: error: train: expected the images and captions of the run in ")
 
 
 # The rows of the paper's Table 4.

@@ -143,6 +143,7 @@ class Model:
             folder: made where it is missing.
 
         Raises:
+            ValueError: the folder holds a run.
             OSError: a file cannot be written.
         """
         checkpoint.save_pretrained(folder, self.network, self.vocabulary, {"backbone": self.backbone})

@@ -50,7 +50,9 @@ def with_named(noted: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_record(folder: str | Path, split: str) -> ExtractRecord | None:
-    """Read the record of a split; None where `caan extract` has not made it, or has not finished.
+    """Read the record of a split; None where there is none.
+
+    `caan extract` writes it before the split's arrays are whole: after a kill between the two it is of a split to be finished.
 
     Raises:
         FormatError: the file is none that `caan extract` has written.

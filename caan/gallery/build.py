@@ -57,8 +57,7 @@ def build_index(
         split: what is added; an image's captions follow each other.
         data: the folder that the split is from; with its name, what the split is known by.
         replace: take out what the index has of the split if that has changed since.
-        backbone: what made its features, for photographs that are searched with, and where its own photographs are, by the record
-            of `caan extract`.
+        backbone: what made its features, for photographs that are searched with, and where its own are, by its record.
         named: the same by the user's word, which counts more, and which the index keeps until that or the record changes.
         progress: show a bar of images.
         say: takes what is to be told beside it.
@@ -85,8 +84,8 @@ def build_index(
         digest = split.digest()
         if replace and any(x.is_split(place, split.name) and x.digest != digest for x in contents.sources):
             _take_out(contents, folder, place, split.name)
-        wanted = Source(place, split.name, digest, split.num_images, with_named(backbone or {}, named or {}) or None)
-        wanted.recorded = backbone
+        made_by = with_named(backbone or {}, named or {}) or None
+        wanted = Source(place, split.name, digest, split.num_images, made_by, recorded=backbone)
         source = _source_of(contents, folder, wanted, named or {})
         if source.finished == split.num_images:
             contents.write(folder)

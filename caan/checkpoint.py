@@ -22,6 +22,8 @@ from .vocabulary import MARKS, Vocabulary
 FORMAT = "caan-2"
 # In a folder of `save_pretrained`.
 CONFIG, TENSORS = "config.json", "model.safetensors"
+# In the folder of a run.
+BEST, LAST = "best.safetensors", "last.safetensors"
 # Under these, the operator had other equations than the paper's.
 _OLD_OPERATOR = "caan-1"
 TRAIN_AGAIN = "from before the operator followed the paper's equations, to which its weights mean nothing: train the model again"
@@ -45,12 +47,17 @@ def write(path: str | Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -
     Raises:
         OSError: it cannot be written; the old file stays.
     """
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     with replacing(path) as unfinished:
-        try:
-            save_file(tensors, unfinished, {"caan": json.dumps({"format": FORMAT, **facts})})
-        except SafetensorError as error:
-            raise OSError(f"{path}: expected to be able to write it: {error}") from None
+        _save(path, unfinished, tensors, {"caan": json.dumps({"format": FORMAT, **facts})})
+
+
+def _save(path: str | Path, unfinished: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors to the file that will take the place of `path`."""
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(tensors, unfinished, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path}: expected to be able to write it: {error}") from None
 
 
 def read(path: str | Path) -> Contents:
@@ -97,14 +104,19 @@ def save_pretrained(folder: str | Path, model: CAAN, vocabulary: Vocabulary, fac
     with all that `load_model` needs beside them.
 
     Raises:
+        ValueError: the folder holds a run, whose model a reader could not tell from this one.
         OSError: a file cannot be written.
     """
     folder = Path(folder)
     make_folder("folder", folder)
+    for name in (BEST, LAST):
+        if (folder / name).is_file():
+            raise ValueError(f"folder: expected one that holds no run, got {folder} with {name}")
     config = {"format": FORMAT, "library_name": "caan_kernels", **(facts or {}), **model_facts(model, vocabulary)}
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in model.state_dict().items()}
     with replacing(folder / TENSORS) as unfinished:
-        save_file(tensors, unfinished, {"format": "pt"})
+        _save(folder / TENSORS, unfinished, model.state_dict(), {"format": "pt"})
+        # A kill leaves no settings rather than those of other tensors.
+        (folder / CONFIG).unlink(missing_ok=True)
     with replacing(folder / CONFIG) as unfinished:
         unfinished.write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -138,7 +150,8 @@ def pretrained_folder(name: str | Path, revision: str | None = None) -> Path:
 def _read_pretrained(folder: Path) -> Contents:
     """What `save_pretrained` wrote, as `read` gives it."""
     path = folder / TENSORS
-    facts = parse_json(folder / CONFIG, read_text(folder / CONFIG), "the settings of a model of caan")
+    expected = "the settings of a model of caan"
+    facts = parse_json(folder / CONFIG, read_text(folder / CONFIG, expected), expected)
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
         raise FormatError(f"{folder / CONFIG}: expected a model of format {FORMAT}, found {found}")
@@ -166,10 +179,11 @@ def load_model(path: str | Path) -> tuple[CAAN, Vocabulary, dict[str, Any]]:
         MissingFileError, FormatError: there is no such file, or its parts do not fit together.
     """
     path = Path(path)
-    if path.is_dir() and (path / CONFIG).is_file():
+    saved = any((path / name).is_file() for name in (CONFIG, TENSORS))
+    if saved and not (path / BEST).is_file():
         tensors, facts = _read_pretrained(path)
     else:
-        path = path / "best.safetensors" if path.is_dir() else path
+        path = path / BEST if path.is_dir() else path
         tensors, facts = read(path)
     weights = unprefixed("average.module", tensors) or unprefixed("model", tensors)
     try:

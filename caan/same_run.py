@@ -1,12 +1,12 @@
 """Whether a folder holds the run that is to continue in it."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from . import checkpoint
 from .model import CAAN
 from .presets import TrainingConfig
+from .settings import helps
 from .vocabulary import Vocabulary
 
 _ANEW = "another folder starts anew"
@@ -45,12 +45,13 @@ def check_same_run(
         KeyError: the checkpoint lacks one of them.
     """
     differences = {}
-    for part, settings in (("training", asdict(config)), ("model", asdict(model.config))):
-        for name, value in settings.items():
-            # More epochs than were planned are more of the same run; a preset's name says nothing that its settings do not.
-            if name in ("epochs", "preset"):
+    for part, settings in (("training", config), ("model", model.config)):
+        # What the data decide is no setting: what is said of the vocabulary and of the data tells more.
+        for name in helps(type(settings)):
+            # More epochs than were planned are more of the same run.
+            if name == "epochs":
                 continue
-            before = facts[part][name]
+            before, value = facts[part][name], getattr(settings, name)
             before = tuple(before) if isinstance(before, list) else before
             if value != before:
                 differences[name] = before, value

@@ -1,5 +1,6 @@
 """A gallery that `caan index` has stored, searched from Python."""
 
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ class Gallery:
                 all of them.
 
         Returns:
-            The best first. A number as the query leaves that image out.
+            The best first. Where images are found for a number, its own image is left out.
 
         Raises:
             ValueError: a number is out of range, the model knows no word of the text, or there is nothing to be found.
@@ -92,7 +93,7 @@ class Gallery:
             raise ValueError(f"find: expected {expected}, got {find!r}")
         asked = self._query(query)
         if not asked.wants_images and (find or ("captions" if len(self._gallery.caption_vectors) else "images")) == "images":
-            hits = self._searcher.similar(asked, top, query if isinstance(query, int) else None)
+            hits = self._searcher.similar(asked, top, int(query) if isinstance(query, Integral) else None)
             images = True
         else:
             hits = self._searcher.search(asked, top, None if shortlist is None else max(shortlist, top))
@@ -101,13 +102,13 @@ class Gallery:
 
     def _query(self, query: str | int | Image) -> Query:
         if isinstance(query, str):
-            self.model.check_known(query)
+            self.model.check_known(query, "query")
             return self._searcher.text(query)
-        if isinstance(query, int):
+        if isinstance(query, Integral):
             if not 0 <= query < len(self):
                 raise ValueError(f"query: expected the number of an image, from 0 to {len(self) - 1}, got {query}")
-            return self._searcher.image(query)
-        [features] = self.model.features([query])
+            return self._searcher.image(int(query))
+        [features] = self.model._backbone.features([query], "query")
         return self._searcher.features(features)
 
     def _found(self, item: int, score: float, is_image: bool) -> Found:

@@ -34,40 +34,44 @@ class Backbone:
         self.settings, self._width, self._device = settings, width, device
         self._loaded: MapBackbone | None = None
 
-    def features(self, images: list) -> list[np.ndarray]:
+    def features(self, images: list, called: str | None = None) -> list[np.ndarray]:
         """(R, F) features of each image.
+
+        Args:
+            images: photographs, or features of their regions.
+            called: what errors call each of them; None: "images[0]" and so on.
 
         Raises:
             TypeError, ValueError: an image is none of those that `Image` names, its features do not fit, or no backbone is known.
             DataError: a photograph cannot be read.
         """
-        given = [self._given(image, number) for number, image in enumerate(images)]
+        given = [self._given(image, called or f"images[{number}]") for number, image in enumerate(images)]
         photographs = [image for image, features in zip(images, given, strict=True) if features is None]
-        made = iter(self._made(photographs) if photographs else ())
+        made = iter(self._made(photographs, called or "images") if photographs else ())
         return [next(made) if features is None else features for features in given]
 
-    def _given(self, image: Any, number: int) -> np.ndarray | None:
+    def _given(self, image: Any, called: str) -> np.ndarray | None:
         """Features that are given; None for a photograph."""
         if isinstance(image, (str, Path, Pillow.Image)):
             return None
         if isinstance(image, Tensor):
             image = image.detach().cpu().numpy() if image.dtype != torch.bfloat16 else image.detach().cpu().float().numpy()
         if not isinstance(image, np.ndarray):
-            raise TypeError(f"images[{number}]: expected a photograph or features (R, F), got {type(image).__name__}")
+            raise TypeError(f"{called}: expected a photograph or features (R, F), got {type(image).__name__}")
         if image.ndim != 2 or not np.issubdtype(image.dtype, np.floating):
-            raise ValueError(f"images[{number}]: expected floating-point features (R, F), got {image.dtype} {image.shape}")
+            raise ValueError(f"{called}: expected floating-point features (R, F), got {image.dtype} {image.shape}")
         if image.shape[1] != self._width:
-            raise ValueError(f"images[{number}]: expected features of width {self._width}, the model's, got shape {image.shape}")
+            raise ValueError(f"{called}: expected features of width {self._width}, the model's, got shape {image.shape}")
         if not np.isfinite(image).all():
-            raise ValueError(f"images[{number}]: expected finite features, got NaN or infinity")
+            raise ValueError(f"{called}: expected finite features, got NaN or infinity")
         return image if image.dtype == np.float16 else image.astype(np.float32, copy=False)
 
-    def _made(self, photographs: list) -> np.ndarray:
+    def _made(self, photographs: list, called: str) -> np.ndarray:
         from ..extraction import extract_images, load_backbone
 
         if self.settings is None:
             raise ValueError(
-                "images: expected features (R, F), since it is not known which backbone made those of the training, got a "
+                f"{called}: expected features (R, F), since it is not known which backbone made those of the training, got a "
                 "photograph; caan.load(..., backbone=NAME or the data folder of caan extract) says it"
             )
         if self._loaded is None:

@@ -143,6 +143,7 @@ class Model:
             folder: made where it is missing.
 
         Raises:
+            ValueError: the folder holds a run.
             OSError: a file cannot be written.
         """
         checkpoint.save_pretrained(folder, self.network, self.vocabulary, {"backbone": self.backbone})
@@ -265,26 +266,39 @@ class Model:
             wanted, got = ("images", "texts") if of_text else ("texts", "images")
             raise TypeError(f"candidates: expected {wanted} for {'a text' if of_text else 'an image'}, got {got}")
         if isinstance(query, str):
-            self.check_known(query)
+            self.check_known(query, "query")
+        elif not isinstance(query, (EncodedImages, EncodedTexts)):
+            query = self.encode_images(self._asked(query))
         scores = self.score(candidates, query) if of_text else self.score(query, candidates)
         if scores.shape[1 if of_text else 0] != 1:
             raise ValueError(f"query: expected one, got {scores.shape[1 if of_text else 0]}")
         best = scores.flatten().argsort(descending=True, stable=True)[:top]
         return [Hit(item, scores.flatten()[item].item()) for item in best.tolist()]
 
+    def _asked(self, query: Any) -> list[np.ndarray]:
+        """The features of the one image that is a query."""
+        images = as_list(query, (Path, Pillow.Image)) if isinstance(query, Iterable) else [query]
+        if len(images) != 1:
+            raise ValueError(f"query: expected one, got {len(images)}")
+        return self._backbone.features(images, "query")
+
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know, in their order."""
         return [word for word in tokenize(text) if self.vocabulary[word] == UNKNOWN]
 
-    def check_known(self, text: str) -> None:
+    def check_known(self, text: str, called: str = "text") -> None:
         """See that the model knows a word of a text.
+
+        Args:
+            text: the text.
+            called: what the error calls it.
 
         Raises:
             ValueError: it knows none.
         """
         says_nothing = {UNKNOWN, *self.vocabulary.marks}
         if all(self.vocabulary[word] in says_nothing for word in tokenize(text)):
-            raise ValueError(f"text: expected a word that the model knows, got {text!r}")
+            raise ValueError(f"{called}: expected a word that the model knows, got {text!r}")
 
 
 def load(run: str | Path, *, backbone: str | Path | None = None, device: torch.device | str = "cpu") -> Model:

@@ -15,7 +15,7 @@ from ..files import make_folder
 
 if TYPE_CHECKING:
     from ..data import ExtractRecord
-    from ..extraction import CaptionedImage, Photographs, RegionSource
+    from ..extraction import Backbone, CaptionedImage, FoundPhotographs, RegionSource
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with image,caption; without it all photographs are taken",
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="the data folder; its splits have the same backbone")
+    # Errors begin with what they are about, and this is the word of what writes there.
+    parser.add_argument(
+        "--out", dest="folder", metavar="DIR", required=True, help="the data folder; its splits have the same backbone"
+    )
     parser.add_argument(
         "--split",
         metavar="NAME",
@@ -70,31 +73,25 @@ def run(arguments: argparse.Namespace) -> None:
     """
     # torch takes seconds to import, which `caan --help` need not wait for.
     from ..data import records
-    from ..extraction import extract_split, open_features, usual_captions
+    from ..extraction import FoundPhotographs, Photographs, extract_split, usual_captions
 
     splits = _captioned(arguments)
-    make_folder("--out", Path(arguments.out))
-    written = set(splits or [arguments.split or "test"])
-    others = {name: record for name, record in records(arguments.out).items() if name not in written}
-    if arguments.features:
-        for name in ("backbone", "size", "device"):
-            if getattr(arguments, name) is not None:
-                raise ValueError(f"--{name}: expected with --photos only, got it with --features")
-        source = open_features(arguments.features)
-    else:
-        source = _photographs(arguments, others)
-    if not arguments.overwrite:
-        _check_likeness(arguments.out, source, others)
-    splits = splits or _without_captions(arguments, source)
-
-    present = {split: any(_is_there(source, image) for image in images) for split, images in splits.items()}
+    make_folder("--out", Path(arguments.folder))
+    place = _features(arguments) if arguments.features else _photographs(arguments)
+    splits = splits or _without_captions(arguments, place)
+    present = {split: any(_is_there(place, image) for image in images) for split, images in splits.items()}
     if not any(present.values()):
         names = [image.name for images in splits.values() for image in images]
         wanted = f"images that {arguments.captions} has captions for" if arguments.captions else f"the images of {arguments.images}"
         raise CaptionMismatchError(
-            f"{source.place}: expected {wanted}, such as {', '.join(names[:3])}; found "
-            f"none of the {len(names):,}; there: {', '.join(source.examples()) or 'nothing'}"
+            f"{place.place}: expected {wanted}, such as {', '.join(names[:3])}; found "
+            f"none of the {len(names):,}; there: {', '.join(place.examples()) or 'nothing'}"
         )
+    # A split that is not written now may be there, from other photographs.
+    others = {name: record for name, record in records(arguments.folder).items() if not present.get(name)}
+    source = Photographs(place.photographs, _backbone(arguments, others)) if isinstance(place, FoundPhotographs) else place
+    if not arguments.overwrite:
+        _check_likeness(arguments.folder, source, others)
     for split, images in splits.items():
         if not present[split]:
             print(f"{split}: none of its {len(images):,} images is in {source.place}; not written")
@@ -104,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         summary = extract_split(
             images,
             source,
-            arguments.out,
+            arguments.folder,
             split,
             arguments.captions,
             captions_per_image=captions_per_image,
@@ -115,36 +112,51 @@ def run(arguments: argparse.Namespace) -> None:
         if summary.ran:
             count = captions_per_image if arguments.captions else "no"
             print(
-                f"{split}: {summary.images:,} images in {arguments.out}; {source.settings['width']:,} numbers a region, {count} "
+                f"{split}: {summary.images:,} images in {arguments.folder}; {source.settings['width']:,} numbers a region, {count} "
                 f"caption{'' if count == 1 else 's'} an image"
                 + (f"; {len(summary.skipped):,} skipped, listed in {split}_extract.json" if summary.skipped else "")
             )
 
 
-def _is_there(source: "RegionSource", image: "CaptionedImage") -> bool:
+def _is_there(place: "FoundPhotographs | RegionSource", image: "CaptionedImage") -> bool:
     from ..photographs import Unreadable
 
     try:
-        return source.find(image) is not None
+        return place.find(image) is not None
     except Unreadable:
         # The run says why it is skipped.
         return True
 
 
-def _photographs(arguments: argparse.Namespace, others: dict[str, "ExtractRecord"]) -> "Photographs":
-    """The photographs with their backbone: the one that is named, or else that of the folder's other splits."""
-    import torch
+def _features(arguments: argparse.Namespace) -> "RegionSource":
+    from ..extraction import open_features
 
-    from ..extraction import DEFAULT_BACKBONE, Photographs, backbones
+    for name in ("backbone", "size", "device"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name}: expected with --photos only, got it with --features")
+    return open_features(arguments.features)
+
+
+def _photographs(arguments: argparse.Namespace) -> "FoundPhotographs":
+    from ..extraction import FoundPhotographs
 
     if not os.path.isdir(arguments.photos):
         raise DataError(f"--photos: expected a folder of photographs, found none at {arguments.photos}")
+    return FoundPhotographs(arguments.photos)
+
+
+def _backbone(arguments: argparse.Namespace, others: dict[str, "ExtractRecord"]) -> "Backbone":
+    """The one that is named, or else that of the folder's other splits."""
+    import torch
+
+    from ..extraction import DEFAULT_BACKBONE, backbones
+
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     name, size = arguments.backbone, arguments.size
     other = next((record for record in others.values() if record.backbone), None)
     if other and name in (None, other.backbone):
         name, size = other.backbone, size or other.size
-    return Photographs(arguments.photos, backbones.load_backbone(name or DEFAULT_BACKBONE, size, device))
+    return backbones.load_backbone(name or DEFAULT_BACKBONE, size, device)
 
 
 def _check_likeness(folder: str, source: "RegionSource", others: dict[str, "ExtractRecord"]) -> None:
@@ -224,9 +236,9 @@ def _divided(images: "list[CaptionedImage]", held_out: int) -> "dict[str, list[C
     }
 
 
-def _without_captions(arguments: argparse.Namespace, source: "RegionSource") -> "dict[str, list[CaptionedImage]]":
+def _without_captions(arguments: argparse.Namespace, place: "FoundPhotographs | RegionSource") -> "dict[str, list[CaptionedImage]]":
     """The one split of images without captions: those that --images names, or all."""
     from ..extraction import CaptionedImage, read_names
 
     named = arguments.images and [CaptionedImage(name, []) for name in read_names(arguments.images)]
-    return {arguments.split or "test": named or source.images()}
+    return {arguments.split or "test": named or place.images()}

@@ -88,10 +88,12 @@ def add_examples(parser: argparse.ArgumentParser, name: str = "") -> None:
 
 
 def options_as_typed(parser: argparse.ArgumentParser, message: str) -> str:
-    """An error that begins with the name of an option's value, "batch_size: ...", with the option in its place."""
-    found = re.match(r"([a-z]\w*): ", message)
-    name = found and _options(parser).get(found[1])
-    return f"{name}{message[len(found[1]) :]}" if name else message
+    """An error of a Python function in the words of a command line: an option in place of the value's name that it begins with,
+    "batch_size: ...", and "none" among the values; likewise where it tells to "say captions_per_image=1"."""
+    options = _options(parser)
+    if (found := re.match(r"([a-z]\w*): ", message)) and found[1] in options:
+        message = f"{options[found[1]]}{message[len(found[1]) :]}".replace(", None, got ", ", none, got ", 1)
+    return re.sub(r"\bsay ([a-z]\w*)=", lambda found: f"say {options[found[1]]} " if found[1] in options else found[0], message)
 
 
 def complete_in_shell(parser: argparse.ArgumentParser) -> None:

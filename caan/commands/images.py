@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data import Split, load_scan_split
+from ..data.record import with_named
 from ..errors import DataError, FormatError
 from ..photographs import PhotoFolder, is_photograph
 from ..progress import warn
@@ -27,17 +28,16 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, metavar="PIXELS", help="side of the square that it saw; default: as noted, or its own")
 
 
+def named(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What --backbone, --size and --photos say of how a split was made."""
+    photos = None if arguments.photos is None else str(PhotoFolder(arguments.photos).folder.resolve())
+    values = {"backbone": arguments.backbone, "size": arguments.size, "photos": photos}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def made_by(arguments: argparse.Namespace, noted: dict[str, Any] | None) -> dict[str, Any]:
     """What `caan extract` has noted of a split, with what --backbone, --size and --photos say in its place."""
-    made_by = dict(noted or {})
-    if arguments.backbone is not None:
-        same = arguments.backbone == made_by.get("backbone")
-        made_by |= {"backbone": arguments.backbone, "size": made_by["size"] if same else None}
-    if arguments.size is not None:
-        made_by["size"] = arguments.size
-    if arguments.photos is not None:
-        made_by["photos"] = str(PhotoFolder(arguments.photos).folder.resolve())
-    return made_by
+    return with_named(noted or {}, named(arguments))
 
 
 def find_image(name: str, ids: Sequence[str], splits: Sequence[tuple[str, int]], place: str) -> int | None:

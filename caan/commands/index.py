@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_data_options(parser)
     parser.add_argument("--split", default="test", metavar="NAME", help="default: test")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index")
+    # Errors begin with what they are about, and this is the word of what writes there.
+    parser.add_argument("--out", dest="folder", type=Path, required=True, metavar="INDEX", help="folder of the index")
     parser.add_argument(
         "--photos", type=Path, metavar="DIR", help="where a search finds the photographs; default: as caan extract has noted"
     )
@@ -48,31 +49,33 @@ def run(arguments: argparse.Namespace) -> None:
     from ..gallery import Searcher, build_index, drop_split, shortlist_recall
 
     if arguments.drop:
-        drop_split(arguments.out, arguments.data, arguments.split)
-        print(f"{arguments.out}: {arguments.split} of {arguments.data} is out")
+        drop_split(arguments.folder, arguments.data, arguments.split)
+        print(f"{arguments.folder}: {arguments.split} of {arguments.data} is out")
         return
     device = options.device(arguments)
     model, vocabulary, _ = load_model(arguments.checkpoint)
     [split] = options.load_splits(arguments, arguments.split, limit=arguments.limit, need_captions=False)
     if not split.captions:
-        print(f"{split.name}: no captions: texts and images find its images")
+        print(f"{split.name}: no captions: only its images can be found")
     record = read_record(arguments.data, arguments.split)
     build_index(
-        arguments.out,
+        arguments.folder,
         model.to(device),
         vocabulary,
         arguments.checkpoint,
         split,
         data=arguments.data,
-        backbone=images.made_by(arguments, record and record.made_by) or None,
+        backbone=record and record.made_by,
+        named=images.named(arguments),
         replace=arguments.replace,
         progress=True,
     )
-    searcher = Searcher(arguments.out, arguments.checkpoint, device)
+    searcher = Searcher(arguments.folder, arguments.checkpoint, device)
     gallery = searcher.gallery
-    size = sum(path.stat().st_size for path in arguments.out.glob("segment-*/*"))
+    size = sum(path.stat().st_size for path in arguments.folder.glob("segment-*/*"))
     print(
-        f"{arguments.out}: {len(gallery.image_vectors):,} images, {len(gallery.caption_vectors):,} captions, {size / 1e6:,.0f} MB"
+        f"{arguments.folder}: {len(gallery.image_vectors):,} images, {len(gallery.caption_vectors):,} captions, "
+        f"{size / 1e6:,.0f} MB"
     )
     if not arguments.check:
         return

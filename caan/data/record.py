@@ -41,8 +41,18 @@ class ExtractRecord:
         return {**self.settings, "photos": None if self.photos is None else str(self.photos)}
 
 
+def with_named(noted: dict[str, Any], named: dict[str, Any]) -> dict[str, Any]:
+    """What is noted of how a split was made, as `ExtractRecord.made_by`, with what a user names in its place. A size is of one
+    backbone: another one that is named has its own."""
+    if "backbone" in named and named["backbone"] != noted.get("backbone"):
+        noted = {**noted, "size": None}
+    return noted | named
+
+
 def read_record(folder: str | Path, split: str) -> ExtractRecord | None:
-    """Read the record of a split; None where `caan extract` has not made it, or has not finished.
+    """Read the record of a split; None where there is none.
+
+    `caan extract` writes it before the split's arrays are whole: after a kill between the two it is of a split to be finished.
 
     Raises:
         FormatError: the file is none that `caan extract` has written.

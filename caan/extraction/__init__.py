@@ -3,7 +3,7 @@
 from ..photographs import Unreadable
 from .backbones import DEFAULT_BACKBONE, Backbone, MapBackbone, load_backbone
 from .bottom_up import open_features
-from .photographs import Photographs, extract_images, grid_boxes
+from .photographs import FoundPhotographs, Photographs, extract_images, grid_boxes
 from .pixels import read_photograph
 from .regions import Regions, RegionSource
 from .run import Summary, extract_split
@@ -14,6 +14,7 @@ __all__ = [
     "FORMATS",
     "Backbone",
     "CaptionedImage",
+    "FoundPhotographs",
     "MapBackbone",
     "Photographs",
     "RegionSource",

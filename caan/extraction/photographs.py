@@ -16,11 +16,39 @@ from .regions import Regions
 from .sources import CaptionedImage
 
 
-class Photographs:
+class FoundPhotographs:
+    """A folder of photographs that has been looked through: of a `RegionSource`, what needs no backbone.
+
+    Args:
+        folder: where they are; or what has looked through it.
+
+    Raises:
+        DataError: there is no such folder, or no photograph in it.
+    """
+
+    def __init__(self, folder: str | Path | PhotoFolder):
+        self.photographs = folder if isinstance(folder, PhotoFolder) else PhotoFolder(folder)
+        self.place = self.photographs.folder
+
+    def find(self, image: CaptionedImage) -> tuple[str, Path] | None:
+        """The photograph's name in the folder, by which `PhotoFolder` finds it again, and its file."""
+        path = self.photographs.find(image.name)
+        return None if path is None else (self.photographs.name_of(path), path)
+
+    def images(self) -> list[CaptionedImage]:
+        """All photographs of the folder."""
+        return [CaptionedImage(name, []) for name in self.photographs.names()]
+
+    def examples(self) -> list[str]:
+        """The names of some photographs that are there."""
+        return self.photographs.examples()
+
+
+class Photographs(FoundPhotographs):
     """A folder of photographs as a source of regions, float16; see `RegionSource`.
 
     Args:
-        folder: where they are.
+        folder: where they are; or what has looked through it.
         backbone: what turns them into regions.
 
     Raises:
@@ -29,9 +57,8 @@ class Photographs:
 
     dtype = np.dtype(np.float16)
 
-    def __init__(self, folder: str | Path, backbone: Backbone):
-        self._folder = PhotoFolder(folder)
-        self.place = self._folder.folder
+    def __init__(self, folder: str | Path | PhotoFolder, backbone: Backbone):
+        super().__init__(folder)
         self._backbone = backbone
         self._boxes = grid_boxes(*backbone.grid)
         self.settings = {
@@ -42,11 +69,6 @@ class Photographs:
             "width": backbone.width,
         }
 
-    def find(self, image: CaptionedImage) -> tuple[str, Path] | None:
-        """The photograph's name in the folder, by which `PhotoFolder` finds it again, and its file."""
-        path = self._folder.find(image.name)
-        return None if path is None else (self._folder.name_of(path), path)
-
     def load(self, key: Path) -> Tensor:
         """One photograph as the backbone's input."""
         return self._backbone.preprocess(read_photograph(key))
@@ -54,14 +76,6 @@ class Photographs:
     def encode(self, loaded: Sequence[Tensor]) -> list[Regions]:
         """The regions of photographs."""
         return [Regions(features, self._boxes) for features in self._backbone(torch.stack(list(loaded))).numpy()]
-
-    def images(self) -> list[CaptionedImage]:
-        """All photographs of the folder."""
-        return [CaptionedImage(name, []) for name in self._folder.names()]
-
-    def examples(self) -> list[str]:
-        """The names of some photographs that are there."""
-        return self._folder.examples()
 
 
 def extract_images(images: Sequence[Image.Image | str | Path], backbone: Backbone, batch_size: int = 8) -> np.ndarray:

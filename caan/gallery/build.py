@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .. import checkpoint
 from ..data import Captions, Images, LengthBatches, Split
+from ..data.record import with_named
 from ..errors import StaleSplitError
 from ..files import locked, make_folder, naming
 from ..isolation import isolated
@@ -39,6 +40,7 @@ def build_index(
     *,
     data: str | Path = "",
     backbone: dict[str, Any] | None = None,
+    named: dict[str, Any] | None = None,
     replace: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = tqdm.write,
@@ -55,7 +57,8 @@ def build_index(
         split: what is added; an image's captions follow each other.
         data: the folder that the split is from; with its name, what the split is known by.
         replace: take out what the index has of the split if that has changed since.
-        backbone: what made its features, for photographs that are searched with, and where its own photographs are.
+        backbone: what made its features, for photographs that are searched with, and where its own are, by its record.
+        named: the same by the user's word, which counts more, and which the index keeps until that or the record changes.
         progress: show a bar of images.
         say: takes what is to be told beside it.
 
@@ -81,7 +84,9 @@ def build_index(
         digest = split.digest()
         if replace and any(x.is_split(place, split.name) and x.digest != digest for x in contents.sources):
             _take_out(contents, folder, place, split.name)
-        source = _source_of(contents, folder, Source(place, split.name, digest, split.num_images, backbone))
+        made_by = with_named(backbone or {}, named or {}) or None
+        wanted = Source(place, split.name, digest, split.num_images, made_by, recorded=backbone)
+        source = _source_of(contents, folder, wanted, named or {})
         if source.finished == split.num_images:
             contents.write(folder)
             say(f"{split.name}: all of its {split.num_images:,} images are in {folder} already; nothing to do")
@@ -157,12 +162,13 @@ def _take_out(contents: Contents, folder: Path, data: str, name: str) -> None:
             shutil.rmtree(folder / segment["folder"], ignore_errors=True)
 
 
-def _source_of(contents: Contents, folder: Path, wanted: Source) -> Source:
+def _source_of(contents: Contents, folder: Path, wanted: Source, named: dict[str, Any]) -> Source:
     """The split's entry, a new one where it has none."""
     for source in contents.sources:
         if source.digest == wanted.digest:
             # Photographs may have moved.
-            source.backbone = wanted.backbone or source.backbone
+            source.backbone = with_named(_noted(source, wanted.recorded), named) or None
+            source.recorded = wanted.recorded or source.recorded
             return source
     for source in contents.sources:
         if source.is_split(wanted.data, wanted.split):
@@ -177,6 +183,14 @@ def _source_of(contents: Contents, folder: Path, wanted: Source) -> Source:
             )
     contents.sources.append(wanted)
     return wanted
+
+
+def _noted(source: Source, recorded: dict[str, Any] | None) -> dict[str, Any]:
+    """What an index has noted of a split, with what is new in the record."""
+    noted, before = source.backbone or {}, source.recorded or {}
+    return noted | {
+        name: value for name, value in (recorded or {}).items() if name not in noted or value != before.get(name, value)
+    }
 
 
 def _image_arrays(model: CAAN, images: Images, chosen: np.ndarray, watch: tqdm) -> dict[str, np.ndarray]:

@@ -56,6 +56,7 @@ class Source:
         backbone: what made its features, as `caan extract` has it, and "photos", the folder of its photographs; None where that is
             not known.
         segments: those that are written: their folder, numbers of images and captions, and the size of each file in bytes.
+        recorded: what of `backbone` is from the record of `caan extract`, as that was then; None where there was none.
     """
 
     data: str
@@ -64,6 +65,7 @@ class Source:
     images: int
     backbone: dict[str, Any] | None
     segments: list[dict[str, Any]] = field(default_factory=list)
+    recorded: dict[str, Any] | None = None
 
     @property
     def finished(self) -> int:

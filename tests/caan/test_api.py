@@ -137,6 +137,8 @@ def test_a_gallery_is_searched(made, model, features):
     by_photograph = gallery.search(made / "photos" / ids[1], top=2)
     assert by_photograph == gallery.search(features[1], top=2) and by_photograph[0].caption.startswith("two ")
     assert [hit.image for hit in gallery.search(1)] == [hit.image for hit in gallery.search(features[1], shortlist=None)]
+    assert gallery.search(np.int64(1)) == gallery.search(1)
+    assert gallery.search(np.int64(1), find="images") == gallery.search(1, find="images")
     similar = gallery.search(1, find="images")
     assert {hit.number for hit in similar} == {0, 2} and similar[0].caption is None
     assert gallery.search(features[1], find="images")[0].score == pytest.approx(1)
@@ -226,12 +228,16 @@ def test_a_saved_model_that_is_damaged(model, tmp_path):
         (lambda m, g, x: m.rank("a dog", x, top=0), ValueError, "top: expected at least 1, got 0"),
         (lambda m, g, x: m.rank("a dog", m.encode_texts("a")), TypeError, "candidates: expected images for a text, got texts"),
         (lambda m, g, x: m.rank(x[0], m.encode_images(x)), TypeError, "candidates: expected texts for an image, got images"),
-        (lambda m, g, x: m.rank("Hund !", x), ValueError, "text: expected a word that the model knows, got 'Hund !'"),
+        (lambda m, g, x: m.rank("Hund !", x), ValueError, "query: expected a word that the model knows, got 'Hund !'"),
         (lambda m, g, x: m.rank(m.encode_images(x), ["a dog"]), ValueError, "query: expected one, got 3"),
-        (lambda m, g, x: g.search("Hund"), ValueError, "text: expected a word that the model knows, got 'Hund'"),
+        (lambda m, g, x: g.search("Hund"), ValueError, "query: expected a word that the model knows, got 'Hund'"),
         (lambda m, g, x: g.search("dog", find="captions"), ValueError, "find: expected 'images' or None, got 'captions'"),
         (lambda m, g, x: g.search(3), ValueError, "query: expected the number of an image, from 0 to 2, got 3"),
-        (lambda m, g, x: g.search(None), TypeError, r"images\[0\]: expected a photograph .*, got NoneType"),
+        (lambda m, g, x: g.search(np.int64(3)), ValueError, "query: expected the number of an image, from 0 to 2, got 3"),
+        (lambda m, g, x: g.search(None), TypeError, "query: expected a photograph .*, got NoneType"),
+        (lambda m, g, x: m.rank(None, ["a dog"]), TypeError, "query: expected a photograph .*, got NoneType"),
+        (lambda m, g, x: m.rank(x[0, :, :5], ["a dog"]), ValueError, r"query: expected features of width 320, .*\(36, 5\)"),
+        (lambda m, g, x: m.rank(x, ["a dog"]), ValueError, "query: expected one, got 3"),
     ],
 )
 def test_what_does_not_fit(made, model, features, call, error, message):
@@ -244,6 +250,8 @@ def test_backbones(made, tmp_path):
     assert bare.backbone is None and bare.unknown_words("a Hund and a dog") == ["hund"]
     with pytest.raises(ValueError, match=r"^images: .* it is not known which backbone .* caan.load\(..., backbone=NAME"):
         bare.encode_images(made / "photos" / "dog.png")
+    with pytest.raises(ValueError, match=r"^query: expected features"):
+        bare.rank(made / "photos" / "dog.png", ["a dog"])
     with pytest.raises(errors.MissingFileError, match="expected the record of a backbone"):
         caan.load(made / "runs" / "pets", backbone=tmp_path)
     (tmp_path / "test_extract.json").write_text("[]")

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 from models import attentive
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
@@ -84,6 +85,50 @@ def test_a_dense_model_comes_back(tmp_path, vocabulary):
     checkpoint.save_model(tmp_path / "best.safetensors", model, vocabulary)
     loaded, _, _ = checkpoint.load_model(tmp_path)
     assert loaded.config == model.config and torch.equal(loaded.attention.region_bilinear, model.attention.region_bilinear)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors"])
+def test_a_run_is_no_place_for_another_model(tmp_path, model, vocabulary, name):
+    checkpoint.save_model(tmp_path / name, model, vocabulary)
+    with pytest.raises(ValueError, match=f"^folder: expected one that holds no run, got .* with {name}$"):
+        checkpoint.save_pretrained(tmp_path, model, vocabulary)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_run_that_began_beside_another_model_is_what_is_read(tmp_path, model, vocabulary):
+    checkpoint.save_pretrained(tmp_path, model, vocabulary, {"step": 1})
+    checkpoint.save_model(tmp_path / "best.safetensors", model, vocabulary, {"step": 2})
+    assert checkpoint.load_model(tmp_path)[2]["step"] == 2
+
+
+def test_a_save_that_was_killed_is_no_model(tmp_path, model, vocabulary, monkeypatch):
+    """The tensors of one model with the settings of another would be one that nobody has trained."""
+    checkpoint.save_pretrained(tmp_path, model, vocabulary)
+    replacing = checkpoint.replacing
+
+    def kill(path):
+        if path.name == "config.json":
+            raise KeyboardInterrupt
+        return replacing(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "replacing", kill)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.save_pretrained(tmp_path, model, vocabulary)
+    with pytest.raises(
+        errors.MissingFileError, match=r"config\.json: expected the settings of a model of caan, found no such file"
+    ):
+        checkpoint.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("write", ["save_model", "save_pretrained"])
+def test_a_disk_that_takes_no_tensors(tmp_path, model, vocabulary, monkeypatch, write):
+    def full(*_):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match=r"model\.safetensors: expected to be able to write it: No space left on device"):
+        getattr(checkpoint, write)(tmp_path / ("model.safetensors" if write == "save_model" else ""), model, vocabulary)
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.99])

@@ -179,6 +179,15 @@ def test_train_and_evaluate(data, tmp_path, capsys):
     assert main([*train, "--preset", "f30k"]) == 1
     started = f"the run in {tmp_path / 'run'} was started with --preset cpu: expected the same, got --preset f30k"
     assert started in capsys.readouterr().err
+    # What the data decide is nothing that a run is started with.
+    (data / "train_caps.txt").write_text((data / "train_caps.txt").read_text().replace("well", "another"))
+    assert main(train) == 1
+    assert capsys.readouterr().err.startswith("caan train: error: --vocabulary: expected the words of the run in ")
+    (data / "train_caps.txt").write_text((data / "dev_caps.txt").read_text())
+    for split in ("train", "dev"):
+        np.save(data / f"{split}_ims.npy", np.load(data / f"{split}_ims.npy")[..., 1:])
+    assert main(train) == 1
+    assert capsys.readouterr().err.startswith("caan train: error: train: expected the images and captions of the run in ")
 
 
 # The rows of the paper's Table 4.
@@ -266,7 +275,7 @@ def test_what_is_wrong_with_the_data_is_one_line(data, tmp_path, capsys):
     file.touch()
     assert "error: --out: expected" in error("--out", str(file))
     assert "error: --similarity: expected one of dot, cosine, got 'cosin'" in error("--similarity", "cosin")
-    assert "error: --intra: expected one of semantics, features, None, got 'feature'" in error("--intra", "feature")
+    assert "error: --intra: expected one of semantics, features, none, got 'feature'" in error("--intra", "feature")
     assert "nothing_ims.npy: expected a file of the SCAN layout, found none (splits there: dev, test, train)" in error(
         "--train-split", "nothing"
     )
@@ -280,6 +289,15 @@ def test_what_is_wrong_with_the_data_is_one_line(data, tmp_path, capsys):
     expected = "train_ims.npy: expected finite features, found nan in row 2, image 2, region 1, column 3"
     assert error("--no-standardize").endswith(expected)
     assert error("--no-standardize", "--workers", "1").endswith(expected)
+
+
+def test_what_to_say_is_said_as_it_is_typed(data, tmp_path, capsys):
+    for split in ("train", "dev"):
+        (data / f"{split}_caps.txt").write_text("a dog\n" * 5)
+        np.save(data / f"{split}_ims.npy", np.load(data / f"{split}_ims.npy")[:5])
+    train = ["train", "--data", str(data), "--out", str(tmp_path / "run")]
+    assert main(train) == 1
+    assert capsys.readouterr().err.endswith("to differ; if every image has one caption, say --captions-per-image 1\n")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(data, tmp_path, capsys, monkeypatch):

@@ -404,13 +404,14 @@ def test_a_list_of_images(photos, token_file, tmp_path, with_backbone, capsys):
         ({"--photos": "nowhere"}, "--photos: expected a folder of photographs, found none at nowhere"),
         ({"--captions": "nowhere.txt"}, "nowhere.txt: expected a text file, found no such file"),
         ({"--out": "names.txt"}, "--out: expected a folder, or a name for a new one, got the file names.txt"),
+        ({"--out": "taken"}, "--out: expected a file, got the folder taken/test_ids.txt"),
         (
             {"--photos": "others"},
             "others: expected images that tokens.txt has captions for, such as 0.jpg, 1.jpg, 2.jpg; found none of the 7; there: x",
         ),
-        ({"--format": "xml"}, "format: expected one of flickr, karpathy, coco, csv, bars, got 'xml'"),
+        ({"--format": "xml"}, "--format: expected one of flickr, karpathy, coco, csv, bars, got 'xml'"),
         ({"--images": "names.txt"}, "names.txt: expected names of images that tokens.txt has captions for, such as 0.jpg; found 1"),
-        ({"--split": "a/b"}, "split: expected the first part of file names, got 'a/b'"),
+        ({"--split": "a/b"}, "--split: expected the first part of file names, got 'a/b'"),
         ({"--captions-per-image": "6"}, "tokens.txt: expected 6 captions for an image of test, found at most 5"),
         (
             {"--captions": "dataset_small.json", "--split": "test"},
@@ -425,6 +426,7 @@ def test_a_list_of_images(photos, token_file, tmp_path, with_backbone, capsys):
 def test_wrong_command_lines(photos, token_file, karpathy_file, with_backbone, monkeypatch, tmp_path, capsys, change, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "names.txt").write_text("other.jpg\n")
+    (tmp_path / "taken" / "test_ids.txt").mkdir(parents=True)
     (tmp_path / "others").mkdir()
     (tmp_path / "others" / "x.jpg").write_bytes(b"")
     options = {"--photos": "photos", "--captions": "tokens.txt", "--out": "out", **change}

@@ -388,10 +388,18 @@ def test_search_with_a_photograph(tmp_path, capsys):
     assert found[0] == found[1]
 
 
-def test_two_processes_do_not_write_one_index(split, index, run_folder, tmp_path):
+def test_two_processes_do_not_write_one_index(split, index, run_folder, tmp_path, capsys):
     model, vocabulary, _ = checkpoint.load_model(run_folder)
     with locked(index, "an index"), pytest.raises(BlockingIOError, match="expected an index that nobody is at"):
         build_index(index, model, vocabulary, run_folder, split)
+    command = ["index", str(run_folder), "--data", str(tmp_path), "--out"]
+    with locked(index, "an index"):
+        assert main([*command, str(index)]) == 1
+    (tmp_path / "file.txt").write_text("")
+    assert main([*command, str(tmp_path / "file.txt")]) == 1
+    locked_out, no_folder = capsys.readouterr().err.splitlines()
+    assert locked_out.startswith("caan index: error: --out: expected an index that nobody is at")
+    assert no_folder.startswith("caan index: error: --out: expected a folder, or a name for a new one")
 
 
 def test_an_open_gallery_is_mapped(index):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
 from caan.commands import images, main, options, search, show
-from caan.data import load_scan_split, read_record
+from caan.data import load_scan_split, read_record, records
 from caan.extraction import CaptionedImage, MapBackbone, backbones, usual_captions
 from caan.gallery import Contents, Searcher
 
@@ -71,7 +71,7 @@ def gallery(folder, capsys):
     checkpoint.save_model("model", CAAN(ModelConfig(3, len(vocabulary), width=8, word_width=4)), vocabulary)
     for name in ("test", "more"):
         assert caan("index", "model", "--data", "data", "--split", name, "--out", "gallery") == 0
-    assert "more: no captions: texts and images find its images\n" in capsys.readouterr().out
+    assert "more: no captions: only its images can be found\n" in capsys.readouterr().out
     return Path("gallery")
 
 
@@ -83,8 +83,9 @@ def test_the_readme_can_be_walked(tmp_path):
     commands = re.findall(r"^\+ caan (\w+)", walk.stdout, re.MULTILINE)
     assert commands[:5] == ["extract", "train", "index", "search", "show"] and "%|" not in walk.stderr
     scores = [float(line.split()[0]) for line in walk.stdout.split("+ python\n")[1].splitlines()]
-    # Of photographs, and of the gallery.
-    assert len(scores) == 6 and all(part == sorted(part, reverse=True) for part in (scores[:3], scores[3:]))
+    # Of a model's ranking, and of a gallery's search.
+    parts = scores[:3], scores[3:]
+    assert len(scores) == 6 and all(part == sorted(part, reverse=True) for part in parts)
     again = subprocess.run(["bash", ROOT / "tools" / "walk.sh", tmp_path / "walk"], env=environment, capture_output=True, text=True)
     assert again.returncode == 1 and "FOLDER: expected a new or empty folder" in again.stderr
 
@@ -168,6 +169,20 @@ def test_a_folder_has_features_of_one_kind(folder, capsys):
     assert caan(*third, "--backbone", "wide", "--overwrite") == 0
 
 
+def test_splits_of_other_photographs_have_the_same_backbone(folder, capsys):
+    """As COCO's train2014 and val2014: each folder has the photographs of some of the file's splits."""
+    rows = [(f"p{number}.png", "train" if number < 12 else "val") for number in (0, 1, 12, 13)]
+    karpathy = [{"filename": name, "split": split, "sentences": [{"raw": "a dog"}]} for name, split in rows]
+    Path("karpathy.json").write_text(json.dumps({"images": karpathy}))
+    given = ("extract", "--captions", "karpathy.json", "--out", "data", "--photos")
+    assert caan(*given, "photos", "--backbone", "other", "--size", 6) == 0
+    assert caan(*given, "more") == 0
+    assert [(record.backbone, record.size) for record in records("data").values()] == [("other", 6)] * 2
+    Path("data/dev_extract.json").unlink()
+    assert caan(*given, "more", "--backbone", "wide") == 1
+    assert "expected features as those of train in data" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["{}", "[]", '{"settings": {"width": "3", "captions_per_image": 5}}', '{"settings": 1}', "x"])
 def test_a_record_of_others_is_named(tmp_path, content):
     (tmp_path / "test_extract.json").write_text(content)
@@ -190,7 +205,8 @@ def test_photographs_are_where_they_were(gallery, capsys):
     assert caan("search", gallery, "a dog", "--html", page) == 0 and pictures(page) == 5
     assert caan("search", gallery, "--image", "p2.png", "--find", "images", "--html", page) == 0 and pictures(page) == 5
     assert caan("show", "retrieval", "model", "--data", "data", "--queries", 1, "--top", 3, "--out", page) == 0
-    assert pictures(page) == 3
+    # Plain, and under attention.
+    assert pictures(page) == 6
     shutil.move("photos", "moved")
     capsys.readouterr()
     assert caan("search", gallery, "a dog", "--html", page) == 0 and pictures(page) == 2
@@ -202,6 +218,24 @@ def test_photographs_are_where_they_were(gallery, capsys):
     assert caan("index", "model", "--data", "data", "--out", gallery, "--photos", "moved") == 0
     assert [Path(source.backbone["photos"]).name for source in Contents.read(gallery).sources] == ["moved", "more"]
     assert caan("search", gallery, "a dog", "--html", page) == 0 and pictures(page) == 5
+    # What has been named once stays.
+    assert caan("index", "model", "--data", "data", "--out", gallery, "--size", 6) == 0
+    record, source = read_record("data", "test"), Contents.read(gallery).sources[0]
+    assert source.backbone == {**record.settings, "size": 6, "photos": str(Path("moved").resolve())}
+    # Until the record has another place.
+    shutil.move("moved", "again")
+    file = Path("data/test_extract.json")
+    file.write_text(file.read_text().replace(str(Path("photos").resolve()), str(Path("again").resolve())))
+    assert caan("index", "model", "--data", "data", "--out", gallery) == 0
+    assert Contents.read(gallery).sources[0].backbone == {**source.backbone, "photos": str(Path("again").resolve())}
+
+
+def test_what_an_index_was_told_without_a_record(gallery):
+    Path("data/test_extract.json").unlink()
+    index = ("index", "model", "--data", "data", "--out", "other", "--captions-per-image", 3)
+    assert caan(*index, "--backbone", "wide") == caan(*index, "--photos", "more") == caan(*index) == 0
+    [source] = Contents.read(Path("other")).sources
+    assert source.backbone == {"backbone": "wide", "size": None, "photos": str(Path("more").resolve())}
 
 
 def test_an_image_has_the_same_names_everywhere(gallery, capsys):

@@ -1,4 +1,4 @@
-"""The machine code of the library that is installed: what CI has built, for two architectures."""
+"""The machine code of the library that is installed: in CI, for sm_90a."""
 
 import cuda_report
 import pytest

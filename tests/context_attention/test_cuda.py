@@ -370,7 +370,7 @@ def test_no_rows(dtype, rows):
 
 def test_too_many_rows():
     case = cases.problem((1, 300, 1, 41, 6, 9), torch.float32, pairs=True).on("cuda")
-    reason = "backend 'cuda' cannot run this call: it takes at most 340 regions and words together, .* 300 and 41"
+    reason = "backend 'cuda' cannot run this call: it takes at most 340 regions and words together; .* 300 and 41"
     for function in (ck.context_attention, ck.attention_maps):
         with pytest.raises(RuntimeError, match=reason):
             case.call(function, backend="cuda")

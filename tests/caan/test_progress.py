@@ -42,4 +42,4 @@ def test_a_file_has_none(monkeypatch, tmp_path):
 
 def test_all_bars_are_made_in_one_place():
     found = {path.name for path in Path(caan.__file__).parent.rglob("*.py") if "tqdm(" in path.read_text(encoding="utf-8")}
-    assert found == {"progress.py", "search.py"}
+    assert found == {"progress.py"}

@@ -93,7 +93,7 @@ def test_folders_whose_names_are_no_text(data, index, tmp_path, capsys):
     (tmp_path / "run").rename(folder)
     refused = f"expected text in UTF-8, found the byte 0xE9, at byte {len(str(tmp_path)) + 4}"
     for arguments, name in (
-        (["train", "--data", str(data), "--out", str(folder), *SMALL], "folder"),
+        (["train", "--data", str(data), "--out", str(folder), *SMALL], "--out"),
         (["evaluate", str(folder), "--data", str(data)], "checkpoint"),
     ):
         assert main(arguments) == 1

@@ -110,7 +110,7 @@ def needed():
 
 def test_the_library_serves_every_cpython_and_older_systems(needed):
     assert not [name for name in needed if name.startswith(("Py", "_Py"))]
-    # GCC 8's, as manylinux_2_28 has it.
+    # What manylinux_2_28 allows: the library of GCC 8.
     versions = {version for version in needed.values() if version.startswith("GLIBCXX_")}
     assert versions and max(tuple(map(int, version[8:].split("."))) for version in versions) <= (3, 4, 24)
     # torch's libraries export some of the C++ runtime, without versions: a torch of another build may not.

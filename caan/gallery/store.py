@@ -53,8 +53,8 @@ class Source:
         split: its name.
         digest: of its captions and features, `Split.digest`.
         images: how many it has.
-        backbone: what made its features, as `caan extract` has it, and "photos", the folder of its photographs; None where that is
-            not known.
+        backbone: what made its features, in the words of `caan extract`, and "photos", the folder of its photographs; None if
+            neither is known.
         segments: those that are written: their folder, numbers of images and captions, and the size of each file in bytes.
         recorded: what of `backbone` is from the record of `caan extract`, as that was then; None where there was none.
     """

@@ -26,8 +26,6 @@ MOST_WORDS = 32
 MOST_LARGE_WORDS = 128
 MOST_SINGLE_WORDS = 64
 MOST_TILED_ROWS = 2**32 - 1
-# Rows of a tensor-core product.
-STRIP = 16
 
 # Words of a caption, padding included, up to which tensor cores differentiate in half precision.
 MOST_GRADIENT_WORDS = 112
@@ -214,7 +212,7 @@ def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
         return numbers
     numbers += 5 * regions * _fours(words) + 2 * _fours(width)
     # On tensor cores there are whole strips, and ten matrices again, two bfloat16 numbers a cell (TiledShape).
-    regions, words = -(-regions // STRIP) * STRIP, -(-words // STRIP) * STRIP
+    regions, words = (-(-x // SMALLEST) * SMALLEST for x in (regions, words))
     return max(numbers, sum(_parts(regions, words)) + 15 * regions * words + 2 * _fours(width))
 
 

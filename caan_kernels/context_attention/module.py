@@ -112,9 +112,8 @@ class ContextAwareAttention(nn.Module):
         backend: str = "auto",
     ) -> Tensor:
         """Scores of all pairs, (I, T), or of the (P, 2) pairs given, (P,); all arguments are those of `context_attention`."""
-        lengths = {"region_lengths": region_lengths, "word_lengths": word_lengths}
-        masks = {"region_mask": region_mask, "word_mask": word_mask}
-        return context_attention(regions, words, self.weights, pairs=pairs, **lengths, **masks, **self.options, backend=backend)
+        given = regions, words, self.weights, region_lengths, word_lengths, pairs
+        return context_attention(*given, region_mask=region_mask, word_mask=word_mask, **self.options, backend=backend)
 
     def maps(
         self,
@@ -129,9 +128,8 @@ class ContextAwareAttention(nn.Module):
         backend: str = "auto",
     ) -> AttentionMaps:
         """The attention of (P, 2) pairs; all arguments are those of `attention_maps`."""
-        lengths = {"region_lengths": region_lengths, "word_lengths": word_lengths}
-        masks = {"region_mask": region_mask, "word_mask": word_mask}
-        return attention_maps(regions, words, self.weights, pairs, **lengths, **masks, **self.options, backend=backend)
+        given = regions, words, self.weights, pairs, region_lengths, word_lengths
+        return attention_maps(*given, region_mask=region_mask, word_mask=word_mask, **self.options, backend=backend)
 
     def project_regions(
         self, regions: Tensor, region_lengths: Tensor | None = None, *, region_mask: Tensor | None = None, backend: str = "auto"

@@ -80,7 +80,7 @@ def _lengths_of_mask(name: str, mask: Tensor, items: Named, rows: str) -> Tensor
         torch._assert_async(~wrong.any(), f"{expected}, got False before True")
     elif (found := _at_hand(wrong)) is not None and found.any():
         raise ValueError(f"{expected}, got False before True in item {int(found.nonzero()[0, -1])}")
-    # A length out of range is what makes an item's scores NaN where nobody looks.
+    # On a GPU nobody reads a length: one that is out of range makes the item's scores NaN.
     return mask.sum(1).masked_fill(wrong, -1)
 
 

@@ -18,15 +18,9 @@ def _register(backend: str, kernels: launch.Kernels, device: str) -> None:
     gpu.implement({name: getattr(launch, name) for name in _OPERATORS}, device)
 
 
-def _triton_kernels() -> launch.Kernels:
-    from .triton import launch as kernels
-
-    return kernels
-
-
 implement(NAME, "reference")
 implement(NAME, "cpu")
 implement(NAME, "triton")
 implement(NAME, "cuda")
 _register("cuda", cuda_kernels, cuda.DEVICE)
-_register("triton", gpu.Later(_triton_kernels), triton.DEVICE)
+_register("triton", gpu.Later(".triton.launch", __package__), triton.DEVICE)

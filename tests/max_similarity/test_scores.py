@@ -192,7 +192,7 @@ def test_no_product_of_halves_is_rounded(backend, dtype):
 
 @backends
 def test_masks_are_lengths(backend, monkeypatch):
-    """The same bits; one that is no prefix, where nobody looks as on a GPU, makes NaN of its item's scores alone."""
+    """A mask gives the bits that lengths give. Where values are not checked, one that is no prefix makes its item's scores NaN."""
     case = problem("odd", torch.float32)
     sides = ("region", case.regions, case.region_lengths), ("word", case.words, case.word_lengths)
     masks = {f"{side}_mask": torch.arange(items.shape[1]) < lengths[:, None] for side, items, lengths in sides}

@@ -6,6 +6,7 @@ which was chosen.
 
 import functools
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -38,11 +39,12 @@ class Later:
     """A module that is imported when something of it is asked for.
 
     Args:
-        load: imports and gives it.
+        name: of the module, relative to `package`.
+        package: that it is of.
     """
 
-    def __init__(self, load: Callable[[], Any]):
-        self._load = functools.cache(load)
+    def __init__(self, name: str, package: str):
+        self._load = functools.cache(functools.partial(import_module, name, package))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._load(), name)

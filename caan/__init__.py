@@ -9,7 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import EncodedImages, EncodedTexts, Found, Gallery, Hit, Model, extract, load
+    from .api.extracting import extract
+    from .api.gallery import Found, Gallery
+    from .api.model import EncodedImages, EncodedTexts, Hit, Model, load
     from .errors import DataError
     from .loss import triplet_loss
     from .model import CAAN, ModelConfig

@@ -109,9 +109,9 @@ class Trainer:
         # What writes checkpoints and TensorBoard's files takes no other name.
         normalised(str(self.folder), "folder")
         make_folder("folder", self.folder)
-        self.last_path = self.folder / "last.safetensors"
+        self.last_path = self.folder / checkpoint.LAST
         if self.processes.first:
-            for name in ("last.safetensors", "best.safetensors", "vocabulary.json", "metrics.csv"):
+            for name in (checkpoint.LAST, checkpoint.BEST, "vocabulary.json", "metrics.csv"):
                 check_writable("folder", self.folder / name)
 
         torch.manual_seed(config.seed)
@@ -260,7 +260,7 @@ class Trainer:
             if better:
                 facts = {**self._place(), "validation": asdict(figures), "training": asdict(config)}
                 facts |= {"validated_on": self.validated_on, "backbone": self._backbone}
-                checkpoint.save_model(self.folder / "best.safetensors", self.scored_model, self.vocabulary, facts)
+                checkpoint.save_model(self.folder / checkpoint.BEST, self.scored_model, self.vocabulary, facts)
         self.validated = True
         self._save()
 

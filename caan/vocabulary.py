@@ -148,6 +148,14 @@ class Vocabulary:
         """The ids of what says nothing: the four marks, and words without a letter or a number."""
         return [index for index, word in enumerate(self.words) if index < len(MARKS) or not _LETTER.search(word)]
 
+    def unknown(self, text: str) -> list[str]:
+        """The words of a text that are not there, in their order."""
+        return [word for word in tokenize(text) if self[word] == UNKNOWN]
+
+    def knows(self, text: str) -> bool:
+        """Whether a word of the text is there that says something: it has a letter or a number."""
+        return any(index >= len(MARKS) and _LETTER.search(self.words[index]) for index in map(self.__getitem__, tokenize(text)))
+
     def __len__(self) -> int:
         """The number of ids, marks included."""
         return len(self.words)

@@ -2,9 +2,3 @@
 
 `caan` has all of it under short names: `caan.load`, `caan.Model`, `caan.Gallery`, `caan.extract`.
 """
-
-from .extracting import extract
-from .gallery import Found, Gallery
-from .model import EncodedImages, EncodedTexts, Hit, Model, load
-
-__all__ = ["EncodedImages", "EncodedTexts", "Found", "Gallery", "Hit", "Model", "extract", "load"]

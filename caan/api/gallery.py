@@ -58,8 +58,7 @@ class Gallery:
     def __init__(self, folder: str | Path, run: str | Path | None = None, device: torch.device | str = "cpu"):
         self._searcher = Searcher(folder, run, device)
         self._gallery = self._searcher.gallery
-        noted = (source.backbone for source in self._gallery.sources if source.backbone and "backbone" in source.backbone)
-        backbone = next(noted, None)
+        backbone = self._gallery.made_by
         settings = backbone and {"backbone": backbone["backbone"], "size": backbone.get("size")}
         self.model = Model(self._searcher.model, self._searcher.vocabulary, backbone=settings, device=device)
 

@@ -18,7 +18,7 @@ from ..data import Images as SplitImages
 from ..isolation import integers, isolated
 from ..model import CAAN
 from ..model import Encoded as Features
-from ..vocabulary import PAD, UNKNOWN, Vocabulary, tokenize
+from ..vocabulary import PAD, Vocabulary
 from .images import Backbone, Image, Images, as_list, noted_backbone
 
 _BATCH = 128
@@ -284,7 +284,7 @@ class Model:
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a text that the model does not know, in their order."""
-        return [word for word in tokenize(text) if self.vocabulary[word] == UNKNOWN]
+        return self.vocabulary.unknown(text)
 
     def check_known(self, text: str, called: str = "text") -> None:
         """See that the model knows a word of a text.
@@ -296,8 +296,7 @@ class Model:
         Raises:
             ValueError: it knows none.
         """
-        says_nothing = {UNKNOWN, *self.vocabulary.marks}
-        if all(self.vocabulary[word] in says_nothing for word in tokenize(text)):
+        if not self.vocabulary.knows(text):
             raise ValueError(f"{called}: expected a word that the model knows, got {text!r}")
 
 

@@ -22,6 +22,7 @@ from ..kept import forget
 from ..processes import joined
 from ..published import PROTOCOLS, SOURCE, TESTS, published_rows, why_not_comparable
 from ..recall import chance, chance_limit
+from ..settings import option
 from ..vocabulary import Vocabulary, tokenize
 from . import options
 
@@ -62,7 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--json: expected another file than --save-scores, got {arguments.json} for both")
     for name in ("json", "save_scores"):
         if getattr(arguments, name):
-            check_writable(f"--{name.replace('_', '-')}", getattr(arguments, name))
+            check_writable(option(name), getattr(arguments, name))
     if arguments.json and arguments.json.is_file() and not arguments.force:
         raise ValueError(f"--json: expected a file that is not there yet, got {arguments.json}; --force replaces it")
     loaded = [load_model(path) for path in arguments.runs]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CaptionMismatchError, DataError
 from ..files import make_folder
+from ..settings import option
 
 if TYPE_CHECKING:
     from ..data import ExtractRecord
@@ -182,7 +183,7 @@ def _captioned(arguments: argparse.Namespace) -> "dict[str, list[CaptionedImage]
     if not arguments.captions:
         for name in ("format", "captions_per_image", "hold_out"):
             if getattr(arguments, name) is not None:
-                raise ValueError(f"--{name.replace('_', '-')}: expected with --captions only, got it without")
+                raise ValueError(f"{option(name)}: expected with --captions only, got it without")
         return None
     if arguments.hold_out is not None and arguments.split:
         raise ValueError("--hold-out: expected without --split, since it makes train, dev and test, got both")

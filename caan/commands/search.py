@@ -21,7 +21,7 @@ from ..files import check_writable, read_text, replacing
 from ..photographs import Unreadable
 from ..progress import bar, warn
 from ..text import normalised, shown
-from ..vocabulary import UNKNOWN, tokenize
+from ..vocabulary import tokenize
 from . import images, options
 
 _SHORTLIST = 200
@@ -29,7 +29,15 @@ _END = ("quit", "exit")
 
 
 class NothingKnownError(ValueError):
-    """A text of which the model knows no word; the message has near spellings."""
+    """A text of which the model knows no word; the message has near spellings.
+
+    Attributes:
+        asked: the text with its unknown words and their near spellings, in types that JSON has.
+    """
+
+    def __init__(self, message: str, asked: dict[str, Any]):
+        super().__init__(message)
+        self.asked = asked
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +102,7 @@ def run(arguments: argparse.Namespace) -> None:
                     print(f"caan search: error: {error}", file=sys.stderr)
                     raise SystemExit(2) from None
                 warn(str(error))
-                results.append({"text": text, **_unknown(searcher, tokenize(text)), "hits": []})
+                results.append({**error.asked, "text": text, "hits": []})
             write(json.dumps(results[-1], indent=None if arguments.queries else 1, ensure_ascii=False) + "\n")
     if not arguments.queries and str(arguments.json) != "-":
         print(_table(results[0]))
@@ -155,7 +163,8 @@ class _Photographs:
 
     def __init__(self, gallery, given: Path | None):
         self._gallery = gallery
-        noted = [(source.backbone or {}).get("photos") for source in gallery.sources]
+        # One that is given is looked through once.
+        noted = [None if given else (source.backbone or {}).get("photos") for source in gallery.sources]
         folders = {place: images.photo_folder(given, place) for place in dict.fromkeys(noted)}
         self._folders = {id(source): folders[place] for source, place in zip(gallery.sources, noted, strict=True)}
 
@@ -225,13 +234,11 @@ def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[s
 
 
 def _text_query(searcher, text: str) -> tuple[Any, dict[str, Any]]:
-    text, vocabulary = normalised(text, "text"), searcher.vocabulary
+    text = normalised(text, "text")
     query = searcher.text(text)
     asked = {"text": text, **_unknown(searcher, query.unknown)}
-    # Punctuation says nothing of an image.
-    says_nothing = {UNKNOWN, *vocabulary.marks}
-    if all(vocabulary[word] in says_nothing for word in tokenize(text)):
-        raise NothingKnownError(_nothing_known(searcher, asked))
+    if not searcher.vocabulary.knows(text):
+        raise NothingKnownError(_nothing_known(searcher, asked), asked)
     return query, asked
 
 
@@ -241,8 +248,7 @@ def _image_query(searcher, arguments: argparse.Namespace) -> tuple[Any, dict[str
     number = images.find_image(name, gallery.ids, splits, str(gallery.folder))
     if number is not None:
         return searcher.image(number), {"image": shown(name), "number": number, **_origin(gallery, number)}
-    known = (source.backbone for source in gallery.sources if source.backbone and "backbone" in source.backbone)
-    features, _ = images.read_regions(name, images.made_by(arguments, next(known, None)), gallery.folder)
+    features, _ = images.read_regions(name, images.made_by(arguments, gallery.made_by), gallery.folder)
     return searcher.features(features), {"image": shown(name)}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint import BEST
 from ..data import read_record
 from ..model import ModelConfig
 from ..presets import PRESETS, TrainingConfig
@@ -109,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
             )
         trainer.run()
         if processes.first:
-            best = arguments.folder / "best.safetensors"
+            best = arguments.folder / BEST
             print(f"best validation rsum {trainer.best_rsum:.1f}, on {trainer.validated_on}: {best}")
 
 

@@ -18,7 +18,7 @@ from .. import checkpoint
 from ..data import CaptionBatch, ImageBatch
 from ..isolation import integers, isolated
 from ..model import CAAN
-from ..vocabulary import UNKNOWN, tokenize
+from ..vocabulary import tokenize
 from .build import pooled
 from .store import Contents, Gallery
 
@@ -86,14 +86,12 @@ class Searcher:
         Raises:
             ValueError: it has no words.
         """
-        words = tokenize(text)
-        if not words:
+        if not tokenize(text):
             raise ValueError(f"query: expected a text with words, got {text!r}")
         ids = integers([self.vocabulary.encode(text)])
         batch = CaptionBatch(ids, integers([ids.shape[1]]), integers([0]))
         side = self.model.prepare_captions(batch.to(self.device))
-        unknown = [word for word in words if self.vocabulary[word] == UNKNOWN]
-        return Query(side, self._pooled(side, batch.word_lengths), unknown)
+        return Query(side, self._pooled(side, batch.word_lengths), self.vocabulary.unknown(text))
 
     @isolated()
     def features(self, regions: np.ndarray) -> Query:

@@ -227,6 +227,11 @@ class Gallery:
     def captions(self) -> list[str]:
         return [text for segment in self._segments for text in segment.texts["captions"]]
 
+    @property
+    def made_by(self) -> dict[str, Any] | None:
+        """The `backbone` of the first source that knows what made its features."""
+        return next((source.backbone for source in self.sources if source.backbone and "backbone" in source.backbone), None)
+
     def source_of(self, image: int) -> Source:
         """The split that an image is of."""
         ends = np.cumsum([source.images for source in self.sources])

@@ -52,10 +52,9 @@ struct LargeSlot {
   float* const base;
   const int M;
 
-  static CAAN_BOTH int strips(int M) { return (M + 15) / 16; }
-  static CAAN_BOTH int64_t blocks(int M) { return int64_t(strips(M)) * S::STRIPS; }
+  static CAAN_BOTH int64_t blocks(int M) { return int64_t(strips_of(M)) * S::STRIPS; }
   static CAAN_BOTH int64_t floats(int M) {
-    return blocks(M) * (2 * 256 + (APART ? 3 : 2) * FACTOR) + strips(M) * 32 + S::STRIPS * S::STRIPS * FACTOR;
+    return blocks(M) * (2 * 256 + (APART ? 3 : 2) * FACTOR) + strips_of(M) * 32 + S::STRIPS * S::STRIPS * FACTOR;
   }
 
   CAAN_DEVICE float* P() const { return base; }
@@ -64,7 +63,7 @@ struct LargeSlot {
   CAAN_DEVICE Left<T>* C_unit_t() const { return Rt() + WARP * blocks(M); }
   CAAN_DEVICE Left<T>* affinity() const { return C_unit_t() + (APART ? 2 : 1) * WARP * blocks(M); }
   CAAN_DEVICE float* of_region() const { return reinterpret_cast<float*>(affinity() + S::STRIPS * S::STRIPS * WARP); }
-  CAAN_DEVICE float* f() const { return of_region() + 16 * strips(M); }
+  CAAN_DEVICE float* f() const { return of_region() + STRIP * strips_of(M); }
   CAAN_DEVICE Left<T>* C(int block) const { return reinterpret_cast<Left<T>*>(base + 256 * int64_t(block)); }
   CAAN_DEVICE Left<T>* C_unit(int block) const { return APART ? C_unit_t() + WARP * (blocks(M) + block) : C(block) + WARP; }
 };
@@ -80,7 +79,7 @@ struct Work {
   const Found& pair;
   const int lane = lane_of_thread(), warp = warp_of_thread(), row = lane / 4, column = 2 * (lane % 4);
 
-  CAAN_DEVICE int strips() const { return (pair.m + 15) / 16; }
+  CAAN_DEVICE int strips() const { return strips_of(pair.m); }
   CAAN_DEVICE uint32_t first_region() const { return uint32_t(pair.image * s.M); }
   CAAN_DEVICE Consecutive regions(int first) const { return {first_region() + uint32_t(first), pair.m - first}; }
   CAAN_DEVICE Consecutive words(int first) const { return {uint32_t(pair.caption * s.N + first), pair.n - first}; }

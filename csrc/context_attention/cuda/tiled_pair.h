@@ -148,14 +148,14 @@ struct OnTiles {
     }
   }
 
-  // matrix += add(cells, strip of the chunk, strip of words), shared out among warps.
-  template <typename Add>
-  CAAN_DEVICE void update(float* matrix, int first, int count, Add add) const {
+  // matrix += left right^T of a chunk's strips and all words', shared out among warps.
+  template <int L, int R>
+  CAAN_DEVICE void update(float* matrix, int first, int count, const Piece<L>& left, const Piece<R>& right) const {
 #pragma unroll 1
     for (int unit = warp; unit < count * words; unit += WARPS) {
       const int i = unit / words, j = unit % words;
       Cells cells = {};
-      add(cells, i, j);
+      add_row_products(cells, left, i, right, j);
       float* const to = matrix + int64_t(STRIP * (first + i) + lane / 4) * p.row + STRIP * j + 2 * (lane % 4);
 #pragma unroll
       for (int half = 0; half < 2; ++half)
@@ -198,7 +198,7 @@ struct OnTiles {
         load_regions(p.V, s.D, first, count, d, s.D);
         load_words(p.UQ, d, s.D);
         block_barrier();
-        update(p.slot.A, first, count, [&](Cells& cells, int i, int j) { add_row_products(cells, V, i, U, j); });
+        update(p.slot.A, first, count, V, U);
         block_barrier();
       }
     });
@@ -212,9 +212,7 @@ struct OnTiles {
       for_chunks([&](int first, int count) {
         load_regions(p.VQ, 2 * s.H, first, count, h, s.H);
         warp_barrier();
-        sum_over_regions(
-            first, count, [&](int j, Cells& cells) { times_regions(cells, OF_C_UNIT_T, j, first, count, V); },
-            [&](int j, const Cells& cells) { store_cells(of_U, j, cells); });
+        gather(first, count, V);
         warp_barrier();
       });
     warp_barrier();
@@ -223,6 +221,14 @@ struct OnTiles {
   CAAN_DEVICE void region_context(Cells& cells, int i) const {
     if (o.inter) times_words(cells, OF_C, i, U);
     if (o.intra) times_words(cells, OF_C_UNIT, i, of_U);
+  }
+
+  // C_unitT times what a chunk's regions have in a piece, to of_U; of all regions after the last chunk.
+  template <int PARTS>
+  CAAN_DEVICE void gather(int first, int count, const Piece<PARTS>& piece) const {
+    sum_over_regions(
+        first, count, [&](int j, Cells& cells) { times_regions(cells, OF_C_UNIT_T, j, first, count, piece); },
+        [&](int j, const Cells& cells) { store_cells(of_U, j, cells); });
   }
 
   // R_unit times what words have in a piece, of a chunk, to of_V.
@@ -273,7 +279,7 @@ struct OnTiles {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[i / 2] = fmaf(context_tanh(cells[half][i]), w[half][i % 2], sums[i / 2]);
+      for (int i = 0; i < 4; ++i) sums[i / 2] = fmaf(quick_tanh(cells[half][i]), w[half][i % 2], sums[i / 2]);
 #pragma unroll
     for (int below = 0; below < 2; ++below) {
       const float sum = sum_over_columns(sums[below]);
@@ -328,7 +334,7 @@ struct OnTiles {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float& x = cells[half][2 * below + i];
-          const float t = context_tanh(x);
+          const float t = quick_tanh(x);
           each(half, i, of_logit, t);
           x = row < count ? of_logit * w[half][i] * (1.0f - t * t) : 0.0f;
         }
@@ -363,21 +369,18 @@ struct OnTiles {
     for_chunks([&](int first, int count) {
       region_gradients(first, count, w_v, ignore_tanh);
       block_barrier();
-      if (o.inter) update(p.slot.dC, first, count, [&](Cells& x, int i, int j) { add_row_products(x, of_V, i, U, j); });
-      if (o.intra) update(p.slot.dC_unit, first, count, [&](Cells& x, int i, int j) { add_row_products(x, of_V, i, of_U, j); });
+      if (o.inter) update(p.slot.dC, first, count, of_V, U);
+      if (o.intra) update(p.slot.dC_unit, first, count, of_V, of_U);
       block_barrier();
       // dZ comes where Z was.
-      if (o.intra)
-        sum_over_regions(
-            first, count, [&](int j, Cells& cells) { times_regions(cells, OF_C_UNIT_T, j, first, count, of_V); },
-            [&](int j, const Cells& cells) { store_cells(of_U, j, cells); });
+      if (o.intra) gather(first, count, of_V);
       warp_barrier();
     });
     if (!o.intra) return;
     for_chunks([&](int first, int count) {
       if (!one_chunk()) load_regions(p.VQ, 2 * s.H, first, count, h, s.H);
       block_barrier();
-      update(p.slot.dC_unit, first, count, [&](Cells& x, int i, int j) { add_row_products(x, V, i, of_U, j); });
+      update(p.slot.dC_unit, first, count, V, of_U);
       block_barrier();
     });
   }
@@ -389,13 +392,13 @@ struct OnTiles {
     for_chunks([&](int first, int count) {
       if (!one_chunk()) bring_words_factors(h, first, count);
       block_barrier();
-      if (o.inter) update(p.slot.dR, first, count, [&](Cells& x, int i, int j) { add_row_products(x, V, i, of_U, j); });
-      if (o.intra) update(p.slot.dR_unit, first, count, [&](Cells& x, int i, int j) { add_row_products(x, of_V, i, of_U, j); });
+      if (o.inter) update(p.slot.dR, first, count, V, of_U);
+      if (o.intra) update(p.slot.dR_unit, first, count, of_V, of_U);
       block_barrier();
       if (!o.intra) return;
       spread(first, count, of_U);
       block_barrier();
-      update(p.slot.dR_unit, first, count, [&](Cells& x, int i, int j) { add_row_products(x, of_V, i, U, j); });
+      update(p.slot.dR_unit, first, count, of_V, U);
       block_barrier();
     });
   }
@@ -409,7 +412,6 @@ struct OnTiles {
   }
 
   static CAAN_DEVICE void ignore_tanh(int, int, float, float) {}
-  static CAAN_DEVICE float context_tanh(float x) { return sizeof(T) == 2 ? quick_tanh(x) : exact_tanh(x); }
 };
 
 } // namespace caan::context_attention

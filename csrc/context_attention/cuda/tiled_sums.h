@@ -108,10 +108,7 @@ struct TiledSums {
       on.begin_regions(h);
       on.for_chunks([&](int first, int count) {
         on.region_gradients(first, count, w_v, add_dw);
-        if (o.intra)
-          on.sum_over_regions(
-              first, count, [&](int j, Cells& cells) { on.times_regions(cells, OF_C_UNIT_T, j, first, count, on.of_V); },
-              [&](int j, const Cells& cells) { store_cells(on.of_U, j, cells); });
+        if (o.intra) on.gather(first, count, on.of_V);
         warp_barrier();
       });
       add_score(dw, sums.region_score + image * s.H, h);

@@ -125,11 +125,10 @@ template <typename T>
 CAAN_DEVICE Left<T> left_rows(const char* piece, int r, int k) {
   Left<T> left;
   if constexpr (sizeof(T) == 4) {
-    const int lane = int(threadIdx.x) % WARP, row = 16 * r + lane % 8 + lane / 8 % 2 * 8;
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
       uint32_t parts[4];
-      load_matrices<false>(parts, piece + unit_offset(row, 4 * k + 2 * t + lane / 16));
+      left_rows(parts, piece, r, 2 * k + t);
 #pragma unroll
       for (int i = 0; i < 4; ++i) left.of[4 * t + i] = from_bits(parts[i]);
     }
@@ -143,11 +142,10 @@ template <typename T>
 CAAN_DEVICE Right<T> right_rows(const char* piece, int r, int k) {
   Right<T> right;
   if constexpr (sizeof(T) == 4) {
-    const int lane = int(threadIdx.x) % WARP, row = 16 * r + lane % 8 + lane / 16 * 8;
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
       uint32_t parts[4];
-      load_matrices<false>(parts, piece + unit_offset(row, 4 * k + 2 * t + lane / 8 % 2));
+      right_rows(parts, piece, r, 2 * k + t);
 #pragma unroll
       for (int i = 0; i < 4; ++i) right.of[i / 2 * 4 + 2 * t + i % 2] = from_bits(parts[i]);
     }

@@ -26,6 +26,7 @@ from unittest import mock
 
 import torch
 import triton
+from documents import replace_between
 from machine_code import NARROW, TENSOR, disassembled, operations_of, registers_and_spills, stray_descriptors
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -322,10 +323,8 @@ def multiplies(row: dict[str, Any]) -> bool:
 
 def render(report: dict[str, Any], document: Path) -> None:
     """Write the tables between the document's markers."""
-    begin, end = "<!-- compiled: begin -->", "<!-- compiled: end -->"
-    text = document.read_text()
-    before, after = text.split(begin)[0], text.split(end)[1]
-    document.write_text(f"{before}{begin}\n{tables(report)}\n{end}{after}")
+    marks = "<!-- compiled: begin -->", "<!-- compiled: end -->"
+    document.write_text(replace_between(document.read_text(), tables(report), *marks))
 
 
 def tables(report: dict[str, Any]) -> str:

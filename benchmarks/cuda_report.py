@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from documents import replace_between
 from machine_code import TENSOR, disassembled, operations_of, registers_and_spills, tool
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,9 +221,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts = {"nvcc": nvcc_version(nvcc), "date": datetime.date.today().isoformat()}
         report = {**facts, **report}
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
-        begin, end = "<!-- compiled: begin -->", "<!-- compiled: end -->"
-        before, after = (DOCUMENT.read_text().split(mark)[k] for k, mark in enumerate((begin, end)))
-        DOCUMENT.write_text(f"{before}{begin}\n{tables(report)}\n{end}{after}")
+        marks = "<!-- compiled: begin -->", "<!-- compiled: end -->"
+        DOCUMENT.write_text(replace_between(DOCUMENT.read_text(), tables(report), *marks))
     wrong = faults(report)
     print("\n".join(["", "Not as it should be:", *wrong]) if wrong else f"{len(report['kernels'])} kernels, none spills")
     return 1 if wrong else 0

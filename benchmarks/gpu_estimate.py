@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import cuda_report
 from code_loops import Code, Loop, alternatives, loop_around, loops_of, memory_operations, own_code, products_of
+from documents import replace_between
 from machine_code import disassembled, instructions
 from workloads import CAPTION_LENGTHS
 
@@ -436,9 +437,8 @@ def main() -> int:
     for name, row in {**found["sets"], **found["shapes"], **in_float32}.items():
         print(f"{name:26} {row['overlapped']:8.1f} ns with overlap, {row['apart']:8.1f} without")
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    begin, end = "<!-- estimated: begin -->", "<!-- estimated: end -->"
-    before, after = cuda_report.DOCUMENT.read_text().split(begin)[0], cuda_report.DOCUMENT.read_text().split(end)[1]
-    cuda_report.DOCUMENT.write_text(f"{before}{begin}\n{tables(found)}\n{end}{after}")
+    document, marks = cuda_report.DOCUMENT, ("<!-- estimated: begin -->", "<!-- estimated: end -->")
+    document.write_text(replace_between(document.read_text(), tables(found), *marks))
     return 0
 
 

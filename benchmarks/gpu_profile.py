@@ -31,15 +31,22 @@ def rows_of(printed: str) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def main() -> int:
+def block() -> Any:
+    """A `Workload` of COCO's test set on the GPU, in bfloat16."""
     import torch
     from workloads import CAPTION_LENGTHS, GPU_SPECS, RandomSource, build
+
+    spec = GPU_SPECS["coco-5k"]._replace(images=IMAGES, captions=CAPTIONS)
+    return build(spec, RandomSource(CAPTION_LENGTHS[spec.lengths]), torch.bfloat16, torch.device("cuda"))
+
+
+def main() -> int:
+    import torch
 
     import caan_kernels as ck
     from caan_kernels.core import backends
 
-    device, spec = torch.device("cuda"), GPU_SPECS["coco-5k"]._replace(images=IMAGES, captions=CAPTIONS)
-    work = build(spec, RandomSource(CAPTION_LENGTHS[spec.lengths]), torch.bfloat16, device)
+    device, work = torch.device("cuda"), block()
     lengths, target = work.word_lengths.to(device), torch.ones(1, device=device).expand(64, 64)
 
     def run(backend: str) -> None:

@@ -67,15 +67,13 @@ def compared(shipped: Callable[[], Any], other: Callable[[], Any], same: Callabl
 
 def main() -> int:
     import torch
-    from gpu_profile import CAPTIONS, IMAGES
+    from gpu_profile import block
     from measure import seconds_of
-    from workloads import CAPTION_LENGTHS, GPU_SPECS, RandomSource, build
 
     import caan_kernels as ck
     from caan_kernels.context_attention.triton import configurations
 
-    device, spec = torch.device("cuda"), GPU_SPECS["coco-5k"]._replace(images=IMAGES, captions=CAPTIONS)
-    work = build(spec, RandomSource(CAPTION_LENGTHS[spec.lengths]), torch.bfloat16, device)
+    device, work = torch.device("cuda"), block()
     lengths = work.word_lengths.to(device)
 
     def score() -> torch.Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from documents import replace_between
 from gpu_check import INSTALL
 from gpu_record import PASSED
 from machine import source_hash
@@ -109,18 +110,6 @@ def newest(folder: Path, pattern: str) -> dict[str, Any] | None:
     """The result with the latest date among the JSON files of a folder, None if there is none."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(pattern))]
     return max(found, key=lambda content: content.get("date") or content["header"]["date"], default=None)
-
-
-def replace_between(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
-    """`text` with what stands between the markers replaced.
-
-    Raises:
-        ValueError: the markers do not stand there exactly once, in order.
-    """
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"expected {begin} and {end}, once each and in this order")
-    before, rest = text.split(begin)
-    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
 
 
 def summary(cpu: Report, gpu: dict[str, Any] | None) -> str:

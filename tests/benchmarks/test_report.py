@@ -3,9 +3,10 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from documents import replace_between
 from floor import Rates
 from measure import MIB, Neighbours, median, spread
-from render_readme import BEGIN, END, RESULTS, ROOT, newest, render, replace_between, summary, write
+from render_readme import BEGIN, END, RESULTS, ROOT, newest, render, summary, write
 from report import GPU_HEADINGS, HEADINGS, Report, fill_ratios, markdown_table, plot, table_cells, text_table
 from reports import full_report, row
 
@@ -124,12 +125,12 @@ def test_json_round_trip(tmp_path):
 
 def test_readme_is_replaced_between_its_markers_only():
     old = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-    new = replace_between(old, render(full_report()))
+    new = replace_between(old, render(full_report()), BEGIN, END)
     assert new.startswith(f"before\n{BEGIN}\n| workload")
     assert new.endswith(f"{END}\nafter\n")
     assert "old" not in new
     assert all(word in new for word in ("a CPU", "commit abc", "2026-01-02", "a note"))
-    assert replace_between(new, render(full_report())) == new
+    assert replace_between(new, render(full_report()), BEGIN, END) == new
 
 
 def test_documents_are_what_the_committed_results_give(tmp_path):
@@ -158,7 +159,7 @@ def test_the_summary_leaves_out_what_disagrees():
 @pytest.mark.parametrize("text", ["", BEGIN, f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"])
 def test_a_readme_without_its_markers_is_an_error(text):
     with pytest.raises(ValueError, match="once each"):
-        replace_between(text, "x")
+        replace_between(text, "x", BEGIN, END)
 
 
 def test_median_and_spread():

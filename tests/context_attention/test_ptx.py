@@ -71,21 +71,28 @@ def test_large_pairs():
     assert cases.score_error(found, expected) <= 2.5 * cases.score_error(plain, expected) + 1e-6
 
 
-def score_single(words, edit=None):
-    """The same in float32, of an image of 20 regions: what they are by PTX, and in float64."""
-    case = cases.problem((1, 20, len(words), max(words), 16, 16), torch.float32, lengths=False)
+FLOAT_TILES = "tile_kernel<FloatShape<false>,float>"
+
+
+def score_single(regions, words, kernels, edit=None):
+    """The same in float32, of an image of so many regions and by these kernels: what they are by PTX, and in float64."""
+    case = cases.problem((1, regions, len(words), max(words), 16, 16), torch.float32, lengths=False)
     case = replace(case, word_lengths=torch.tensor(words))
     case.words[torch.arange(max(words)) >= case.word_lengths[:, None]] = torch.nan
     with cuda_launches.interpreted("float", edit) as launched:
         found = case.call(backend="cuda")
-    classes = {1 if n <= 16 else 2 if n <= 32 else 4 for n in words}
-    assert {f"large_kernel<Single<{strips}>,float>" for strips in classes} <= set(launched)
+    assert set(kernels) <= set(launched)
     return found, cases.oracle(case)[0]
 
 
-def test_float32():
-    """Words of one strip, swept 128 columns at a time, and of several, 64 at a time."""
-    found, expected = score_single([9, 40])
+@pytest.mark.parametrize(
+    ("regions", "words", "kernels"),
+    [(20, [9, 12], [FLOAT_TILES]), (41, [9, 40], [f"large_kernel<Single<{strips}>,float>" for strips in (1, 4)])],
+    ids=["tiles", "large"],
+)
+def test_float32(regions, words, kernels):
+    """In tiles, and by a block each: words of one strip, swept 128 columns at a time, and of several, 64 at a time."""
+    found, expected = score_single(regions, words, kernels)
     assert cases.score_error(found, expected) <= 1e-6
 
 
@@ -212,7 +219,8 @@ def test_missing_barrier_of_a_large_pair_is_found(place):
 )
 def test_wrong_product_of_float32_is_found(pattern, replacement):
     """Registers of factors change places; what TF32 leaves of a number is lost."""
-    found, expected = score_single([9], editing("large_kernel<Single<1>,float>", pattern, replacement, None))
+    kernel = "large_kernel<Single<1>,float>"
+    found, expected = score_single(41, [9], [kernel], editing(kernel, pattern, replacement, None))
     assert not cases.score_error(found, expected) <= 1e-6
 
 

@@ -254,8 +254,8 @@ class Trainer:
             self.say(
                 f"epoch {self.step // self.steps_per_epoch} of {config.epochs}: {self.seconds:,.0f} s, "
                 f"validation on {self.validated_on}: {summary(figures)}; "
-                f"gradient norm {gradients['gradient_norm_median']:.3g} (median) to "
-                f"{gradients['gradient_norm_max']:.3g}, {gradients['clipped_share']:.0%} of steps clipped"
+                f"gradient norm {gradients['gradient_norm_median']:.3g} (median), "
+                f"{gradients['gradient_norm_max']:.3g} (largest), {gradients['clipped_share']:.0%} of steps clipped"
             )
             if better:
                 facts = {**self._place(), "validation": asdict(figures), "training": asdict(config)}

@@ -1,4 +1,4 @@
-"""Score every image of a split against every caption, and print the field's recall table.
+"""Score every image of a split against every caption, and print the recall table.
 
 Several checkpoints are an ensemble: their scores are averaged. Stopped or killed, the same command continues; under torchrun, its
 processes share the work.
@@ -32,7 +32,11 @@ _FOLD_SIZE = 1000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or a checkpoint; two or more: an ensemble"
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder of a run, or a checkpoint; several are an ensemble: scores are averaged",
     )
     options.add_data_options(parser)
     parser.add_argument("--split", default="test", metavar="NAME", help="default: test; COCO's 5,000 images: testall")
@@ -47,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-scores", type=Path, metavar="FILE", help="write the score matrix, images x captions, to this .npy file"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, and what they are of, to this file")
-    parser.add_argument("--force", action="store_true", help="replace the file of --json where it is there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--force", action="store_true", help="replace the file of --json if it exists")
     parser.add_argument(
         "--baseline",
         choices=PROTOCOLS,
-        help="print what others have published beside; for the test of that data set only",
+        help="print published rows beside yours; for the test split of that data set only",
     )
 
 

@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocabulary",
         type=Path,
         metavar="FILE",
-        help="SCAN's *_vocab.json; default: words that both splits' captions have at least 4 times",
+        help="SCAN's *_vocab.json; default: words that occur at least 4 times in the captions of both splits",
     )
     parser.add_argument(
-        "--save-minutes", type=float, default=5.0, metavar="X", help="how often the run is saved, beside each epoch's end"
+        "--save-minutes", type=float, default=5.0, metavar="X", help="save the run every X minutes, and after each epoch (5)"
     )
     options.add_fields(parser, ModelConfig, "model")
     options.add_fields(parser, TrainingConfig, "training")

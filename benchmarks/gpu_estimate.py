@@ -1,6 +1,6 @@
 """What a pair would cost on an H100, from the machine code of the CUDA kernels; an estimate, nothing of it measured.
 
-    python benchmarks/gpu_estimate.py     for sm_90a; writes results/gpu_estimate.json and the table of docs/cuda.md
+    python benchmarks/gpu_estimate.py     for sm_90; writes results/gpu_estimate.json and the table of docs/cuda.md
 
 Instructions are counted as often as they run: those of a loop with tensor-core products as many times as the widths and the rows
 ask. Each takes its pipe for as long as RATES says. Two numbers bound a pair: with full overlap the largest sum over all phases of
@@ -424,14 +424,14 @@ def tables(found: dict[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(f'{x:,.{digits}f}' for x in numbers)} |")
     lines += [
         "",
-        "An estimate from machine code for sm_90a, by benchmarks/gpu_estimate.py, over the rates of the table below.",
+        "An estimate from machine code for sm_90, by benchmarks/gpu_estimate.py, over the rates of the table below.",
     ]
     return "\n".join(lines)
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
-        cubins = cuda_report.compile_for("90a", Path(folder), SOURCES)
+        cubins = cuda_report.compile_for(["90"], Path(folder), SOURCES)
         found = report(codes(cubins), codes(cubins, "float32"))
     in_float32 = {f"{name}, float32": row for name, row in found["float32"].items()}
     for name, row in {**found["sets"], **found["shapes"], **in_float32}.items():

@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import FormatError, MissingFileError, first_line
+from .errors import FormatError, MissingFileError
 from .files import make_folder, parse_json, read_text, replacing
+from .hub import fetched
 from .isolation import isolated
 from .model import CAAN, ModelConfig
 from .text import normalised
@@ -125,26 +126,16 @@ def pretrained_folder(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a model that `save_pretrained` wrote: the one that is named, or the Hugging Face Hub's OWNER/NAME, fetched.
 
     Raises:
-        MissingFileError: there is no such folder, and the name cannot be one of the Hub, or the Hub does not give it.
-        ModuleNotFoundError: huggingface_hub is not installed.
+        MissingFileError: there is no such folder, and the name cannot be one of the Hub.
+        MissingFileError, FormatError, ModuleNotFoundError: as `hub.fetched`.
     """
     folder = Path(name)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise MissingFileError(f"{name}: expected a folder with {CONFIG} and {TENSORS}, or OWNER/NAME on the Hugging Face Hub")
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"{name}: expected a folder, found none; to fetch a model of that name from the Hugging Face Hub, "
-            "`pip install huggingface_hub`",
-            name="huggingface_hub",
-        ) from None
-    try:
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, TENSORS]))
-    except (OSError, ValueError) as error:
-        raise MissingFileError(f"{name}: expected a model on the Hugging Face Hub: {first_line(error)}") from None
+        expected = f"a folder with {CONFIG} and {TENSORS}, or OWNER/NAME of a model on the Hugging Face Hub"
+        raise MissingFileError(f"name: expected {expected}, got {str(name)!r}")
+    return fetched(str(name), revision, (CONFIG, TENSORS))
 
 
 def _read_pretrained(folder: Path) -> Contents:

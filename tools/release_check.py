@@ -72,7 +72,7 @@ STAGES = {
     "triton-compile": Stage(
         "Triton kernels compile for all architectures, at every shape that can run",
         "python benchmarks/compile_report.py",
-        ("caan_kernels/**/*.py", *REPORTS),
+        ("caan_kernels/*/triton/*.py", "caan_kernels/*/gpu/*.py", "caan_kernels/*/call.py", *REPORTS),
     ),
     "races": Stage(
         "ThreadSanitizer finds no race in the CUDA kernels, with a thread of the system for each of theirs",

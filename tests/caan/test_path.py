@@ -17,12 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from averages import averaging
 from PIL import Image
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
 from caan.commands import images, main, options, search, show
 from caan.data import load_scan_split, read_record, records
-from caan.extraction import CaptionedImage, MapBackbone, backbones, usual_captions
+from caan.extraction import CaptionedImage, backbones, usual_captions
 from caan.gallery import Contents, Searcher
 
 ROOT = Path(__file__).parents[2]
@@ -31,13 +32,8 @@ WORDS = "dog cat horse snow beach street".split()
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    """Backbones that average pixels; one that is named "wide" has the same width in a larger grid."""
-
-    def load(name, size=None, *_):
-        size = size or (8 if name == "wide" else 4)
-        return MapBackbone(name, torch.nn.AvgPool2d(2), size, (127.0,) * 3, (128.0,) * 3)
-
-    monkeypatch.setattr(backbones, "load_backbone", load)
+    """Backbones that average pixels."""
+    monkeypatch.setattr(backbones, "load_backbone", averaging)
 
 
 @pytest.fixture

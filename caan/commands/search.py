@@ -219,7 +219,7 @@ def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[s
     begin = time.perf_counter()
     query, asked = _image_query(searcher, arguments) if text is None else _text_query(searcher, text)
     encoded = time.perf_counter() - begin
-    finds_captions = text is None and (arguments.find or ("captions" if gallery.captions else "images")) == "captions"
+    finds_captions = searcher.finds_captions(query, arguments.find)
     of = len(gallery.caption_vectors if finds_captions else gallery.image_vectors)
     if text is None and not finds_captions:
         hits = searcher.similar(query, arguments.top, asked.get("number"))

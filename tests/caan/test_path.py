@@ -1,16 +1,12 @@
 """From photographs to a search on one data folder: what is remembered, how images are named, what a search says."""
 
 import argparse
-import fcntl
 import json
 import os
-import pty
 import re
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -19,6 +15,7 @@ import pytest
 import torch
 from averages import averaging
 from PIL import Image
+from terminals import open_terminal
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
 from caan.commands import images, main, options, search, show
@@ -368,8 +365,7 @@ def test_words_that_nobody_knows(gallery, capsys):
 
 def terminal(command, **streams):
     """A command's process, and the end of a terminal that it has for the streams that are not named."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    ours, theirs = open_terminal()
     streams = {name: streams.get(name, theirs) for name in ("stdin", "stdout", "stderr")}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     process = subprocess.Popen([sys.executable, "-m", "caan", *map(str, command)], **streams, env=environment)

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         metavar="FILE",
-        help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with image,caption; without it all photographs are taken",
+        help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with image,caption and perhaps split; without it all "
+        "photographs are taken",
     )
     # Errors begin with what they are about, and this is the word of what writes there.
     parser.add_argument(
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="what the split is called (test), where captions have no splits; of Karpathy's splits, write only this one",
+        help="what the split is called (test), where captions have no splits; of the splits that they have, write only this one",
     )
     parser.add_argument(
         "--hold-out",

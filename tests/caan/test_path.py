@@ -387,7 +387,11 @@ def read_until(ours, text=None):
     return seen.decode()
 
 
-def test_a_line_can_be_edited_and_had_again(gallery):
+def test_a_line_can_be_edited_and_had_again(gallery, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    history = tmp_path / "state" / "caan" / "history"
+    history.parent.mkdir(parents=True)
+    history.write_text("of another session\n")
     process, ours = terminal(["search", gallery, "--interactive", "--top", 1])
     read_until(ours, b"text> ")
     os.write(ours, b"a dg\x1b[Do\n")  # Cursor left, and the letter that was missing.
@@ -402,6 +406,7 @@ def test_a_line_can_be_edited_and_had_again(gallery):
     os.close(ours)
     hits = [re.findall(r"   1 +(\S+)  (\S+)", seen) for seen in (first, second)]
     assert hits[0] == hits[1] and len(hits[0]) == 1 and "does not know" not in first
+    assert history.read_text().splitlines() == ["of another session", "a dog", "zzyzx", "quit"]
 
 
 def test_progress_and_results_are_apart(gallery, tmp_path, monkeypatch):

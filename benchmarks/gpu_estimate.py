@@ -33,8 +33,10 @@ MULTIPROCESSORS, GIGAHERTZ = 132, 1.755
 # (results/cuda_nvidia_h200.json, "rates"), whose multiprocessor is an H100's; those marked * are NVIDIA's throughput tables.
 RATES: list[tuple[str, str, float]] = [
     (r"HMMA\.16816", "tensor", 16 * 8 * 16 / 1355.5),
-    (r"HMMA\.1688", "tensor", 16 * 8 * 8 / 677.78),
+    (r"HMMA\.1688\.F32\.TF32", "tensor", 16 * 8 * 8 / 677.78),
+    (r"HMMA\.1688", "tensor", 16 * 8 * 8 / 1011.2),
     (r"MUFU", "special", 32 / 15.998),
+    (r"LDSM\S*\.2", "shared", 256 / 125.92),  # as many bytes a clock as of four matrices
     (r"LDSM", "shared", 512 / 125.92),
     (r"LDGSTS", "shared", 512 / 123.22),
     (r"LDS\.128", "shared", 512 / 126.19),
@@ -108,6 +110,10 @@ def pieces_around(loop: Loop, loops: list[Loop], code: Code) -> Loop:
     return min(with_barrier, key=lambda x: x.last - x.first)
 
 
+# A product of 8 regions, and the load of its factor.
+OF_FEW = r"HMMA\.1688|LDSM\S*\.2"
+
+
 def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
     """Of a pair in `tile_kernel` for all pairs, captions of its block alike."""
     strips, tiles = -(-words // 16), 5 if regions <= 40 else 8
@@ -129,9 +135,11 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
     phases = {}
     for name, (pieces, products) in expected.items():
         loop = inner[name]
-        trips = pieces * 4 * products / sum("HMMA" in text for address, text in code if loop.holds(address))
-        trips *= used if name == "products" else 1
         body = [(a, t) for a, t in code if outer[name].holds(a)]
+        # Where there are more than 40 regions, these are of other images, which have no more.
+        body = [(a, t) for a, t in body if tiles == 5 or not re.search(OF_FEW, t)]
+        trips = pieces * 4 * products / sum("HMMA" in text for address, text in body if loop.holds(address))
+        trips *= used if name == "products" else 1
         phases[name] = count(body, lambda a, x=loop, n=trips, p=pieces: n if x.holds(a) else p)
     rest = [(a, t) for a, t in code if not any(x.holds(a) for x in outer.values())]
     phases["weights"] = count(rest, lambda a: 1)

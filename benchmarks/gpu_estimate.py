@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cuda_report
-from code_loops import Code, Loop, alternatives, loop_around, loops_of, memory_operations, own_code, products_of
+from code_loops import Code, Loop, alternatives, jumped_over, loop_around, loops_of, memory_operations, own_code, products_of
 from documents import replace_between
 from machine_code import disassembled, instructions
 from workloads import CAPTION_LENGTHS
@@ -110,6 +110,11 @@ def pieces_around(loop: Loop, loops: list[Loop], code: Code) -> Loop:
     return min(with_barrier, key=lambda x: x.last - x.first)
 
 
+def largest(parts: Iterable[Loop], address: int) -> Loop:
+    """Of those that hold an address."""
+    return max((x for x in parts if x.holds(address)), key=lambda x: x.last - x.first)
+
+
 # A product of 8 regions, and the load of its factor.
 OF_FEW = r"HMMA\.1688|LDSM\S*\.2"
 
@@ -130,7 +135,8 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
     }
     inner = dict(zip([*expected, "cosine"], products_of(code), strict=True))
     outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
-    # Words are packed: warps whose strips have none do not multiply.
+    # Packed words leave warps without any. That helps what a multiprocessor has one of: of the rest each quarter has its own, and
+    # such warps are of the same quarters always.
     used = -(-captions * words // (16 * held)) / beside
     phases = {}
     for name, (pieces, products) in expected.items():
@@ -139,9 +145,16 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
         # Where there are more than 40 regions, these are of other images, which have no more.
         body = [(a, t) for a, t in body if tiles == 5 or not re.search(OF_FEW, t)]
         trips = pieces * 4 * products / sum("HMMA" in text for address, text in body if loop.holds(address))
-        trips *= used if name == "products" else 1
         phases[name] = count(body, lambda a, x=loop, n=trips, p=pieces: n if x.holds(a) else p)
-    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in outer.values())]
+        if name == "products":
+            shared = count(body, lambda a, x=loop, n=trips * used, p=pieces: n if x.holds(a) else p)["shared"]
+            phases[name]["shared"] = shared
+    # What is there for the cosine alone, and for the sums of packed words.
+    left_out = [largest(jumped_over(code, outer["regions"].last, code[-1][0]), outer["cosine"].first)]
+    if used == 1:
+        between = jumped_over(code, outer["products"].last, outer["words"].first)
+        left_out.append(largest(between, next(a for a, t in code if a > outer["products"].last and "BAR.SYNC" in t)))
+    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in (*outer.values(), *left_out))]
     phases["weights"] = count(rest, lambda a: 1)
     phases = {name: scaled(clocks, 1 / pairs) for name, clocks in phases.items()}
     bytes_of = {

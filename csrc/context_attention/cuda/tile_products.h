@@ -5,7 +5,7 @@
 
 namespace caan::context_attention {
 
-// S and, but for the cosine, X. In a list those of the warp's pair; else of strips of packed words with the warp's image.
+// S and, but for the cosine, X. Of the warp's pairs; where words are packed, of strips of them with the warp's image.
 template <typename S, typename T>
 CAAN_DEVICE void multiply_rows(const Tile<S, T>& tile, Cells<S>& alignment, Cells<S>& similarity) {
   const Sides<T>& s = tile.s;
@@ -23,7 +23,7 @@ CAAN_DEVICE void multiply_rows(const Tile<S, T>& tile, Cells<S>& alignment, Cell
     close_copies();
   };
   const int first = tile.caption(0) * S::WORDS;
-  const bool any = S::LISTED || first < tile.items.begin[S::CAPTIONS];
+  const bool any = !tile.items.packs() || first < tile.items.all_words();
   begin(0);
 #pragma unroll 1
   for (int piece = 0; piece < tile.pieces_of_width(); ++piece) {

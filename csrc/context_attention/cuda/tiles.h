@@ -44,17 +44,24 @@ struct Shape {
   static constexpr int ITEMS_AT = SUMS_BYTES > 2 * STAGE_BYTES ? SUMS_BYTES : 2 * STAGE_BYTES;
 };
 
-// What a block works on; nothing where a length is 0. `packed` words begin where those of the caption before end, `words` at
-// multiples of a tile's.
+// What a block works on; nothing where a length is 0. `words` of a caption begin at a multiple of a tile's. Where that leaves a
+// warp without any, `packed` ones begin where those of the caption before end, and otherwise they are the same.
 template <typename S>
 struct Items {
   int64_t image[S::IMAGES], caption[S::CAPTIONS], place[S::CAPTIONS];
-  int m[S::IMAGES], n[S::CAPTIONS], begin[S::CAPTIONS + 1];
+  int m[S::IMAGES], n[S::CAPTIONS], begin[S::CAPTIONS];
   // Rows of the call's regions or words.
   uint32_t regions[S::REGION_ROWS], words[S::WORD_ROWS], packed[S::WORD_ROWS];
   float g[S::WARPS][S::PAIRS][S::WORDS];
   // Of the score vector of a piece in either stage: column c of 64 at place 8 (c % 8) + c / 8.
   alignas(16) uint16_t weights[2][PIECE];
+
+  CAAN_DEVICE int all_words() const {
+    int sum = 0;
+    for (int words : n) sum += words;
+    return sum;
+  }
+  CAAN_DEVICE bool packs() const { return !S::LISTED && all_words() <= S::WORD_ROWS - 16 * S::HELD; }
 };
 
 // Blocks' worth of work, as `find_items` numbers it.
@@ -125,10 +132,11 @@ CAAN_DEVICE void find_rows(Items<S>& items, const Sides<T>& s, int64_t work) {
     const unsigned own = unsigned(r) / S::WORDS;
     items.words[r] = row_of(items.caption[own], s.N, int(unsigned(r) % S::WORDS), items.n[own]);
     if (S::LISTED) continue;
-    uint32_t packed = NO_ROW;
-    for (int c = 0, begin = 0; c < S::CAPTIONS; begin += items.n[c++]) {
+    const bool packs = items.packs();
+    uint32_t packed = packs ? NO_ROW : items.words[r];
+    for (int c = 0, begin = 0; c < S::CAPTIONS && packs; begin += items.n[c++]) {
       if (r >= begin && r < begin + items.n[c]) packed = uint32_t(items.caption[c] * s.N + (r - begin));
-      if (r == 0) items.begin[c] = begin, items.begin[c + 1] = begin + items.n[c];
+      if (r == 0) items.begin[c] = begin;
     }
     items.packed[r] = packed;
   }

@@ -27,7 +27,7 @@ CAAN_DEVICE void multiply_parts_of_rows(const Tile<S, float>& tile, Cells<S>& al
   ComingWords<S> UK{words, s.word_products, uint32_t(s.D + 2 * s.H), s.D}, U{words, s.words, uint32_t(s.D), s.D};
   const auto announce = [&](int column) { V.announce(column), UK.announce(column), U.announce(column); };
   const int first = tile.caption(0) * S::WORDS;
-  const bool any = S::LISTED || first < tile.items.begin[S::CAPTIONS];
+  const bool any = !tile.items.packs() || first < tile.items.all_words();
   announce(0);
 #pragma unroll 1
   for (int column = 0; column < s.D; column += S::COLUMNS) {

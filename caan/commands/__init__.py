@@ -17,13 +17,13 @@ from . import helping
 from .refusals import refused
 
 _COMMANDS = {
-    "extract": "photographs, with captions or without, to features in the SCAN layout",
+    "extract": "make features of photographs, with captions or without",
     "train": "train a model",
-    "evaluate": "recall tables, by the field's protocol",
-    "index": "a gallery projected once and stored",
-    "search": "images for a text, captions or images for an image",
-    "show": "pictures of a pair, of a training, of what is retrieved",
-    "demo": "all of it on rendered scenes, in minutes",
+    "evaluate": "the recall table of a model: R@1, R@5, R@10 and ranks",
+    "index": "project a gallery once and store it",
+    "search": "search a gallery: images for a text; captions or images for an image",
+    "show": "pictures: the attention of a pair, a training, retrieved images or captions",
+    "demo": "train, evaluate and show on rendered scenes, in minutes",
 }
 
 

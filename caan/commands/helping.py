@@ -8,16 +8,16 @@ from importlib import import_module
 
 _SHOW = {
     "show pair": (
-        "caan show pair runs/mine --data data --photos photos --image 0 --out pair.html",
-        'caan show pair runs/mine --data data --photos photos --image 3 --text "a dog jumps" --out pair.png',
+        "caan show pair runs/mine --data data --image 0 --out pair.html",
+        'caan show pair runs/mine --data data --image 3 --text "a dog jumps" --out pair.png',
     ),
     "show training": (
         "caan show training runs/mine --out training.png",
         "caan show training runs/a runs/b --out both.html",
     ),
     "show retrieval": (
-        "caan show retrieval runs/mine --data data --photos photos --out page.html",
-        "caan show retrieval runs/mine --data data --photos photos --direction image --queries 20 --out page.html",
+        "caan show retrieval runs/mine --data data --out page.html",
+        "caan show retrieval runs/mine --data data --direction image --queries 20 --out page.html",
     ),
 }
 # By what is typed after "caan".
@@ -28,7 +28,7 @@ EXAMPLES = {
         'eval "$(register-python-argcomplete caan)"    # bash: the tab key completes commands and options',
     ),
     "extract": (
-        "caan extract --photos photos --captions captions.csv --out data --split train",
+        "caan extract --photos photos --captions captions.csv --hold-out 50 --out data",
         "caan extract --photos photos --captions dataset_flickr8k.json --out data",
         "caan extract --features test.tsv --captions dataset_coco.json --out data --split test",
     ),
@@ -48,7 +48,7 @@ EXAMPLES = {
     ),
     "search": (
         'caan search gallery "two dogs run through the snow"',
-        'caan search gallery "two dogs" --html found.html --photos photos',
+        'caan search gallery "two dogs" --top 5 --html found.html',
         "caan search gallery --queries texts.txt --json found.jsonl",
     ),
     "show": tuple(examples[0] for examples in _SHOW.values()),

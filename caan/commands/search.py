@@ -41,28 +41,33 @@ class NothingKnownError(ValueError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("index", type=Path, metavar="INDEX", help="folder that caan index has made")
-    parser.add_argument("text", nargs="*", default=[], metavar="TEXT", help="search images for this text")
+    parser.add_argument("index", type=Path, metavar="INDEX", help="folder that caan index wrote")
+    parser.add_argument("text", nargs="*", default=[], metavar="TEXT", help="find images for this text")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--image", metavar="IMAGE", help=f"search with {images.HELP}")
-    what.add_argument("--queries", type=Path, metavar="FILE", help="search images for each line of a file; results in JSON lines")
+    what.add_argument("--queries", type=Path, metavar="FILE", help="find images for each line of a file; prints JSON lines")
     what.add_argument("--interactive", action="store_true", help="ask for texts until `quit` or Ctrl-D")
     parser.add_argument(
         "--find",
         choices=("captions", "images"),
         help="what --image searches: captions (default), or images by their pooled vectors (default where there are no captions)",
     )
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="how many are shown (10)")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="how many results (10)")
     parser.add_argument(
-        "--shortlist", type=int, metavar="N", help="how many the operator puts in order (200, or --top where that is more)"
+        "--shortlist", type=int, metavar="N", help="how many items the operator scores (200, or --top if that is more)"
     )
-    parser.add_argument("--exact", action="store_true", help="score everything")
-    parser.add_argument("--run", dest="checkpoint", type=Path, metavar="RUN", help="where the index's model is now")
+    parser.add_argument("--exact", action="store_true", help="score every item, without a shortlist")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the result to this file; -: to the screen, and nothing else"
+        "--run", dest="checkpoint", type=Path, metavar="RUN", help="where the model of the index is now, if it has moved"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures to this file")
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of the photographs, for --html; default: as noted")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file; -: print it instead of the table")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the photographs to this file")
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        metavar="DIR",
+        help="folder of the photographs, for --html; default: the one that the index has noted",
+    )
     images.add_backbone_options(parser)
     options.add_device_option(parser)
     options.intermixed(parser)

@@ -206,14 +206,26 @@ def _parts(regions: int, words: int) -> list[int]:
     return [regions * _fours(words)] * 5 + [_fours(regions)] * 4 + [_fours(words)] * 4
 
 
-def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
+def slot_numbers(call: PlannedCall, gradient: bool) -> int:
+    (m, width), n = call.V.features.shape[1:], call.U.features.shape[1]
+    return pair_numbers(m, n, width, gradient=gradient, tiled=gradient and _differentiated_on_tensor_cores(call))
+
+
+def pair_numbers(regions: int, words: int, width: int, *, gradient: bool, tiled: bool = False) -> int:
+    """A pair's float32 numbers in scratch memory, `tiled` for derivatives on tensor cores."""
+    if tiled:
+        regions, words = (-(-x // SMALLEST) * SMALLEST for x in (regions, words))
     numbers = sum(_parts(regions, words))
-    if not gradient:
-        return numbers
-    numbers += 5 * regions * _fours(words) + 2 * _fours(width)
-    # On tensor cores there are whole strips, and ten matrices again, two bfloat16 numbers a cell (TiledShape).
-    regions, words = (-(-x // SMALLEST) * SMALLEST for x in (regions, words))
-    return max(numbers, sum(_parts(regions, words)) + 15 * regions * words + 2 * _fours(width))
+    if gradient:
+        numbers += 5 * regions * _fours(words) + 2 * _fours(width)
+    if tiled:
+        # Ten matrices again, two bfloat16 numbers a cell (TiledShape).
+        numbers += 10 * regions * words
+    return numbers
+
+
+def _differentiated_on_tensor_cores(call: PlannedCall) -> bool:
+    return not _single(call) and call.U.features.shape[1] <= MOST_GRADIENT_WORDS
 
 
 def score_rest(slots: Slots, scores: Tensor) -> None:
@@ -270,7 +282,7 @@ def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
 def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
     slots.reserve(grad.numel())
     m, n = slots.rows
-    tiled = slots.call.V.features.dtype != torch.float32 and n <= MOST_GRADIENT_WORDS
+    tiled = _differentiated_on_tensor_cores(slots.call)
     limit = TILED_WALK_LAUNCH if tiled else WALK_LAUNCH
     most = min(MOST_WALKED, max(1, limit // max(1, m * n * _widths(slots.call))))
     firsts = range(0, grad.numel(), most)

@@ -1,4 +1,4 @@
-"""The machine code of the library that is installed: in CI, for sm_90a."""
+"""The machine code of the library that is installed: in CI, for sm_90."""
 
 import cuda_report
 import pytest

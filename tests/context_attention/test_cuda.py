@@ -219,7 +219,7 @@ def test_more_pairs_than_blocks(dtype, slots, monkeypatch, kernels):
     case = lengths_given((24, 65, 21, 40, 8, 16), regions, words, dtype)
     whole = assert_scores(case)
     pairs = torch.cartesian_prod(torch.arange(24), torch.arange(21)).flip(0)
-    numbers = cuda.slot_numbers(65, 40, 8, False)
+    numbers = cuda.pair_numbers(65, 40, 8, gradient=False)
     monkeypatch.setattr(launch, "SCORE_SCRATCH_BYTES", 4 * slots * numbers)
     assert torch.equal(case.call(backend="cuda").cpu(), whole)
     listed = replace(case, pairs=pairs).call(backend="cuda").cpu()
@@ -397,3 +397,17 @@ def test_a_scratch_that_is_too_small_is_refused(monkeypatch):
     monkeypatch.setattr(launch, "SCORE_SCRATCH_BYTES", 1)
     with pytest.raises(RuntimeError, match="scratch: expected numbers for a pair"):
         cases.problem((1, 3, 1, 40, 8, 16), torch.float16, lengths=False).call(backend="cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_slots_of_another_kernel_are_refused(dtype, monkeypatch):
+    """Each of the kernels for derivatives has slots of its own size."""
+    numbers = cuda.pair_numbers
+
+    def other_numbers(*sizes, gradient, tiled):
+        return numbers(*sizes, gradient=gradient, tiled=gradient and not tiled)
+
+    monkeypatch.setattr(cuda, "pair_numbers", other_numbers)
+    case = cases.problem("odd", dtype).on("cuda")
+    with pytest.raises(RuntimeError, match="scratch: expected slots of"):
+        cases.run(case, backend="cuda")

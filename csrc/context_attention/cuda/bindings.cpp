@@ -138,10 +138,8 @@ void differentiate_(Arguments& in) {
     const auto sides = sides_of<T>(tensors);
     STD_TORCH_CHECK(!tiled || (sizeof(T) == 2 && sides.N <= MOST_GRADIENT_WORDS), "tiled: expected half precision and at most ",
                     MOST_GRADIENT_WORDS, " words, got ", sides.N);
-    // Python has slots that either kernel has room in.
-    const SlotShape shape{sides.M, sides.N, sides.D, true};
-    const TiledShape<T> in_tiles{sides.M, sides.N, sides.D};
-    check_scratch(scratch, shape.size() > in_tiles.size() ? shape.size() : in_tiles.size());
+    check_scratch(scratch,
+                  tiled ? TiledShape<T>{sides.M, sides.N, sides.D}.size() : SlotShape{sides.M, sides.N, sides.D, true}.size());
     differentiate(sides, walk, first, most, options, data<float>(score_gradients), mutable_data<float>(scratch), scratch.size(0),
                   sums, mutable_data<int64_t>(turns), tiled, stream);
   });

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cuda_report
-from code_loops import Code, Loop, alternatives, loop_around, loops_of, memory_operations, own_code, products_of
+from code_loops import Code, Loop, alternatives, jumped_over, loop_around, loops_of, memory_operations, own_code, products_of
 from documents import replace_between
 from machine_code import disassembled, instructions
 from workloads import CAPTION_LENGTHS
@@ -33,8 +33,10 @@ MULTIPROCESSORS, GIGAHERTZ = 132, 1.755
 # (results/cuda_nvidia_h200.json, "rates"), whose multiprocessor is an H100's; those marked * are NVIDIA's throughput tables.
 RATES: list[tuple[str, str, float]] = [
     (r"HMMA\.16816", "tensor", 16 * 8 * 16 / 1355.5),
-    (r"HMMA\.1688", "tensor", 16 * 8 * 8 / 677.78),
+    (r"HMMA\.1688\.F32\.TF32", "tensor", 16 * 8 * 8 / 677.78),
+    (r"HMMA\.1688", "tensor", 16 * 8 * 8 / 1011.2),
     (r"MUFU", "special", 32 / 15.998),
+    (r"LDSM\S*\.2", "shared", 256 / 125.92),  # as many bytes a clock as of four matrices
     (r"LDSM", "shared", 512 / 125.92),
     (r"LDGSTS", "shared", 512 / 123.22),
     (r"LDS\.128", "shared", 512 / 126.19),
@@ -108,6 +110,15 @@ def pieces_around(loop: Loop, loops: list[Loop], code: Code) -> Loop:
     return min(with_barrier, key=lambda x: x.last - x.first)
 
 
+def largest(parts: Iterable[Loop], address: int) -> Loop:
+    """Of those that hold an address."""
+    return max((x for x in parts if x.holds(address)), key=lambda x: x.last - x.first)
+
+
+# A product of 8 regions, and the load of its factor.
+OF_FEW = r"HMMA\.1688|LDSM\S*\.2"
+
+
 def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
     """Of a pair in `tile_kernel` for all pairs, captions of its block alike."""
     strips, tiles = -(-words // 16), 5 if regions <= 40 else 8
@@ -124,16 +135,26 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
     }
     inner = dict(zip([*expected, "cosine"], products_of(code), strict=True))
     outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
-    # Words are packed: warps whose strips have none do not multiply.
+    # Packed words leave warps without any. That helps what a multiprocessor has one of: of the rest each quarter has its own, and
+    # such warps are of the same quarters always.
     used = -(-captions * words // (16 * held)) / beside
     phases = {}
     for name, (pieces, products) in expected.items():
         loop = inner[name]
-        trips = pieces * 4 * products / sum("HMMA" in text for address, text in code if loop.holds(address))
-        trips *= used if name == "products" else 1
         body = [(a, t) for a, t in code if outer[name].holds(a)]
+        # Where there are more than 40 regions, these are of other images, which have no more.
+        body = [(a, t) for a, t in body if tiles == 5 or not re.search(OF_FEW, t)]
+        trips = pieces * 4 * products / sum("HMMA" in text for address, text in body if loop.holds(address))
         phases[name] = count(body, lambda a, x=loop, n=trips, p=pieces: n if x.holds(a) else p)
-    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in outer.values())]
+        if name == "products":
+            shared = count(body, lambda a, x=loop, n=trips * used, p=pieces: n if x.holds(a) else p)["shared"]
+            phases[name]["shared"] = shared
+    # What is there for the cosine alone, and for the sums of packed words.
+    left_out = [largest(jumped_over(code, outer["regions"].last, code[-1][0]), outer["cosine"].first)]
+    if used == 1:
+        between = jumped_over(code, outer["products"].last, outer["words"].first)
+        left_out.append(largest(between, next(a for a, t in code if a > outer["products"].last and "BAR.SYNC" in t)))
+    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in (*outer.values(), *left_out))]
     phases["weights"] = count(rest, lambda a: 1)
     phases = {name: scaled(clocks, 1 / pairs) for name, clocks in phases.items()}
     bytes_of = {

@@ -61,6 +61,17 @@ def _save(path: str | Path, unfinished: Path, tensors: dict[str, Tensor], metada
         raise OSError(f"{path}: expected to be able to write it: {error}") from None
 
 
+def _load(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, by name, and its metadata."""
+    if not path.is_file():
+        raise MissingFileError(f"{path}: expected {expected}, found no such file")
+    try:
+        with safe_open(path, "pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise FormatError(f"{path}: expected {expected} in safetensors: {error}") from None
+
+
 def read(path: str | Path) -> Contents:
     """Read what `write` wrote.
 
@@ -71,14 +82,7 @@ def read(path: str | Path) -> Contents:
     path = Path(path)
     # What reads it takes no other name.
     normalised(str(path), "checkpoint")
-    if not path.is_file():
-        raise MissingFileError(f"{path}: expected a checkpoint, found no such file")
-    try:
-        with safe_open(path, "pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise FormatError(f"{path}: expected a checkpoint in safetensors: {error}") from None
+    tensors, metadata = _load(path, "a checkpoint")
     try:
         facts = json.loads(metadata["caan"])
         found = facts.pop("format")
@@ -140,19 +144,13 @@ def pretrained_folder(name: str | Path, revision: str | None = None) -> Path:
 
 def _read_pretrained(folder: Path) -> Contents:
     """What `save_pretrained` wrote, as `read` gives it."""
-    path = folder / TENSORS
     expected = "the settings of a model of caan"
     facts = parse_json(folder / CONFIG, read_text(folder / CONFIG, expected), expected)
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
         raise FormatError(f"{folder / CONFIG}: expected a model of format {FORMAT}, found {found}")
-    if not path.is_file():
-        raise MissingFileError(f"{path}: expected the tensors of a model, found no such file")
-    try:
-        with safe_open(path, "pt", device="cpu") as file:
-            return Contents({f"model.{name}": file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
-    except SafetensorError as error:
-        raise FormatError(f"{path}: expected the tensors of a model in safetensors: {error}") from None
+    tensors, _ = _load(folder / TENSORS, "the tensors of a model")
+    return Contents(prefixed("model", tensors), facts)
 
 
 @isolated(gradients=True)

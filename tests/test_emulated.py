@@ -12,9 +12,9 @@ PROCESSES = [
     pytest.param(["context_attention/test_cuda.py"], id="cuda"),
     pytest.param([*(f"context_attention/test_{name}.py" for name in ("accuracy", "invariance")), "max_similarity"], id="accuracy"),
     pytest.param(TOGETHER, id="others"),
-    # Without nvcc nothing in it runs.
+    # Without nvcc nothing is in it.
     pytest.param(
-        ["context_attention/test_ptx.py"],
+        ["context_attention/ptx"],
         id="ptx",
         marks=pytest.mark.skipif(emulated_library.caan_build.find_nvcc() is None, reason="there is no nvcc"),
     ),

@@ -42,15 +42,20 @@ DEVICES = {"reference": "cpu", "cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
 
 HEAD = """# What runs where
 
-On this page you find out which backend can run a call, and why another cannot. `tools/support_matrix.py` makes it from the rules by
-which the package itself decides; nothing on it was measured. `caan_kernels.available_backends()` says what your machine has.
+After reading this page you know which backend can run a call, and why another cannot.
+`tools/support_matrix.py` makes the page from the rules that the package itself uses to choose a
+backend. Nothing on it was measured. `caan_kernels.available_backends()` says which backends your
+machine has.
 
-A cell names the dtypes that a backend takes. The reference takes what PyTorch takes, on every device. `cpu` takes CPU tensors;
-`triton` and `cuda` take tensors on an NVIDIA GPU of compute capability 8.0 or later. `backend="auto"` takes the rightmost
-backend of the tensors' device that can run the call. No backend stands in for one that was asked for by name: the call raises
-`RuntimeError` with the reason.
+A cell names the dtypes that a backend takes. The reference takes what PyTorch takes, on every device.
+`cpu` takes CPU tensors. `triton` and `cuda` take tensors on an NVIDIA GPU of compute capability 8.0
+or later.
 
-Sizes are regions an image x words a caption, padding included; widths are multiples of 8.
+`backend="auto"` chooses among the backends of the tensors' device that can run the call: the
+rightmost one in the table. If a backend is named and cannot run the call, there is no fallback: the
+call raises `RuntimeError` with the reason.
+
+Sizes are regions of an image x words of a caption, padding included. Widths are multiples of 8.
 """
 
 

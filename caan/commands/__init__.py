@@ -34,8 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None takes that of the process.
 
     Returns:
-        0; 1 where input cannot be used, with one line that says why on stderr; 130 after Ctrl-C. A command line that
-        cannot be understood ends the process with 2.
+        0; 1 where input cannot be used, with one line that says why on stderr; 130 after Ctrl-C in the command's work. A
+        command line that cannot be understood ends the process with 2.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C before that work.
     """
     _open_streams()
     parser = argparse.ArgumentParser(prog="caan", description="Context-aware attention for image-text retrieval.")
@@ -48,9 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         modules = {name: import_module(f".{name}", __package__) for name in chosen}
     except ModuleNotFoundError as error:
         return _missing(error)
-    except KeyboardInterrupt:
-        print("caan: stopped", file=sys.stderr)
-        return 130
     for name, text in _COMMANDS.items():
         if not (module := modules.get(name)):
             commands.add_parser(name, help=text)

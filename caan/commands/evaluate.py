@@ -164,8 +164,8 @@ def _chance_warning(evaluation: Evaluation, vocabularies: Sequence[Vocabulary], 
     words = [word for caption in split.captions for word in tokenize(caption)]
     known = min(sum(word in vocabulary for word in words) / max(1, len(words)) for vocabulary in vocabularies)
     return (
-        f"Warning: rsum {figures.rsum:.1f} is what chance can give. The vocabulary knows {known:.0%} of the captions' words: is it "
-        "of their language? Are the features those that the model was trained on, of the same backbone and size?"
+        f"Warning: random scores can have rsum {figures.rsum:.1f}. The vocabulary knows {known:.0%} of the captions' words: is it "
+        "of their language? Are the features of the same backbone and size as in training? Did the model train on enough captions?"
     )
 
 
@@ -204,8 +204,8 @@ def report(evaluation: Evaluation, split: Split, of: int | None = None, baseline
         lines.append(f"Published: {SOURCE}; * an ensemble of two models.")
     for name, figures in found.items():
         if any(side.tied_queries for side in figures.sides):
-            tied = " and ".join(f"{side.tied_queries:g}" for side in figures.sides)
-            lines.append(f"Ties, which count as lost places, cost {tied} queries (image → text and text → image) a place: {name}")
+            by_image, by_text = (f"{side.tied_queries:g}" for side in figures.sides)
+            lines.append(f"Ties lowered the rank of {by_image} images and {by_text} captions: {name}")
     rate = evaluation.scored / evaluation.seconds
     of_this_try = f", {evaluation.scored:,} of them" if evaluation.scored < evaluation.pairs else ""
     time = f"{evaluation.seconds:,.1f} s, reading and encoding included"

@@ -29,7 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         metavar="FILE",
-        help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with the header image,caption; without it: all photographs",
+        help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with the header image,caption and perhaps split; without it: "
+        "all photographs",
     )
     # Errors begin with what they are about, and this is the word of what writes there.
     parser.add_argument(

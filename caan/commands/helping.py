@@ -6,6 +6,20 @@ import re
 from collections.abc import Iterator
 from importlib import import_module
 
+_SHOW = {
+    "show pair": (
+        "caan show pair runs/mine --data data --image 0 --out pair.html",
+        'caan show pair runs/mine --data data --image 3 --text "a dog jumps" --out pair.png',
+    ),
+    "show training": (
+        "caan show training runs/mine --out training.png",
+        "caan show training runs/a runs/b --out both.html",
+    ),
+    "show retrieval": (
+        "caan show retrieval runs/mine --data data --out page.html",
+        "caan show retrieval runs/mine --data data --direction image --queries 20 --out page.html",
+    ),
+}
 # By what is typed after "caan".
 EXAMPLES = {
     "": (
@@ -37,23 +51,8 @@ EXAMPLES = {
         'caan search gallery "two dogs" --top 5 --html found.html',
         "caan search gallery --queries texts.txt --json found.jsonl",
     ),
-    "show": (
-        "caan show pair runs/mine --data data --image 0 --out pair.html",
-        "caan show training runs/mine --out training.png",
-        "caan show retrieval runs/mine --data data --out page.html",
-    ),
-    "show pair": (
-        "caan show pair runs/mine --data data --image 0 --out pair.html",
-        'caan show pair runs/mine --data data --image 3 --text "a dog jumps" --out pair.png',
-    ),
-    "show training": (
-        "caan show training runs/mine --out training.png",
-        "caan show training runs/a runs/b --out both.html",
-    ),
-    "show retrieval": (
-        "caan show retrieval runs/mine --data data --out page.html",
-        "caan show retrieval runs/mine --data data --direction image --queries 20 --out page.html",
-    ),
+    "show": tuple(examples[0] for examples in _SHOW.values()),
+    **_SHOW,
     "demo": ("caan demo", "caan demo --out trial --scenes 200"),
 }
 

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from ..photographs import Unreadable
 from ..progress import bar, warn
 from ..text import normalised, shown
 from ..vocabulary import tokenize
-from . import images, options
+from . import images, options, prompt
 
 _SHORTLIST = 200
-_END = ("quit", "exit")
 
 
 class NothingKnownError(ValueError):
@@ -91,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.json and not arguments.queries:
         print(f"{len(gallery.image_vectors):,} images, {len(gallery.caption_vectors):,} captions in {arguments.index}")
     if arguments.interactive:
-        for text in _prompted():
+        for text in prompt.texts():
             try:
                 print(_table(_answer(searcher, arguments, text)))
             except ValueError as error:
@@ -219,7 +218,7 @@ def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[s
     begin = time.perf_counter()
     query, asked = _image_query(searcher, arguments) if text is None else _text_query(searcher, text)
     encoded = time.perf_counter() - begin
-    finds_captions = text is None and (arguments.find or ("captions" if gallery.captions else "images")) == "captions"
+    finds_captions = searcher.finds_captions(query, arguments.find)
     of = len(gallery.caption_vectors if finds_captions else gallery.image_vectors)
     if text is None and not finds_captions:
         hits = searcher.similar(query, arguments.top, asked.get("number"))
@@ -312,21 +311,3 @@ def _lines(path: Path) -> list[str]:
     if not lines:
         raise FormatError(f"{path}: expected a query a line, found none")
     return lines
-
-
-def _prompted() -> Iterator[str]:
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        # Gives `input` a line that can be edited, and the lines before it. Some systems have none.
-        with suppress(ImportError):
-            import readline  # noqa: F401
-    print("A text finds images; quit or Ctrl-D ends.")
-    while True:
-        try:
-            text = input("text> ").strip()
-        except EOFError:
-            print()
-            return
-        if text.lower() in _END:
-            return
-        if text:
-            yield text

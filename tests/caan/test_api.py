@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import caan
-from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
+from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, scorer
 from caan.data import load_scan_split
 from caan.gallery import build_index
 
@@ -105,7 +105,7 @@ def test_a_dense_model_is_scored_in_tiles(model, features, monkeypatch):
     dense = caan.Model(network(model.vocabulary, intra="features"), model.vocabulary)
     texts = ["two cats", "a dog runs", "birds", "a bird runs"]
     expected = dense.score(features, texts)
-    monkeypatch.setattr(import_module("caan.api.model"), "_TILE", 2)
+    monkeypatch.setattr(scorer, "_SMALL_TILE", (2, 3))
     torch.testing.assert_close(dense.score(features, texts), expected, rtol=0, atol=1e-6)
     assert dense.rank("two cats", features)[0].score == pytest.approx(expected[:, 0].max().item(), abs=1e-6)
 

@@ -1,7 +1,7 @@
 // Scores of many pairs a block, float16 and bfloat16: a warp has one or two pairs of up to 64 regions and 32 words.
 //
-//   products   S = V (U affinityT)T and X = V UT             all images of the block by all its captions, words packed row by row
-//   weights    A, C, R, C_unit, R_unit from S                in registers, as factors of what follows (attention.h)
+//   products   S = V (U affinityT)T and X = V UT             all images of the block by all its captions, words packed where that
+//   saves a warp weights    A, C, R, C_unit, R_unit from S                in registers, as factors of what follows (attention.h)
 //   contexts   tanh((R_unitT R_unit) U Q3 + RT V Q4) w_u     16 hidden columns at a time; what leaves a product as sums is the
 //              tanh(C_unit (C_unitT V Q1) + C U Q2) w_v      next one's factor; only logits live on
 //   score      fT X g, which is v.u                          for the cosine: v = f V, u = g U, v.u, |v|^2, |u|^2
@@ -27,7 +27,7 @@ template <typename S, typename T>
 CAAN_DEVICE void find_scores(const Tile<S, T>& tile, float (&scores)[S::PAIRS]) {
   Cells<S> A = {}, X = {};
   multiply_rows(tile, A, X);
-  if (!S::LISTED) {
+  if (tile.items.packs()) {
     hand_over(tile, A);
     if (!tile.o.cosine) hand_over(tile, X);
   }

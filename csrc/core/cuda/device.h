@@ -82,7 +82,8 @@ CAAN_DEVICE void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(OPEN) : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit numbers; lane l gives the address of row l % 8 of matrix l / 8 and gets two numbers of each.
+// Four 8 x 8 matrices of 16-bit numbers, or two; lane l gives the address of row l % 8 of matrix l / 8 and gets two numbers of
+// each. Of two matrices the first 16 lanes give the addresses.
 template <bool TRANSPOSED>
 CAAN_DEVICE void load_matrices(uint32_t (&parts)[4], const void* row) {
   if constexpr (TRANSPOSED)
@@ -93,6 +94,20 @@ CAAN_DEVICE void load_matrices(uint32_t (&parts)[4], const void* row) {
   else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(parts[0]), "=r"(parts[1]), "=r"(parts[2]), "=r"(parts[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+template <bool TRANSPOSED>
+CAAN_DEVICE void load_matrices(uint32_t (&parts)[2], const void* row) {
+  if constexpr (TRANSPOSED)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(parts[0]), "=r"(parts[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(parts[0]), "=r"(parts[1])
                  : "r"(shared_address(row))
                  : "memory");
 }
@@ -114,6 +129,18 @@ CAAN_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint3
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
+}
+
+// sums (16, 8) += left (16, 8) right (8, 8).
+CAAN_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&left)[2], uint32_t right, bfloat16) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+               : "r"(left[0]), "r"(left[1]), "r"(right));
+}
+CAAN_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&left)[2], uint32_t right, float16) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+               : "r"(left[0]), "r"(left[1]), "r"(right));
 }
 
 // sums (16, 8) += left (16, 8) right (8, 8) of TF32, the upper 19 bits of float32; the others are not read.

@@ -1,5 +1,6 @@
 """PTX text as kernels: parameters, registers, shared variables and a list of instructions."""
 
+import functools
 import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -130,7 +131,10 @@ def _read_body(kernel: Kernel, body: str) -> None:
         elif statement.startswith(".local"):
             raise PtxError(f"{kernel.name}: no local memory is expected: {statement}")
         elif statement:
-            kernel.instructions.append(_instruction(kernel, " ".join(statement.split())))
+            instruction = _instruction(" ".join(statement.split()))
+            if instruction is None:
+                raise PtxError(f"{kernel.name}: {statement!r} is not understood")
+            kernel.instructions.append(instruction)
 
 
 def _declare(kernel: Kernel, statement: str) -> None:
@@ -141,10 +145,12 @@ def _declare(kernel: Kernel, statement: str) -> None:
         kernel.registers.update(dict.fromkeys(names, match[1]))
 
 
-def _instruction(kernel: Kernel, text: str) -> Instruction:
+# A kernel in which a fault is planted has the other instructions of the one without.
+@functools.cache
+def _instruction(text: str) -> Instruction | None:
     match = re.fullmatch(r"(?:@(!?)([%\w]+)\s+)?([\w.:]+)(?:\s+(.*))?", text)
     if match is None:
-        raise PtxError(f"{kernel.name}: {text!r} is not understood")
+        return None
     operands = tuple(_operand(x) for x in _split(match[4] or ""))
     return Instruction(text, match[3], operands, match[2], match[1] == "!")
 

@@ -55,9 +55,10 @@ class Program:
 
     Args:
         kernel: as parsed.
+        like: a program most of whose instructions this one has too, or None: what it has made of them is used.
     """
 
-    def __init__(self, kernel: Kernel):
+    def __init__(self, kernel: Kernel, like: "Program | None" = None):
         self.kernel, self.name = kernel, kernel.name
         self.registers = {name: (slot, _held(kind)) for slot, (name, kind) in enumerate(kernel.registers.items())}
         self.dtypes = [_held(kind) for kind in kernel.registers.values()]
@@ -67,6 +68,9 @@ class Program:
         self.writes = self.yields & np.array([*(x.operation.startswith(("red.", "st.")) for x in kernel.instructions), False])
         self._leaders = {*kernel.labels.values(), *np.flatnonzero(self.yields)}
         self._blocks: dict[int, tuple[list[Step], Control | None]] = {}
+        declared = kernel.registers, self.variables, kernel.parameters
+        alike = like is not None and declared == (like.kernel.registers, like.variables, like.kernel.parameters)
+        self._steps: dict[Instruction, Step] = like._steps if alike else {}
 
     def unit(self, space: str) -> int:
         """Bytes of the smallest access to "global" or "shared" memory."""
@@ -85,7 +89,10 @@ class Program:
                 end += 1
             if end == len(code):
                 raise PtxError(f"{self.name}: its code has no end")
-            steps = [self._known(self._step, x) for x in code[start:end]]
+            for x in code[start:end]:
+                if x not in self._steps:
+                    self._steps[x] = self._known(self._step, x)
+            steps = [self._steps[x] for x in code[start:end]]
             self._blocks[start] = steps, self._known(self._control, code[end]) if _is_control(code[end]) else None
         return self._blocks[start]
 

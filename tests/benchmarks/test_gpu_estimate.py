@@ -10,6 +10,8 @@ import pytest
 
 import caan_kernels as ck
 
+pytestmark = pytest.mark.together
+
 MEASURED = Path(gpu_estimate.__file__).parent / "results" / "cuda_nvidia_h200.json"
 
 

@@ -19,9 +19,12 @@ __all__ = ["differentiate", "fill", "maps", "product", "score_rest", "score_tile
 # Panels of both sides' rows lie in shared memory: what every GPU since compute capability 8.0 has of it.
 MOST_ROWS = 340
 
-# Regions of an image and words of a caption that lie in a tile (csrc/context_attention/cuda/kernels.h).
+# Regions of an image and words of a caption that lie in a tile, in half precision and in float32
+# (csrc/context_attention/cuda/kernels.h).
 MOST_REGIONS = 64
 MOST_WORDS = 32
+SINGLE_REGIONS = 40
+SINGLE_WORDS = 16
 # Words of a caption that tensor cores score with a block for each pair, in half precision and in float32.
 MOST_LARGE_WORDS = 128
 MOST_SINGLE_WORDS = 64
@@ -31,9 +34,10 @@ MOST_TILED_ROWS = 2**32 - 1
 MOST_GRADIENT_WORDS = 112
 
 # What one launch does at most, 20 to 50 ms on an H100 by estimate (docs/cuda.md): it cannot be interrupted. Pairs in tiles times
-# both widths; regions times words of other pairs, times both widths, on tensor cores in half precision and in float32, and in
-# float32 arithmetic.
+# both widths, in half precision and in float32; regions times words of other pairs, times both widths, on tensor cores in half
+# precision and in float32, and in float32 arithmetic.
 TILE_LAUNCH = 2**31
+SINGLE_TILE_LAUNCH = 2**30
 LARGE_LAUNCH = 2**39
 SINGLE_LAUNCH = 2**37
 PAIR_LAUNCH = 2**36
@@ -143,13 +147,14 @@ define("cuda_differentiate", GradientLaunch, "()")
 
 def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
     V, U, pairs = call.V, call.U, call.pairs
-    if not _on_tensor_cores(call) or _single(call):
+    if not _on_tensor_cores(call) or (_single(call) and call.options.cosine):
         return True
+    most_regions, most_words = (SINGLE_REGIONS, SINGLE_WORDS) if _single(call) else (MOST_REGIONS, MOST_WORDS)
     regions, words = V.plan(), U.plan()
     listed = None if pairs is None else plan_list(pairs, regions, words)
     sides = _copied_sides(call, regions, words)
     for bucket, size in enumerate(words.sizes):
-        if size <= MOST_WORDS:
+        if size <= most_words:
             launch = TileLaunch(
                 sides,
                 scores,
@@ -159,7 +164,7 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
                 *((None,) * 2 if listed is None else (listed.order, listed.keys)),
                 score_row=0 if listed is not None else scores.stride(0),
                 blocks=multiprocessors(scores.device),
-                launch_images=TILE_LAUNCH // max(1, len(U) * _widths(call)),
+                launch_images=(SINGLE_TILE_LAUNCH if _single(call) else TILE_LAUNCH) // max(1, len(U) * _widths(call)),
                 bucket=bucket,
                 word_buckets=len(words.sizes),
                 buckets=len(words.sizes) * len(regions.sizes),
@@ -168,7 +173,7 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
                 stream=stream_of(scores),
             )
             _ops.cuda_score_tiles(*flatten(launch))
-    return V.features.shape[1] > MOST_REGIONS or U.features.shape[1] > MOST_WORDS
+    return V.features.shape[1] > most_regions or U.features.shape[1] > most_words
 
 
 def _copied_sides(call: PlannedCall, regions: Items, words: Items) -> Sides:
@@ -184,7 +189,7 @@ def _widths(call: PlannedCall) -> int:
 def _on_tensor_cores(call: PlannedCall) -> bool:
     """Whether tensor cores score such a call: rows are counted in 32 bits and copied 16 bytes at a time.
 
-    In float32 three TF32 products stand for one, but for who asks torch for IEEE products (docs/cuda.md).
+    In float32 several products of smaller numbers stand for one, but for who asks torch for IEEE products (docs/cuda.md).
     """
     features = call.V.features
     rows = max(x.features.shape[0] * x.features.shape[1] for x in (call.V, call.U))

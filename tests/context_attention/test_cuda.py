@@ -74,7 +74,7 @@ def test_projections(dtype, sizes, monkeypatch):
 # Options are a matter of each kernel, not of its dtype.
 @pytest.mark.parametrize(
     ("dtype", "options"),
-    [(torch.bfloat16, {}), *((torch.float16, options) for options in cases.OPTIONS.values())],
+    [(torch.bfloat16, {}), (torch.float32, {}), *((torch.float16, options) for options in cases.OPTIONS.values())],
     ids=str,
 )
 def test_borders_of_tiles(dtype, options):
@@ -89,7 +89,7 @@ def test_borders_of_tiles(dtype, options):
 
 @pytest.mark.parametrize(
     ("dtype", "m", "n"),
-    [(torch.bfloat16, 36, 14), (torch.float16, 36, 30), (torch.float16, 64, 16), (torch.bfloat16, 49, 32)],
+    [(torch.bfloat16, 36, 14), (torch.float16, 36, 30), (torch.float16, 64, 16), (torch.bfloat16, 49, 32), (torch.float32, 36, 14)],
     ids=str,
 )
 def test_many_tiles(dtype, m, n):
@@ -101,7 +101,7 @@ def test_many_tiles(dtype, m, n):
     assert torch.equal(replace(case, pairs=pairs).call(backend="cuda").cpu(), scores[pairs[:, 0], pairs[:, 1]])
 
 
-@half
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_lists_of_all_kinds(dtype):
     """Runs of one image, of pairs that are listed several times, of several sizes, of empty items, in any order."""
     case = lengths_given((4, 70, 6, 40, 8, 16), [5, 0, 70, 64], [3, 20, 16, 0, 40, 32], dtype)
@@ -203,9 +203,9 @@ def test_split_launches(dtype, monkeypatch):
 def kernels(monkeypatch):
     """Names of what scores pairs, as they are launched; torch's setting of float32 products is undone after the test."""
     launched = []
-    for name in ("_score_large", "_score_pairs"):
+    for name in ("TileLaunch", "_score_large", "_score_pairs"):
         kernel = getattr(cuda, name)
-        monkeypatch.setattr(cuda, name, lambda *given, n=name, k=kernel, **named: (launched.append(n), k(*given, **named)))
+        monkeypatch.setattr(cuda, name, lambda *given, n=name, k=kernel, **named: launched.append(n) or k(*given, **named))
     before = torch.backends.cuda.matmul.fp32_precision
     yield launched
     torch.backends.cuda.matmul.fp32_precision = before
@@ -252,7 +252,7 @@ def assert_same_alone_and_listed(case, scores, **options):
     [
         *((torch.bfloat16, sizes) for sizes in ((70, 12), (36, 40), (196, 32), (576, 64))),
         *((torch.float16, sizes) for sizes in ((1030, 32), (20, 128), (90, 50))),
-        *((torch.float32, sizes) for sizes in ((36, 13), (70, 33), (20, 70))),
+        *((torch.float32, sizes) for sizes in ((41, 16), (70, 33), (20, 70))),
     ],
     ids=str,
 )
@@ -267,13 +267,14 @@ def test_large_pairs(dtype, sizes):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_options_of_large_pairs(dtype, options):
     m = 20 if dtype == torch.float32 else 90
-    case = lengths_given((1, m, 2, 40, 16, 136), [m], [40, 17], dtype)
+    # In float32 a caption of 9 words lies in a tile.
+    case = lengths_given((1, m, 3, 40, 16, 136), [m], [40, 17, 9], dtype)
     assert_same_alone_and_listed(case, assert_scores(case, **options), **options)
 
 
-@pytest.mark.parametrize(("precision", "kernel"), [("none", "_score_large"), ("tf32", "_score_large"), ("ieee", "_score_pairs")])
+@pytest.mark.parametrize(("precision", "kernel"), [("none", "TileLaunch"), ("tf32", "TileLaunch"), ("ieee", "_score_pairs")])
 def test_products_of_float32_are_as_torch_is_told(precision, kernel, kernels):
-    """Three of TF32 for one of float32, but for who wants IEEE's; both are as accurate as they have to be."""
+    """Six of bfloat16 for one of float32, but for who wants IEEE's; both are as accurate as they have to be."""
     case = cases.problem((1, 36, 2, 13, 1024, 256), torch.float32).on("cuda")
     torch.backends.cuda.matmul.fp32_precision = precision
     assert cases.score_error(case.call(backend="cuda").cpu(), cases.oracle(case)[0]) <= 1e-6
@@ -296,7 +297,7 @@ def test_float32_without_tensor_cores(kernels):
     """Widths that are not copied 16 bytes at a time."""
     for widths in ((6, 16), (16, 6), (12, 20)):
         assert_scores(cases.problem((2, 9, 3, 7, *widths), torch.float32).on("cuda"))
-    assert kernels == ["_score_pairs", "_score_pairs", "_score_large"]
+    assert kernels == ["_score_pairs", "_score_pairs", "TileLaunch"]
 
 
 @pytest.mark.parametrize(
@@ -342,13 +343,13 @@ def test_gradients_beside_what_is_not_finite(dtype, value):
 @pytest.mark.parametrize(
     ("limit", "regions", "words"),
     [
-        ("TILE_LAUNCH", [3, 9] + [1] * 31, [12, 5]),
+        *((x, [3, 9] + [1] * 31, [12, 5]) for x in ("TILE_LAUNCH", "SINGLE_TILE_LAUNCH")),
         *((x, [66, 9], [129, 5, 33]) for x in ("SCORE_SCRATCH_BYTES", "LARGE_LAUNCH", "SINGLE_LAUNCH", "PAIR_LAUNCH")),
     ],
 )
 def test_scores_in_pieces(limit, regions, words, monkeypatch):
     """Blocks that have several pairs, one after another, and launches of few places, of pairs that each kernel takes."""
-    dtype = torch.float32 if limit == "SINGLE_LAUNCH" else torch.float16
+    dtype = torch.float32 if limit.startswith("SINGLE") else torch.float16
     case = lengths_given((len(regions), max(regions), len(words), max(words), 8, 16), regions, words, dtype)
     scores = case.call(backend="cuda").cpu()
     pairs = torch.cartesian_prod(torch.arange(len(regions)), torch.arange(len(words)))

@@ -32,18 +32,21 @@ struct Pairs {
 };
 
 // Which kernels score a pair on tensor cores, where rows can be copied 16 bytes at a time: its own lengths decide. Otherwise, and
-// of float32 where products are IEEE's, `score_pairs` scores all. float32 has no tiles.
-constexpr int MOST_REGIONS = 64, MOST_WORDS = 32;
+// of float32 where products are IEEE's, `score_pairs` scores all. In float32 tiles are smaller and have no cosine.
+template <typename T>
+constexpr int MOST_REGIONS = sizeof(T) == 2 ? 64 : 40;
+template <typename T>
+constexpr int MOST_WORDS = sizeof(T) == 2 ? 32 : 16;
 template <typename T>
 constexpr int MOST_LARGE_WORDS = sizeof(T) == 2 ? 128 : 64;
 template <typename T>
-CAAN_DEVICE bool fits_tile(int m, int n) {
-  return sizeof(T) == 2 && m <= MOST_REGIONS && n <= MOST_WORDS;
+CAAN_DEVICE bool fits_tile(int m, int n, const Options& o) {
+  return m <= MOST_REGIONS<T> && n <= MOST_WORDS<T> && (sizeof(T) == 2 || !o.cosine);
 }
 // Strips of 16 words, a power of two, that `score_large` has for a pair; 0 for one that it does not take.
 template <typename T>
-CAAN_DEVICE int large_strips(int m, int n) {
-  if (fits_tile<T>(m, n) || n > MOST_LARGE_WORDS<T>) return 0;
+CAAN_DEVICE int large_strips(int m, int n, const Options& o) {
+  if (fits_tile<T>(m, n, o) || n > MOST_LARGE_WORDS<T>) return 0;
   return n <= 16 ? 1 : n <= 32 ? 2 : n <= 64 ? 4 : 8;
 }
 

@@ -260,8 +260,8 @@ def large_runs(
 
 
 def large(code: Code, regions: int, words: int, width: int, hidden: int, single: bool = False) -> Estimate:
-    """Of a pair in `large_kernel`, a block to itself; in float32 (`single`) of more than 40 regions and up to 16 words. Softmax, and
-    what only the cosine's loops do, is left out."""
+    """Of a pair in `large_kernel`, a block to itself; in float32 (`single`) of more than 40 regions and up to 16 words. Softmax,
+    and what only the cosine's loops do, is left out."""
     shape, sizes = LargeShape.of(words, single), (regions, words, width, hidden)
     own = own_code(code)
     phases: dict[str, Pipes] = {"products": Counter(), "weights": Counter(), "sums": Counter(), "regions": Counter()}

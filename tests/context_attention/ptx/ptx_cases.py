@@ -97,6 +97,7 @@ CASES = {
     "long_caption": Case(("score_kernel<{}>", "gradient_kernel<{}>"), HALF, (3,), (130,), scratch=2**24, quick=False),
     # Six pairs in two slots.
     "gradients": Case(("gradient_tile_kernel<{}>",), HALF, (5, 3), (6, 4, 2), (16, 8), scratch=44000),
+    "gradients_of_float32": Case(("gradient_tile_kernel<{}>",), SINGLE, (5, 3), (6, 4, 2), (16, 8), scratch=60000),
     "gradients_in_pieces": Case(("gradient_tile_kernel<{}>",), HALF, (20,), (20,), (136, 72), scratch=2**24),
     "ieee_gradients": Case(("gradient_kernel<{}>",), SINGLE, (5, 3), (6, 4, 2), (40, 40), scratch=6000, ieee=True, quick=False),
 }

@@ -39,6 +39,7 @@ from caan_kernels.core.modes import INTERPRETED
 # Compute capabilities, and the shared memory that a program may take there, in bytes.
 ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 KERNELS = (
+    "plan_kernel",
     "product_kernel",
     "products_kernel",
     "tile_kernel",

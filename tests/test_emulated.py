@@ -12,7 +12,7 @@ FILES = [
     *(f"context_attention/test_{name}.py" for name in ("cuda", "accuracy", "invariance", "compile", "errors", "interface")),
     *(f"context_attention/test_{name}.py" for name in ("limits", "operators", "transforms", "warmup")),
     "max_similarity",
-    "test_backends.py",
+    "test_backends.py test_gpu_plan.py",
     # Without nvcc nothing in it runs.
     pytest.param(
         "context_attention/test_ptx.py",

@@ -8,7 +8,7 @@ FILES = [
     *(f"context_attention/test_{name}.py" for name in ("accuracy", "triton", "interface", "invariance", "compile", "errors")),
     *(f"context_attention/test_{name}.py" for name in ("limits", "operators", "transforms", "warmup")),
     "max_similarity",
-    "test_backends.py",
+    "test_backends.py test_gpu_plan.py",
 ]
 
 

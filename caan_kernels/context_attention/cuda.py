@@ -5,16 +5,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.cuda import product
+from ..core.cuda import plan, plan_walk, product
 from ..core.gpu import aligned, multiprocessors, stream_of
-from ..core.gpu.plan import SMALLEST, Items, Walk, plan_list, size_of
+from ..core.gpu.plan import SMALLEST, Walk, size_of, sort_list
 from ..core.namespace import ops as _ops
 from ..core.records import Written, flatten
 from ..core.registration import define
 from .call import Options, Vectors
 from .gpu.launch import PlannedCall, Slots
 
-__all__ = ["differentiate", "fill", "maps", "product", "score_rest", "score_tiles", "slot_numbers"]
+__all__ = ["differentiate", "fill", "maps", "plan", "plan_walk", "product", "score_rest", "score_tiles", "slot_numbers"]
 
 # Panels of both sides' rows lie in shared memory: what every GPU since compute capability 8.0 has of it.
 MOST_ROWS = 340
@@ -151,13 +151,12 @@ define("cuda_differentiate", GradientLaunch, "()")
 
 
 def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
-    V, U, pairs = call.V, call.U, call.pairs
+    V, U = call.V, call.U
     if not _on_tensor_cores(call) or (_single(call) and call.options.cosine):
         return True
     most_regions, most_words = (SINGLE_REGIONS, SINGLE_WORDS) if _single(call) else (MOST_REGIONS, MOST_WORDS)
-    regions, words = V.plan(), U.plan()
-    listed = None if pairs is None else plan_list(pairs, regions, words)
-    sides = _copied_sides(call, regions, words)
+    words, listed = call.plan.words, sort_list(call.plan)
+    sides = _copied_sides(call)
     for bucket, size in enumerate(words.sizes):
         if size <= most_words:
             launch = TileLaunch(
@@ -165,14 +164,14 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
                 scores,
                 words.order,
                 words.starts,
-                pairs,
+                call.pairs,
                 *((None,) * 2 if listed is None else (listed.order, listed.keys)),
                 score_row=0 if listed is not None else scores.stride(0),
                 blocks=multiprocessors(scores.device),
                 launch_images=(SINGLE_TILE_LAUNCH if _single(call) else TILE_LAUNCH) // max(1, len(U) * _widths(call)),
                 bucket=bucket,
                 word_buckets=len(words.sizes),
-                buckets=len(words.sizes) * len(regions.sizes),
+                buckets=len(words.sizes),
                 strips=size // SMALLEST,
                 options=call.options,
                 stream=stream_of(scores),
@@ -181,8 +180,8 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
     return V.features.shape[1] > most_regions or U.features.shape[1] > most_words
 
 
-def _copied_sides(call: PlannedCall, regions: Items, words: Items) -> Sides:
-    V, U = call.V, call.U
+def _copied_sides(call: PlannedCall) -> Sides:
+    V, U, (regions, words, _) = call.V, call.U, call.plan
     tensors = (aligned(x) for x in (V.features, V.products, U.features, U.products))
     return Sides(*tensors, call.vectors, regions.lengths, words.lengths)
 
@@ -258,7 +257,7 @@ def _score_large(slots: Slots, scores: Tensor) -> None:
     numbers = region_strips * (strips * per_block + 32) + strips * strips * factor
     most = max(1, min(resident * blocks, slots.most_bytes // (4 * numbers)))
     launch = LargeLaunch(
-        _copied_sides(call, slots.regions, slots.words),
+        _copied_sides(call),
         scores,
         scores.new_empty(most * numbers),
         call.pairs,

@@ -167,6 +167,28 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
     return estimate_of(phases)
 
 
+def float_tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
+    """Of a pair in `tile_kernel` in float32, for all pairs, up to 40 regions and 16 words; captions of its block alike."""
+    # Shape of csrc/context_attention/cuda/float_tiles.h: 32 columns a piece, and a warp's loops have 16 of them a turn.
+    images, captions, columns = 2, 4, 32
+    pieces = {"products": -(-width // columns), "words": -(-hidden // columns), "regions": -(-hidden // columns)}
+    loops = loops_of(code)
+    inner = dict(zip(pieces, products_of(code), strict=True))
+    outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
+    # Words are packed: warps whose strip has none do not multiply.
+    turns = {name: pieces[name] * columns / 16 for name in pieces}
+    turns["products"] *= -(-captions * words // 16) / captions
+    phases = {}
+    for name, loop in inner.items():
+        body = [(a, t) for a, t in code if outer[name].holds(a)]
+        phases[name] = count(body, lambda a, x=loop, n=name: turns[n] if x.holds(a) else pieces[n])
+    phases["weights"] = count([(a, t) for a, t in code if not any(x.holds(a) for x in outer.values())], lambda a: 1)
+    items = regions / captions + words / images
+    phases["products"]["L2"] = 4 * width * (items + words / images) / L2_BYTES
+    phases["words"]["L2"] = phases["regions"]["L2"] = 4 * hidden * items / L2_BYTES
+    return estimate_of(phases)
+
+
 class LargeShape(NamedTuple):
     """Of csrc/context_attention/cuda/large.h, by the bytes of a number: warps of a block, columns of a piece and of a sweep, and
     rows of a sweep's step."""
@@ -238,8 +260,8 @@ def large_runs(
 
 
 def large(code: Code, regions: int, words: int, width: int, hidden: int, single: bool = False) -> Estimate:
-    """Of a pair in `large_kernel`, a block to itself; in float32 (`single`) of up to 16 words. Softmax, and what only the cosine's
-    loops do, is left out."""
+    """Of a pair in `large_kernel`, a block to itself; in float32 (`single`) of more than 40 regions and up to 16 words. Softmax,
+    and what only the cosine's loops do, is left out."""
     shape, sizes = LargeShape.of(words, single), (regions, words, width, hidden)
     own = own_code(code)
     phases: dict[str, Pipes] = {"products": Counter(), "weights": Counter(), "sums": Counter(), "regions": Counter()}
@@ -411,18 +433,27 @@ def training_step(kernels: Kernels, scores: dict[str, float], hidden: int) -> di
 
 
 SHAPES = [(36, 13), (49, 20), (196, 32), (576, 64), (1030, 32)]
+# Of float32: in tiles, and with a block each.
+FLOAT_SHAPES = [(36, 13), (49, 13)]
 
 
 def report(kernels: Kernels, in_float32: Kernels) -> dict[str, Any]:
     shapes = {f"{m} x {n}, H = {h}": pair(kernels, m, n, 1024, h)._asdict() for m, n in SHAPES for h in (1024, 64)}
     sets = {f"{name}, H = {h}": workload(kernels, CAPTION_LENGTHS[name], h) for name in ("coco", "f30k") for h in (1024, 64)}
-    code = in_float32["large_kernel", "1"]
-    plain = {h: large(code, 36, 13, 1024, h, single=True)._asdict() for h in (1024, 64)}
+    plain = {
+        f"{m} x {n}, H = {h}": (
+            float_tile(in_float32["tile_kernel", "false"], m, n, 1024, h)
+            if m <= 40
+            else large(in_float32["large_kernel", "1"], m, n, 1024, h, single=True)
+        )._asdict()
+        for m, n in FLOAT_SHAPES
+        for h in (1024, 64)
+    }
     return {
         "unit": "nanoseconds a pair, bfloat16, H100",
         "sets": sets,
         "shapes": shapes,
-        "float32": {f"36 x 13, H = {h}": found for h, found in plain.items()},
+        "float32": plain,
         "training": {f"B = {TRAINING_BATCH}, H = {h}, ms": training_step(kernels, sets[f"f30k, H = {h}"], h) for h in (1024, 64)},
     }
 
@@ -438,7 +469,7 @@ def tables(found: dict[str, Any]) -> str:
         numbers = [part[f"{key}, H = {h}"][x] for h in (1024, 64) for x in ("overlapped", "apart")]
         lines.append(f"| {name} | {' | '.join(f'{x:,.1f}' for x in numbers)} |")
     for name, key, row, digits in (
-        ("float32, 36 regions, 13 words", "float32", "36 x 13, H = {}", 0),
+        *((f"float32, {m} regions, {n} words", "float32", f"{m} x {n}, H = {{}}", 0) for m, n in FLOAT_SHAPES),
         (f"training step, B = {TRAINING_BATCH}, milliseconds", "training", f"B = {TRAINING_BATCH}, H = {{}}, ms", 1),
     ):
         numbers = [found[key][row.format(h)][x] for h in (1024, 64) for x in ("overlapped", "apart")]

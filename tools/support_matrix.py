@@ -55,7 +55,9 @@ capability 8.0 or later.
 rightmost one in the table. If a backend is named and cannot run the call, there is no fallback: the
 call raises `RuntimeError` with the reason.
 
-Sizes are regions of an image x words of a caption, padding included. Widths are multiples of 8.
+Sizes are regions of an image x words of a caption, padding included. Widths are multiples of 8. The
+table is for calls without IEEE products of float32, which
+`torch.set_float32_matmul_precision("highest")` asks for.
 """
 
 
@@ -91,7 +93,7 @@ def cell(operator: str, backend: str, notes: Notes, **wanted: int) -> str:
     taken, refused = [], {}
     for name, dtype in DTYPES.items():
         usable, reason = backends.can_run(
-            operator, backend, torch.device(DEVICES[backend]), dtype, half=dtype.itemsize == 2, width=1024, hidden=1024, **wanted
+            operator, backend, torch.device(DEVICES[backend]), dtype, width=1024, hidden=1024, **wanted
         )
         if usable:
             taken.append(name)

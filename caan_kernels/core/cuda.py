@@ -59,8 +59,6 @@ class _PlanLaunch(NamedTuple):
     pairs: Tensor | None
     scores: Written
     score_row: int
-    small_regions: int
-    small_words: int
     numbers: Written
     stream: int
 
@@ -105,7 +103,7 @@ def plan(wanted: Wanted) -> Plan:
     regions = _planned_side(wanted.regions, wanted.region_lengths, True, made.regions)
     words = _planned_side(wanted.words, wanted.word_lengths, False, made.words)
     row = wanted.scores.stride(0) if wanted.pairs is None else 0
-    launch = _PlanLaunch(regions, words, wanted.pairs, wanted.scores, row, 0, 0, numbers, stream_of(numbers))
+    launch = _PlanLaunch(regions, words, wanted.pairs, wanted.scores, row, numbers, stream_of(numbers))
     _ops.cuda_plan(*flatten(launch))
     return made
 

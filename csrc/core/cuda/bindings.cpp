@@ -51,7 +51,6 @@ void plan_(Arguments& in) {
   const OptionalTensor pairs = in.next<OptionalTensor>();
   const Tensor scores = in.next<Tensor>();
   const int64_t score_row = in.next<int64_t>();
-  const int small_regions = int(in.next<int64_t>()), small_words = int(in.next<int64_t>());
   Parts parts(in.next<Tensor>());
   const Stream stream = next_stream(in);
   for (PlannedSide* side : {&regions, &words}) {
@@ -60,9 +59,7 @@ void plan_(Arguments& in) {
   }
   const int64_t listed = pairs ? pairs->size(0) : 0;
   plan(regions, words,
-       {indices(pairs), listed, scores.numel() ? mutable_data<float>(scores) : nullptr, score_row, parts.next(listed),
-        small_regions, small_words},
-       stream);
+       {indices(pairs), listed, scores.numel() ? mutable_data<float>(scores) : nullptr, score_row, parts.next(listed)}, stream);
 }
 
 void plan_walk_(Arguments& in) {

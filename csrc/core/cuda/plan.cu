@@ -91,12 +91,9 @@ CAAN_DEVICE void fill_pair(const PlannedSide& regions, const PlannedSide& words,
   const bool real = exists && in_range(regions, image) && in_range(words, caption);
   if (p.scores) p.scores[p.pairs ? place : image * p.score_row + caption] = real ? 0.0f : NAN;
   if (!p.pairs) return;
-  const int region = real ? bucket_of(regions, length_of(regions, image)) : regions.buckets;
-  const int word = real ? bucket_of(words, length_of(words, caption)) : words.buckets;
-  const int of_regions = word < p.small_words && region < p.small_regions ? region : p.small_regions;
-  const bool scored = region < regions.buckets && word < words.buckets;
-  const int kind = scored ? of_regions * words.buckets + word : (p.small_regions + 1) * words.buckets;
-  p.keys[place] = kind * regions.count + (exists ? image : 0);
+  const bool scored = real && length_of(regions, image) > 0 && length_of(words, caption) > 0;
+  const int bucket = scored ? bucket_of(words, length_of(words, caption)) : words.buckets;
+  p.keys[place] = bucket * regions.count + (exists ? image : 0);
 }
 
 CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) plan_kernel(PlannedSide regions, PlannedSide words, PlannedPairs pairs, int64_t count) {

@@ -17,9 +17,8 @@ struct PlannedSide {
   int64_t *lengths, *order, *starts;
 };
 
-// Scores before a kernel writes them, and what pairs of a list are sorted by: class * images + image. The class of a pair is its
-// word bucket; of the first `small_words` of these, those in the first `small_regions` buckets of regions have classes of their
-// own. What has an empty side or does not exist has a class beyond all others.
+// Scores before a kernel writes them, and what pairs of a list are sorted by: bucket of words * images + image, with a bucket
+// beyond all others for what has an empty side or does not exist.
 struct PlannedPairs {
   // (listed, 2), or null for all pairs.
   const int64_t* pairs;
@@ -28,7 +27,6 @@ struct PlannedPairs {
   float* scores;
   int64_t score_row;
   int64_t* keys;
-  int small_regions, small_words;
 };
 
 // Sorts both sides; gives scores 0, the score of a pair with an empty side, and NaN where a length or an index is out of range.

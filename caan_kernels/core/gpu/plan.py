@@ -45,7 +45,7 @@ class Items:
         sizes: blocks that may hold an item, in rising order.
         alike: whether all items are as long as the tensor, and so in the only bucket.
         buckets: (B,) int64, the place in `sizes` of each item's block; len(sizes) for an item without rows.
-        order: (B,) int64, the items sorted by bucket.
+        order: (B,) int64, the items sorted by bucket and, within one, by length: blocks of tiles then have items alike.
         starts: (len(sizes) + 1,) int64, where in `order` each bucket begins.
     """
 
@@ -62,7 +62,11 @@ class Items:
 
     @functools.cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        return torch.sort(self.buckets, stable=True)
+        return torch.sort(self.buckets * self._step + self.lengths, stable=True)
+
+    @property
+    def _step(self) -> int:
+        return self.sizes[-1] + 1
 
     @functools.cached_property
     def order(self) -> Tensor:
@@ -70,7 +74,8 @@ class Items:
 
     @functools.cached_property
     def starts(self) -> Tensor:
-        return torch.searchsorted(self._sorted[0], torch.arange(len(self.sizes) + 1, device=self.lengths.device))
+        first = torch.arange(len(self.sizes) + 1, device=self.lengths.device) * self._step
+        return torch.searchsorted(self._sorted[0], first)
 
 
 def plan_lengths(features: Tensor, lengths: Tensor | None) -> Tensor:

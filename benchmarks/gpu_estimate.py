@@ -115,6 +115,18 @@ def largest(parts: Iterable[Loop], address: int) -> Loop:
     return max((x for x in parts if x.holds(address)), key=lambda x: x.last - x.first)
 
 
+def by_tanh(loops: Iterable[Loop], code: Code) -> list[Loop]:
+    """Those with the fewest tanh first."""
+    return sorted(loops, key=lambda x: sum("MUFU" in text for address, text in code if x.holds(address)))
+
+
+def out_of_line(code: Code) -> list[Loop]:
+    """What runs where the lanes of a warp have gone apart, which they never do here: it lies behind the kernel's end."""
+    begins = [int(found[1], 16) for _, text in code if (found := re.match(r"BRA\.DIV \w+, 0x([0-9a-f]+)", text))]
+    backwards = [a for a, text in code if (found := re.match(r"BRA 0x([0-9a-f]+)", text)) and int(found[1], 16) < a]
+    return [Loop(min(begins), max(backwards))] if begins else []
+
+
 # A product of 8 regions, and the load of its factor.
 OF_FEW = r"HMMA\.1688|LDSM\S*\.2"
 
@@ -133,7 +145,16 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
         "words": (of_hidden, pairs * 2 * strips * (depths + strips)),
         "regions": (of_hidden, pairs * 2 * strips * (depths + tiles)),
     }
-    inner = dict(zip([*expected, "cosine"], products_of(code), strict=True))
+    products, *contexts, cosine = products_of(code)
+    # Of two pairs each of the contexts is there twice: a shared last tile has fewer tanh.
+    of_words, of_regions = contexts[: len(contexts) // 2], contexts[len(contexts) // 2 :]
+    inner = {
+        "products": products,
+        "words": by_tanh(of_words, code)[0 if pairs == 2 and words <= 12 else -1],
+        "regions": by_tanh(of_regions, code)[0 if pairs == 2 and regions <= 36 else -1],
+        "cosine": cosine,
+    }
+    every = [pieces_around(x, loops, code) for x in (products, *contexts, cosine)]
     outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
     # Packed words leave warps without any. That helps what a multiprocessor has one of: of the rest each quarter has its own, and
     # such warps are of the same quarters always.
@@ -150,11 +171,11 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
             shared = count(body, lambda a, x=loop, n=trips * used, p=pieces: n if x.holds(a) else p)["shared"]
             phases[name]["shared"] = shared
     # What is there for the cosine alone, and for the sums of packed words.
-    left_out = [largest(jumped_over(code, outer["regions"].last, code[-1][0]), outer["cosine"].first)]
+    left_out = [largest(jumped_over(code, every[-2].last, code[-1][0]), outer["cosine"].first)]
     if used == 1:
-        between = jumped_over(code, outer["products"].last, outer["words"].first)
+        between = jumped_over(code, outer["products"].last, every[1].first)
         left_out.append(largest(between, next(a for a, t in code if a > outer["products"].last and "BAR.SYNC" in t)))
-    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in (*outer.values(), *left_out))]
+    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in (*every, *left_out, *out_of_line(code)))]
     phases["weights"] = count(rest, lambda a: 1)
     phases = {name: scaled(clocks, 1 / pairs) for name, clocks in phases.items()}
     bytes_of = {
@@ -164,6 +185,28 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
     }
     for name, clocks in phases.items():
         clocks["L2"] = bytes_of.get(name, 0) / L2_BYTES
+    return estimate_of(phases)
+
+
+def float_tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
+    """Of a pair in `tile_kernel` in float32, for all pairs, up to 40 regions and 16 words; captions of its block alike."""
+    # Shape of csrc/context_attention/cuda/float_tiles.h: 32 columns a piece, and a warp's loops have 16 of them a turn.
+    images, captions, columns = 2, 4, 32
+    pieces = {"products": -(-width // columns), "words": -(-hidden // columns), "regions": -(-hidden // columns)}
+    loops = loops_of(code)
+    inner = dict(zip(pieces, products_of(code), strict=True))
+    outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
+    # Words are packed: warps whose strip has none do not multiply.
+    turns = {name: pieces[name] * columns / 16 for name in pieces}
+    turns["products"] *= -(-captions * words // 16) / captions
+    phases = {}
+    for name, loop in inner.items():
+        body = [(a, t) for a, t in code if outer[name].holds(a)]
+        phases[name] = count(body, lambda a, x=loop, n=name: turns[n] if x.holds(a) else pieces[n])
+    phases["weights"] = count([(a, t) for a, t in code if not any(x.holds(a) for x in outer.values())], lambda a: 1)
+    items = regions / captions + words / images
+    phases["products"]["L2"] = 4 * width * (items + words / images) / L2_BYTES
+    phases["words"]["L2"] = phases["regions"]["L2"] = 4 * hidden * items / L2_BYTES
     return estimate_of(phases)
 
 
@@ -238,8 +281,8 @@ def large_runs(
 
 
 def large(code: Code, regions: int, words: int, width: int, hidden: int, single: bool = False) -> Estimate:
-    """Of a pair in `large_kernel`, a block to itself; in float32 (`single`) of up to 16 words. Softmax, and what only the cosine's
-    loops do, is left out."""
+    """Of a pair in `large_kernel`, a block to itself; in float32 (`single`) of more than 40 regions and up to 16 words. Softmax,
+    and what only the cosine's loops do, is left out."""
     shape, sizes = LargeShape.of(words, single), (regions, words, width, hidden)
     own = own_code(code)
     phases: dict[str, Pipes] = {"products": Counter(), "weights": Counter(), "sums": Counter(), "regions": Counter()}
@@ -411,18 +454,27 @@ def training_step(kernels: Kernels, scores: dict[str, float], hidden: int) -> di
 
 
 SHAPES = [(36, 13), (49, 20), (196, 32), (576, 64), (1030, 32)]
+# Of float32: in tiles, and with a block each.
+FLOAT_SHAPES = [(36, 13), (49, 13)]
 
 
 def report(kernels: Kernels, in_float32: Kernels) -> dict[str, Any]:
     shapes = {f"{m} x {n}, H = {h}": pair(kernels, m, n, 1024, h)._asdict() for m, n in SHAPES for h in (1024, 64)}
     sets = {f"{name}, H = {h}": workload(kernels, CAPTION_LENGTHS[name], h) for name in ("coco", "f30k") for h in (1024, 64)}
-    code = in_float32["large_kernel", "1"]
-    plain = {h: large(code, 36, 13, 1024, h, single=True)._asdict() for h in (1024, 64)}
+    plain = {
+        f"{m} x {n}, H = {h}": (
+            float_tile(in_float32["tile_kernel", "false"], m, n, 1024, h)
+            if m <= 40
+            else large(in_float32["large_kernel", "1"], m, n, 1024, h, single=True)
+        )._asdict()
+        for m, n in FLOAT_SHAPES
+        for h in (1024, 64)
+    }
     return {
         "unit": "nanoseconds a pair, bfloat16, H100",
         "sets": sets,
         "shapes": shapes,
-        "float32": {f"36 x 13, H = {h}": found for h, found in plain.items()},
+        "float32": plain,
         "training": {f"B = {TRAINING_BATCH}, H = {h}, ms": training_step(kernels, sets[f"f30k, H = {h}"], h) for h in (1024, 64)},
     }
 
@@ -438,7 +490,7 @@ def tables(found: dict[str, Any]) -> str:
         numbers = [part[f"{key}, H = {h}"][x] for h in (1024, 64) for x in ("overlapped", "apart")]
         lines.append(f"| {name} | {' | '.join(f'{x:,.1f}' for x in numbers)} |")
     for name, key, row, digits in (
-        ("float32, 36 regions, 13 words", "float32", "36 x 13, H = {}", 0),
+        *((f"float32, {m} regions, {n} words", "float32", f"{m} x {n}, H = {{}}", 0) for m, n in FLOAT_SHAPES),
         (f"training step, B = {TRAINING_BATCH}, milliseconds", "training", f"B = {TRAINING_BATCH}, H = {{}}, ms", 1),
     ):
         numbers = [found[key][row.format(h)][x] for h in (1024, 64) for x in ("overlapped", "apart")]

@@ -11,6 +11,7 @@ from ..core.gpu.plan import SMALLEST, Walk, size_of, sort_list
 from ..core.namespace import ops as _ops
 from ..core.records import Written, flatten
 from ..core.registration import define
+from ..core.tracing import constant_while_traced
 from .call import Options, Vectors
 from .gpu.launch import PlannedCall, Slots
 
@@ -200,7 +201,13 @@ def _on_tensor_cores(call: PlannedCall) -> bool:
 
 def exact(dtype: torch.dtype) -> bool:
     """Whether products are IEEE's: in float32, for who asks torch for them. Else several on tensor cores stand for one."""
-    return dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "ieee"
+    return dtype == torch.float32 and _asked_for_exact()
+
+
+# Where a graph was traced before somebody asked for them, `_check_panels` refuses what they do not take.
+@constant_while_traced
+def _asked_for_exact() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision == "ieee"
 
 
 def _single(call: PlannedCall) -> bool:

@@ -136,6 +136,15 @@ def test_derivatives_by_hand(kernels):
     assert sum(of.get("tensor", 0) for of in found.phases.values()) == pytest.approx(99 * 48 * 16 * 1024 / 1355.5, rel=1e-3)
 
 
+def test_derivatives_in_float32_by_hand(in_float32):
+    """The same loops, those of products alike; six tensor-core products stand for one."""
+    loops = gpu_estimate.tile_loops(in_float32["gradient_tile_kernel", ""])
+    assert (len(loops["times_made"]), len(loops["rows_made"]), len(loops["update"])) == (35, 7, 7)
+    assert loops["load"]
+    found = gpu_estimate.gradient(loops, 36, 13, 1024, 1024)
+    assert sum(of.get("tensor", 0) for of in found.phases.values()) == pytest.approx(6 * 41 * 48 * 16 * 1024 / 1355.5, rel=1e-3)
+
+
 def test_loops_are_not_those_of_blocks_out_of_line():
     """A block beyond the loop branches back into it, and a branch in the loop has two sides."""
     code = (
@@ -193,6 +202,6 @@ def test_longer_captions_cost_little_more(report, bound, hidden):
 def test_committed_results_are_of_these_kernels(report):
     """Within what another compiler may change."""
     committed = json.loads(gpu_estimate.RESULTS.read_text())
-    for part in ("sets", "shapes", "float32", "training"):
+    for part in ("sets", "shapes", "float32", "training", "training in float32"):
         for name, row in report[part].items():
             assert committed[part][name]["overlapped"] == pytest.approx(row["overlapped"], rel=0.1), name

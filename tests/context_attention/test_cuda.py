@@ -407,11 +407,16 @@ def test_what_takes_many_rows():
 
 
 def test_many_rows_are_not_for_ieee_products(kernels):
-    """Whether these are asked for before a call or between its two passes."""
+    """Whether these are asked for before a call, between its two passes, or after torch.compile has traced it."""
     case = cases.problem((1, 330, 1, 20, 8, 16), torch.float32, lengths=False).on("cuda")
-    scores = replace(case, regions=case.regions.requires_grad_()).call(backend="cuda")
+    compiled = torch.compile(
+        lambda regions: ck.context_attention(regions, case.words, case.weights, backend="cuda"), backend="eager", fullgraph=True
+    )
+    found = compiled(case.regions)
+    scores = case.with_tensors(x.requires_grad_() for x in case.tensors().values()).call(backend="cuda")
+    assert torch.equal(found, scores)
     torch.backends.cuda.matmul.fp32_precision = "ieee"
-    for refused in (scores.sum().backward, lambda: case.call(backend="cuda")):
+    for refused in (scores.sum().backward, lambda: case.call(backend="cuda"), lambda: compiled(case.regions.detach())):
         with pytest.raises(RuntimeError, match="cannot run this call: it takes at most 340 regions and words together"):
             refused()
 

@@ -52,8 +52,8 @@ TORCH_FLAGS = [f"-DTORCH_TARGET_VERSION={TARGET_TORCH}"]
 TORCH_LIBRARIES = "-ltorch -ltorch_cpu -lc10".split()
 
 # Where no GPU is seen: machine code for Ampere, Hopper and Blackwell, and PTX that the driver of any other compiles, for minutes.
-DEFAULT_CUDA_ARCHS = "80+PTX,90a,100,120"
-ALL_CUDA_ARCHS = "80,86,90a,100,120+PTX"
+DEFAULT_CUDA_ARCHS = "80+PTX,90,100,120"
+ALL_CUDA_ARCHS = "80+PTX,86,90,100,120"
 
 NAMESPACE = "caan_kernels"
 HOST = "caan_kernels._host"
@@ -89,7 +89,7 @@ def architectures_of_gpus() -> str:
     except (OSError, subprocess.CalledProcessError):
         return ""
     capabilities = sorted({tuple(map(int, line.split("."))) for line in found if re.fullmatch(r"\d+\.\d+", line)})
-    return ",".join("90a" if x == (9, 0) else "{}{}".format(*x) for x in capabilities if x >= (8, 0))
+    return ",".join("{}{}".format(*x) for x in capabilities if x >= (8, 0))
 
 
 def cuda_architectures(nvcc: str) -> list[str]:
@@ -98,26 +98,16 @@ def cuda_architectures(nvcc: str) -> list[str]:
     listed = ALL_CUDA_ARCHS if named == "all" else named or DEFAULT_CUDA_ARCHS
     architectures = [architecture.strip() for architecture in listed.split(",")]
     for architecture in architectures:
-        if not re.fullmatch(r"\d{2,3}[af]?(\+PTX)?", architecture):
-            raise SystemExit(f"error: CAAN_CUDA_ARCHS={listed}: {architecture!r} is not like 80, 90a or 80+PTX, nor all")
-        if int(re.match(r"\d+", architecture)[0]) < 80:
+        if not re.fullmatch(r"80\+PTX|\d{2,3}", architecture):
+            raise SystemExit(f"error: CAAN_CUDA_ARCHS={listed}: {architecture!r} is not 80+PTX or a number like 90, nor all")
+        if int(architecture.removesuffix("+PTX")) < 80:
             raise SystemExit(
                 f"error: CAAN_CUDA_ARCHS={listed}: the kernels need compute capability 8.0 or later, not {architecture!r}"
             )
     if named:
         return architectures
     known = caan_build.nvcc_architectures(nvcc)
-    return [architecture for architecture in architectures if int(re.match(r"\d+", architecture)[0]) in known]
-
-
-def gencode_flags(architectures: list[str]) -> list[str]:
-    flags = []
-    for architecture in architectures:
-        number, _, ptx = architecture.partition("+")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if ptx:
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
+    return [x for x in architectures if int(x.removesuffix("+PTX")) in known]
 
 
 def namespace() -> str:
@@ -255,7 +245,12 @@ class NinjaBuild(build_ext):
         if nvcc:
             bindings = sources("csrc/*/cuda/bindings.cpp")
             objects += [compiled(source, [*common, *TORCH_FLAGS, *torch_include], "ops") for source in bindings]
-            flags = [*caan_build.NVCC_FLAGS, "--threads=2", "-Xcompiler=-fPIC,-fvisibility=hidden", *gencode_flags(architectures)]
+            flags = [
+                *caan_build.NVCC_FLAGS,
+                "--threads=2",
+                "-Xcompiler=-fPIC,-fvisibility=hidden",
+                caan_build.gencode_flag(architectures),
+            ]
             objects += [ninja_file.build("nvcc", folder / f"{source}.o", [source], flags) for source in cuda]
         libraries = [f"-L{torch.lib}", *TORCH_LIBRARIES, *(caan_build.cuda_runtime_flags(nvcc) if nvcc else [])]
         outputs = {"_build": folder / "build.json", "_ops": folder / "_ops.so"}

@@ -58,6 +58,13 @@ def alternatives(code: Code) -> list[tuple[Loop, Loop]]:
     return sides
 
 
+def jumped_over(code: Code, first: int, last: int) -> list[Loop]:
+    """What each conditional jump forwards may leave out, within these addresses."""
+    jumps = ((a, re.match(r"@\S+ BRA 0x([0-9a-f]+)", text)) for a, text in code)
+    over = (Loop(a + 16, int(found[1], 16) - 16) for a, found in jumps if found)
+    return [x for x in over if first <= x.first < x.last <= last]
+
+
 @functools.cache
 def products_of(code: Code) -> list[Loop]:
     """Innermost loops with tensor-core products, by address."""

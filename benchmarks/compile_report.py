@@ -2,7 +2,8 @@
 
     python benchmarks/compile_report.py                   every shape that can run; writes results/triton_compiled.json and the
                                                           tables of docs/triton.md; about an hour on two cores
-    python benchmarks/compile_report.py --check           the field's shapes; exits with 1 if one is not as it should be
+    python benchmarks/compile_report.py --check           the field's shapes of context_attention; exits with 1 if one is not as it
+                                                          should be
 
 The kernels' own launch code runs on small CPU tensors, with kernels that record how they are launched in place of the real
 ones; what was recorded is compiled for each architecture and disassembled.
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import itertools
 import json
 import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +37,15 @@ from caan_kernels.context_attention.call import Call, CallGradient, Matrices, Op
 from caan_kernels.context_attention.gpu import launch as operators
 from caan_kernels.context_attention.triton import launch
 from caan_kernels.core.modes import INTERPRETED
+from caan_kernels.core.records import Items
+from caan_kernels.max_similarity import call as search_calls
+from caan_kernels.max_similarity.gpu import launch as search_operators
+from caan_kernels.max_similarity.triton import launch as search_launch
 
 # Compute capabilities, and the shared memory that a program may take there, in bytes.
 ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-KERNELS = (
+# Kernels of both operators.
+ATTENTION = (
     "plan_kernel",
     "product_kernel",
     "products_kernel",
@@ -52,6 +59,9 @@ KERNELS = (
     "caption_features_kernel",
     "caption_hidden_kernel",
 )
+SEARCH = ("search_kernel", "add_kernel", "query_gradients_kernel", "document_gradients_kernel")
+# The module that launches each.
+KERNELS = dict.fromkeys(ATTENTION, launch) | dict.fromkeys(SEARCH, search_launch)
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # D and H of the paper.
 PAPER = Options(cosine=False, inter=True, intra=True)
@@ -109,15 +119,20 @@ class Recorder:
 
 
 def _type(dtype: torch.dtype) -> str:
-    return {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64"}[dtype]
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+    return names[dtype]
 
 
 @contextmanager
 def recorded(architecture: int) -> Iterator[list[Launch]]:
     """Launches are kept instead of made, and shaped for an architecture."""
     launches: list[Launch] = []
-    kernels = {name: Recorder(name, getattr(launch, name), launches) for name in KERNELS}
-    with mock.patch.multiple(launch, capability_of=lambda device: divmod(architecture, 10), **kernels):
+    with ExitStack() as patches:
+        for name, module in KERNELS.items():
+            patches.enter_context(mock.patch.object(module, name, Recorder(name, getattr(module, name), launches)))
+        # Both operators launch it.
+        patches.enter_context(mock.patch.object(search_launch, "plan_kernel", launch.plan_kernel))
+        patches.enter_context(mock.patch.object(launch, "capability_of", lambda device: divmod(architecture, 10)))
         yield launches
 
 
@@ -154,6 +169,20 @@ def launches_of(
     return launches
 
 
+def searches_of(dtype: torch.dtype, width: int) -> list[Launch]:
+    """Every kernel that max_similarity takes for rows of one width; none depends on the architecture or on numbers of rows."""
+    images, texts = Items(torch.zeros(2, 36, width, dtype=dtype), None), Items(torch.zeros(2, 13, width, dtype=dtype), None)
+    with recorded(90) as launches:
+        for over_regions, mean, pairs in itertools.product(
+            (False, True), (False, True), (None, torch.zeros(2, 2, dtype=torch.int64))
+        ):
+            call = search_calls.Call(images, texts, pairs, search_calls.Options(over_regions, mean), "triton")
+            search_operators.max_similarity(call)
+            grad = torch.ones((2, 2) if pairs is None else (2,))
+            search_operators.max_similarity_backward(search_calls.CallGradient(grad, call, True, True))
+    return launches
+
+
 @dataclass(frozen=True)
 class Compiled:
     """What a launch became."""
@@ -172,7 +201,9 @@ class Compiled:
 
 def compile_for(recorded: Launch, architecture: int) -> Compiled:
     """Compile, disassemble and count."""
-    source = ASTSource(getattr(launch, recorded.kernel), recorded.signature, recorded.constants, recorded.attributes)
+    source = ASTSource(
+        getattr(KERNELS[recorded.kernel], recorded.kernel), recorded.signature, recorded.constants, recorded.attributes
+    )
     options = {
         "num_warps": recorded.warps,
         "num_stages": recorded.stages,
@@ -219,6 +250,8 @@ LARGE = [(1030, words) for words in (13, 32, 64, 128)]
 DIFFERENTIATED = [(16, 13), (32, 13), (36, 13), (128, 64), (256, 128)]
 # Options other than the paper's: cosine, inter, intra.
 OPTIONS = [Options(True, True, True), Options(False, True, False), Options(False, False, True), Options(False, False, False)]
+# Widths of rows that max_similarity compares: ColPali's and this model's.
+SEARCHED = (128, WIDTH)
 # What stands behind float32 products.
 PRECISIONS = ("none", "ieee", "tf32")
 
@@ -252,9 +285,10 @@ def wanted(architecture: int, check: bool) -> list[tuple[str, Launch]]:
             continue
         for precision in PRECISIONS if dtype == torch.float32 and not check else PRECISIONS[:1]:
             with float32_products(precision):
-                for call in calls(dtype, check):
-                    for each in launches_of(architecture, dtype, **call):
-                        found.setdefault(repr((name, each)), (name, each))
+                launches = [each for call in calls(dtype, check) for each in launches_of(architecture, dtype, **call)]
+                launches += [each for width in (() if check else SEARCHED) for each in searches_of(dtype, width)]
+                for each in launches:
+                    found.setdefault(repr((name, each)), (name, each))
     return list(found.values())
 
 
@@ -313,7 +347,7 @@ def faults(report: dict[str, Any]) -> list[str]:
 def multiplies(row: dict[str, Any]) -> bool:
     """Whether a kernel has matrix products for tensor cores, as it is compiled."""
     given = row["constants"]
-    if row["kernel"] == "finish_kernel":
+    if row["kernel"] in ("plan_kernel", "finish_kernel", *SEARCH[1:]):
         return False
     if row["kernel"] == "pair_kernel" and given["PRECISION"] == "ieee":
         return False
@@ -350,7 +384,9 @@ def tables(report: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="the field's sizes in bfloat16 and float32 only; writes nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="the field's sizes of context_attention in bfloat16 and float32 only; writes nothing"
+    )
     options = parser.parse_args(arguments)
     if INTERPRETED:
         parser.error("TRITON_INTERPRET=1 compiles nothing: unset it")

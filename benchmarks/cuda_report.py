@@ -33,7 +33,7 @@ LIBRARY = ROOT / "caan_kernels" / "_ops.so"
 RESULTS = Path(__file__).parent / "results" / "nvcc_compiled.json"
 DOCUMENT = ROOT / "docs" / "cuda.md"
 # Those of a release (setup.py).
-ARCHITECTURES = ("80", "86", "90a", "100", "120")
+ARCHITECTURES = ["80", "86", "90", "100", "120"]
 KERNELS = (
     "plan_kernel",
     "count_walk_kernel",
@@ -61,26 +61,25 @@ def nvcc_version(nvcc: str) -> str:
     return re.search(r"release ([\d.]+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)[1]
 
 
-def compile_for(architecture: str, folder: Path, sources: Sequence[str] = ()) -> list[Path]:
-    """Machine code of kernel files, all or those of these names, for one architecture."""
-    nvcc = caan_build.find_nvcc()
+def compile_for(architectures: list[str], folder: Path, sources: Sequence[str] = ()) -> list[Path]:
+    """Machine code of kernel files, all or those of these names, a file an architecture."""
+    command = [caan_build.find_nvcc(), *caan_build.NVCC_FLAGS, caan_build.gencode_flag(architectures), "-fatbin"]
 
-    def compiled(source: Path) -> Path:
-        cubin = folder / f"{source.stem}.sm_{architecture}.cubin"
-        subprocess.run(
-            [nvcc, *caan_build.NVCC_FLAGS, f"-arch=sm_{architecture}", "-cubin", source, "-o", cubin], check=True, cwd=ROOT
-        )
-        return cubin
+    def compiled(source: Path) -> list[Path]:
+        fatbin = folder / f"{source.parents[1].name}_{source.stem}.fatbin"
+        subprocess.run([*command, source, "-o", fatbin], check=True, cwd=ROOT)
+        return cubins_of(fatbin, folder)
 
     with ThreadPoolExecutor(2) as pool:
         files = sorted(ROOT.glob("csrc/*/cuda/*.cu"))
-        return list(pool.map(compiled, [file for file in files if not sources or file.stem in sources]))
+        found = pool.map(compiled, [file for file in files if not sources or file.stem in sources])
+    return [cubin for cubins in found for cubin in cubins]
 
 
 def cubins_of(library: Path, folder: Path) -> list[Path]:
-    """Machine code inside a library."""
+    """Machine code inside a library, or a file of nvcc's."""
     subprocess.run([tool("cuobjdump"), "-xelf", "all", library], check=True, cwd=folder, capture_output=True)
-    return sorted(folder.glob("*.cubin"))
+    return sorted(folder.glob(f"{library.stem}.*.cubin"))
 
 
 def demangled(names: Sequence[str]) -> list[str]:
@@ -214,10 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.check and nvcc is None:
         parser.error("there is no nvcc, on the PATH or in CUDA_HOME")
     with tempfile.TemporaryDirectory() as folder:
-        if options.check:
-            cubins = cubins_of(LIBRARY, Path(folder))
-        else:
-            cubins = [cubin for architecture in ARCHITECTURES for cubin in compile_for(architecture, Path(folder))]
+        cubins = cubins_of(LIBRARY, Path(folder)) if options.check else compile_for(ARCHITECTURES, Path(folder))
         report = measure(cubins, launches(Path(folder)))
     for row in report["kernels"]:
         print(line(row))

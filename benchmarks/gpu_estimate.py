@@ -1,6 +1,6 @@
 """What a pair would cost on an H100, from the machine code of the CUDA kernels; an estimate, nothing of it measured.
 
-    python benchmarks/gpu_estimate.py     for sm_90a; writes results/gpu_estimate.json and the table of docs/cuda.md
+    python benchmarks/gpu_estimate.py     for sm_90; writes results/gpu_estimate.json and the table of docs/cuda.md
 
 Instructions are counted as often as they run: those of a loop with tensor-core products as many times as the widths and the rows
 ask. Each takes its pipe for as long as RATES says. Two numbers bound a pair: with full overlap the largest sum over all phases of
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cuda_report
-from code_loops import Code, Loop, alternatives, loop_around, loops_of, memory_operations, own_code, products_of
+from code_loops import Code, Loop, alternatives, jumped_over, loop_around, loops_of, memory_operations, own_code, products_of
 from documents import replace_between
 from machine_code import disassembled, instructions
 from workloads import CAPTION_LENGTHS
@@ -33,8 +33,10 @@ MULTIPROCESSORS, GIGAHERTZ = 132, 1.755
 # (results/cuda_nvidia_h200.json, "rates"), whose multiprocessor is an H100's; those marked * are NVIDIA's throughput tables.
 RATES: list[tuple[str, str, float]] = [
     (r"HMMA\.16816", "tensor", 16 * 8 * 16 / 1355.5),
-    (r"HMMA\.1688", "tensor", 16 * 8 * 8 / 677.78),
+    (r"HMMA\.1688\.F32\.TF32", "tensor", 16 * 8 * 8 / 677.78),
+    (r"HMMA\.1688", "tensor", 16 * 8 * 8 / 1011.2),
     (r"MUFU", "special", 32 / 15.998),
+    (r"LDSM\S*\.2", "shared", 256 / 125.92),  # as many bytes a clock as of four matrices
     (r"LDSM", "shared", 512 / 125.92),
     (r"LDGSTS", "shared", 512 / 123.22),
     (r"LDS\.128", "shared", 512 / 126.19),
@@ -108,6 +110,15 @@ def pieces_around(loop: Loop, loops: list[Loop], code: Code) -> Loop:
     return min(with_barrier, key=lambda x: x.last - x.first)
 
 
+def largest(parts: Iterable[Loop], address: int) -> Loop:
+    """Of those that hold an address."""
+    return max((x for x in parts if x.holds(address)), key=lambda x: x.last - x.first)
+
+
+# A product of 8 regions, and the load of its factor.
+OF_FEW = r"HMMA\.1688|LDSM\S*\.2"
+
+
 def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
     """Of a pair in `tile_kernel` for all pairs, captions of its block alike."""
     strips, tiles = -(-words // 16), 5 if regions <= 40 else 8
@@ -124,16 +135,26 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
     }
     inner = dict(zip([*expected, "cosine"], products_of(code), strict=True))
     outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
-    # Words are packed: warps whose strips have none do not multiply.
+    # Packed words leave warps without any. That helps what a multiprocessor has one of: of the rest each quarter has its own, and
+    # such warps are of the same quarters always.
     used = -(-captions * words // (16 * held)) / beside
     phases = {}
     for name, (pieces, products) in expected.items():
         loop = inner[name]
-        trips = pieces * 4 * products / sum("HMMA" in text for address, text in code if loop.holds(address))
-        trips *= used if name == "products" else 1
         body = [(a, t) for a, t in code if outer[name].holds(a)]
+        # Where there are more than 40 regions, these are of other images, which have no more.
+        body = [(a, t) for a, t in body if tiles == 5 or not re.search(OF_FEW, t)]
+        trips = pieces * 4 * products / sum("HMMA" in text for address, text in body if loop.holds(address))
         phases[name] = count(body, lambda a, x=loop, n=trips, p=pieces: n if x.holds(a) else p)
-    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in outer.values())]
+        if name == "products":
+            shared = count(body, lambda a, x=loop, n=trips * used, p=pieces: n if x.holds(a) else p)["shared"]
+            phases[name]["shared"] = shared
+    # What is there for the cosine alone, and for the sums of packed words.
+    left_out = [largest(jumped_over(code, outer["regions"].last, code[-1][0]), outer["cosine"].first)]
+    if used == 1:
+        between = jumped_over(code, outer["products"].last, outer["words"].first)
+        left_out.append(largest(between, next(a for a, t in code if a > outer["products"].last and "BAR.SYNC" in t)))
+    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in (*outer.values(), *left_out))]
     phases["weights"] = count(rest, lambda a: 1)
     phases = {name: scaled(clocks, 1 / pairs) for name, clocks in phases.items()}
     bytes_of = {
@@ -143,6 +164,28 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
     }
     for name, clocks in phases.items():
         clocks["L2"] = bytes_of.get(name, 0) / L2_BYTES
+    return estimate_of(phases)
+
+
+def float_tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
+    """Of a pair in `tile_kernel` in float32, for all pairs, up to 40 regions and 16 words; captions of its block alike."""
+    # Shape of csrc/context_attention/cuda/float_tiles.h: 32 columns a piece, and a warp's loops have 16 of them a turn.
+    images, captions, columns = 2, 4, 32
+    pieces = {"products": -(-width // columns), "words": -(-hidden // columns), "regions": -(-hidden // columns)}
+    loops = loops_of(code)
+    inner = dict(zip(pieces, products_of(code), strict=True))
+    outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
+    # Words are packed: warps whose strip has none do not multiply.
+    turns = {name: pieces[name] * columns / 16 for name in pieces}
+    turns["products"] *= -(-captions * words // 16) / captions
+    phases = {}
+    for name, loop in inner.items():
+        body = [(a, t) for a, t in code if outer[name].holds(a)]
+        phases[name] = count(body, lambda a, x=loop, n=name: turns[n] if x.holds(a) else pieces[n])
+    phases["weights"] = count([(a, t) for a, t in code if not any(x.holds(a) for x in outer.values())], lambda a: 1)
+    items = regions / captions + words / images
+    phases["products"]["L2"] = 4 * width * (items + words / images) / L2_BYTES
+    phases["words"]["L2"] = phases["regions"]["L2"] = 4 * hidden * items / L2_BYTES
     return estimate_of(phases)
 
 
@@ -217,8 +260,8 @@ def large_runs(
 
 
 def large(code: Code, regions: int, words: int, width: int, hidden: int, single: bool = False) -> Estimate:
-    """Of a pair in `large_kernel`, a block to itself; in float32 (`single`) of up to 16 words. Softmax, and what only the cosine's
-    loops do, is left out."""
+    """Of a pair in `large_kernel`, a block to itself; in float32 (`single`) of more than 40 regions and up to 16 words. Softmax,
+    and what only the cosine's loops do, is left out."""
     shape, sizes = LargeShape.of(words, single), (regions, words, width, hidden)
     own = own_code(code)
     phases: dict[str, Pipes] = {"products": Counter(), "weights": Counter(), "sums": Counter(), "regions": Counter()}
@@ -390,18 +433,27 @@ def training_step(kernels: Kernels, scores: dict[str, float], hidden: int) -> di
 
 
 SHAPES = [(36, 13), (49, 20), (196, 32), (576, 64), (1030, 32)]
+# Of float32: in tiles, and with a block each.
+FLOAT_SHAPES = [(36, 13), (49, 13)]
 
 
 def report(kernels: Kernels, in_float32: Kernels) -> dict[str, Any]:
     shapes = {f"{m} x {n}, H = {h}": pair(kernels, m, n, 1024, h)._asdict() for m, n in SHAPES for h in (1024, 64)}
     sets = {f"{name}, H = {h}": workload(kernels, CAPTION_LENGTHS[name], h) for name in ("coco", "f30k") for h in (1024, 64)}
-    code = in_float32["large_kernel", "1"]
-    plain = {h: large(code, 36, 13, 1024, h, single=True)._asdict() for h in (1024, 64)}
+    plain = {
+        f"{m} x {n}, H = {h}": (
+            float_tile(in_float32["tile_kernel", "false"], m, n, 1024, h)
+            if m <= 40
+            else large(in_float32["large_kernel", "1"], m, n, 1024, h, single=True)
+        )._asdict()
+        for m, n in FLOAT_SHAPES
+        for h in (1024, 64)
+    }
     return {
         "unit": "nanoseconds a pair, bfloat16, H100",
         "sets": sets,
         "shapes": shapes,
-        "float32": {f"36 x 13, H = {h}": found for h, found in plain.items()},
+        "float32": plain,
         "training": {f"B = {TRAINING_BATCH}, H = {h}, ms": training_step(kernels, sets[f"f30k, H = {h}"], h) for h in (1024, 64)},
     }
 
@@ -417,21 +469,21 @@ def tables(found: dict[str, Any]) -> str:
         numbers = [part[f"{key}, H = {h}"][x] for h in (1024, 64) for x in ("overlapped", "apart")]
         lines.append(f"| {name} | {' | '.join(f'{x:,.1f}' for x in numbers)} |")
     for name, key, row, digits in (
-        ("float32, 36 regions, 13 words", "float32", "36 x 13, H = {}", 0),
+        *((f"float32, {m} regions, {n} words", "float32", f"{m} x {n}, H = {{}}", 0) for m, n in FLOAT_SHAPES),
         (f"training step, B = {TRAINING_BATCH}, milliseconds", "training", f"B = {TRAINING_BATCH}, H = {{}}, ms", 1),
     ):
         numbers = [found[key][row.format(h)][x] for h in (1024, 64) for x in ("overlapped", "apart")]
         lines.append(f"| {name} | {' | '.join(f'{x:,.{digits}f}' for x in numbers)} |")
     lines += [
         "",
-        "An estimate from machine code for sm_90a, by benchmarks/gpu_estimate.py, over the rates of the table below.",
+        "An estimate from machine code for sm_90, by benchmarks/gpu_estimate.py, over the rates of the table below.",
     ]
     return "\n".join(lines)
 
 
 def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
-        cubins = cuda_report.compile_for("90a", Path(folder), SOURCES)
+        cubins = cuda_report.compile_for(["90"], Path(folder), SOURCES)
         found = report(codes(cubins), codes(cubins, "float32"))
     in_float32 = {f"{name}, float32": row for name, row in found["float32"].items()}
     for name, row in {**found["sets"], **found["shapes"], **in_float32}.items():

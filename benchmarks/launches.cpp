@@ -47,12 +47,11 @@ void launch_all(int regions) {
   Sides<T> large = sides;
   large.M = 576, large.N = 128;
   score_large(large, pairs, paper, nullptr, 1, nullptr, int64_t(1) << 30, 1, 1, nullptr);
-  if constexpr (sizeof(T) == 2)
-    for (const Options& options : {paper, ablated})
-      for (int strips : {1, 2})
-        for (const int64_t* listed : {static_cast<const int64_t*>(nullptr), &one})
-          score_tiles(sides, Tiles{nullptr, nullptr, listed, nullptr, nullptr, 1, 1, 1, 1, 0, 1, 1, strips}, options, nullptr,
-                      nullptr);
+  for (const Options& options : {paper, ablated})
+    for (int strips : {1, 2})
+      for (const int64_t* listed : {static_cast<const int64_t*>(nullptr), &one})
+        score_tiles(sides, Tiles{nullptr, nullptr, listed, nullptr, nullptr, 1, 1, 1, 1, 0, 1, 1, strips}, options, nullptr,
+                    nullptr);
 }
 
 } // namespace

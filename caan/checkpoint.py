@@ -12,8 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import FormatError, MissingFileError, first_line
+from .errors import FormatError, MissingFileError
 from .files import make_folder, parse_json, read_text, replacing
+from .hub import fetched
 from .isolation import isolated
 from .model import CAAN, ModelConfig
 from .text import normalised
@@ -60,6 +61,17 @@ def _save(path: str | Path, unfinished: Path, tensors: dict[str, Tensor], metada
         raise OSError(f"{path}: expected to be able to write it: {error}") from None
 
 
+def _load(path: Path, expected: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, by name, and its metadata."""
+    if not path.is_file():
+        raise MissingFileError(f"{path}: expected {expected}, found no such file")
+    try:
+        with safe_open(path, "pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise FormatError(f"{path}: expected {expected} in safetensors: {error}") from None
+
+
 def read(path: str | Path) -> Contents:
     """Read what `write` wrote.
 
@@ -70,14 +82,7 @@ def read(path: str | Path) -> Contents:
     path = Path(path)
     # What reads it takes no other name.
     normalised(str(path), "checkpoint")
-    if not path.is_file():
-        raise MissingFileError(f"{path}: expected a checkpoint, found no such file")
-    try:
-        with safe_open(path, "pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise FormatError(f"{path}: expected a checkpoint in safetensors: {error}") from None
+    tensors, metadata = _load(path, "a checkpoint")
     try:
         facts = json.loads(metadata["caan"])
         found = facts.pop("format")
@@ -125,43 +130,27 @@ def pretrained_folder(name: str | Path, revision: str | None = None) -> Path:
     """The folder of a model that `save_pretrained` wrote: the one that is named, or the Hugging Face Hub's OWNER/NAME, fetched.
 
     Raises:
-        MissingFileError: there is no such folder, and the name cannot be one of the Hub, or the Hub does not give it.
-        ModuleNotFoundError: huggingface_hub is not installed.
+        MissingFileError: there is no such folder, and the name cannot be one of the Hub.
+        MissingFileError, FormatError, ModuleNotFoundError: as `hub.fetched`.
     """
     folder = Path(name)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        raise MissingFileError(f"{name}: expected a folder with {CONFIG} and {TENSORS}, or OWNER/NAME on the Hugging Face Hub")
-    try:
-        from huggingface_hub import snapshot_download
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"{name}: expected a folder, found none; to fetch a model of that name from the Hugging Face Hub, "
-            "`pip install huggingface_hub`",
-            name="huggingface_hub",
-        ) from None
-    try:
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=[CONFIG, TENSORS]))
-    except (OSError, ValueError) as error:
-        raise MissingFileError(f"{name}: expected a model on the Hugging Face Hub: {first_line(error)}") from None
+        expected = f"a folder with {CONFIG} and {TENSORS}, or OWNER/NAME of a model on the Hugging Face Hub"
+        raise MissingFileError(f"name: expected {expected}, got {str(name)!r}")
+    return fetched(str(name), revision, (CONFIG, TENSORS))
 
 
 def _read_pretrained(folder: Path) -> Contents:
     """What `save_pretrained` wrote, as `read` gives it."""
-    path = folder / TENSORS
     expected = "the settings of a model of caan"
     facts = parse_json(folder / CONFIG, read_text(folder / CONFIG, expected), expected)
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         found = facts.get("format") if isinstance(facts, dict) else type(facts).__name__
         raise FormatError(f"{folder / CONFIG}: expected a model of format {FORMAT}, found {found}")
-    if not path.is_file():
-        raise MissingFileError(f"{path}: expected the tensors of a model, found no such file")
-    try:
-        with safe_open(path, "pt", device="cpu") as file:
-            return Contents({f"model.{name}": file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
-    except SafetensorError as error:
-        raise FormatError(f"{path}: expected the tensors of a model in safetensors: {error}") from None
+    tensors, _ = _load(folder / TENSORS, "the tensors of a model")
+    return Contents(prefixed("model", tensors), facts)
 
 
 @isolated(gradients=True)

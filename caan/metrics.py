@@ -100,7 +100,9 @@ def place_of_validation(name: str, images: int, split_images: int) -> str:
 
 def summary(figures: Figures) -> str:
     """The six recalls and their sum, in a line."""
-    return " / ".join(f"{side.r1:.1f} {side.r5:.1f} {side.r10:.1f}" for side in figures.sides) + f", rsum {figures.rsum:.1f}"
+    sides = zip(("image → text", "text → image"), figures.sides, strict=True)
+    recalls = ", ".join(f"{name} {side.r1:.1f} {side.r5:.1f} {side.r10:.1f}" for name, side in sides)
+    return f"R@1/5/10 {recalls}, rsum {figures.rsum:.1f}"
 
 
 def _step_of(row: dict[str, str | None]) -> float:

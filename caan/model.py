@@ -51,19 +51,19 @@ class ModelConfig:
     vocabulary_size: int
     width: int = setting(1024, "common width of regions and words")
     hidden_width: int = setting(0, "width inside the attention; 0: that of --width")
-    word_width: int = setting(300, "of the word embedding")
-    affinity_scale: float = setting(1.0, "the affinity starts as this times the identity")
-    similarity: str = setting("dot", "of the pooled vectors: dot, the paper's, or cosine")
-    inter: bool = setting(True, "context from the other side, the paper's IA")
+    word_width: int = setting(300, "width of the word embeddings")
+    affinity_scale: float = setting(1.0, "the affinity starts as the identity times this number")
+    similarity: str = setting("dot", "of the pooled vectors: dot, as in the paper, or cosine")
+    inter: bool = setting(True, "use context from the other side: IA in the paper")
     intra: str | None = setting(
         "semantics",
-        "context from the own side: semantics, the paper's SA; features, its FA, on the slow reference only; none",
+        "context from the own side: semantics (SA in the paper); features (FA), by the slow reference only; none",
     )
     unit_length: bool = setting(True, "scale regions and words to unit length before the attention; the paper does not say")
     standardize: bool = setting(False, "give every channel of the region features mean 0 and variance 1")
-    dropout: float = setting(0.0, "part of the numbers set to 0 in training")
-    region_drop: float = setting(0.0, "part of the regions left out in training")
-    word_drop: float = setting(0.0, "part of the words left out in training")
+    dropout: float = setting(0.0, "share of the numbers that are set to 0 in training")
+    region_drop: float = setting(0.0, "share of the regions that are left out in training")
+    word_drop: float = setting(0.0, "share of the words that are left out in training")
 
     def __post_init__(self):
         for name, least in (

@@ -21,20 +21,23 @@ class TrainingConfig:
 
     epochs: int = setting(30, "times through the training captions")
     batch_size: int = setting(128, "pairs of an image and a caption in a step; every image is scored with every caption")
-    learning_rate: float = setting(2e-4, "Adam's", short="--lr")
+    learning_rate: float = setting(2e-4, "of Adam", short="--lr")
     ramp_steps: int = setting(0, "steps over which the learning rate rises from 0")
     decay_epochs: tuple[float, ...] = setting((15.0,), "epochs after which the learning rate is multiplied by --decay-factor")
-    decay_factor: float = setting(0.1, "what the learning rate is multiplied by at each of --decay-epochs")
+    decay_factor: float = setting(0.1, "the learning rate is multiplied by this at each of --decay-epochs")
     margin: float = setting(0.2, "of the triplet loss")
-    warmup_epochs: float = setting(1.0, "epochs on all violations, before the hardest negatives alone count")
-    warmup_form: str = setting("sum", "what becomes of all violations in the warm-up, sum or mean")
-    clip_norm: float = setting(2.0, "largest L2 norm of the gradient; larger ones are scaled down")
-    average: float = setting(0.0, "decay of the moving average of the weights, which is then what is validated and kept; 0: none")
-    precision: str = setting(
-        "float32", "of the matrix products: fp32, or mixed precision in bf16 or fp16", spellings=_SHORT_PRECISIONS
+    warmup_epochs: float = setting(1.0, "epochs on all violations of the margin; after them only the hardest negatives count")
+    warmup_form: str = setting("sum", "the loss of the warm-up is the sum or the mean of all violations")
+    clip_norm: float = setting(2.0, "largest L2 norm of the gradient; a larger gradient is scaled down to it")
+    average: float = setting(
+        0.0,
+        "decay of a moving average of the weights, which is then validated and saved; 0: no average",
     )
-    validation_images: int = setting(0, "validate on no more than the first so many images; 0: all")
-    seed: int = setting(0, "of weights, order and dropout")
+    precision: str = setting(
+        "float32", "of the matrix products: fp32, or bf16 or fp16 for mixed precision", spellings=_SHORT_PRECISIONS
+    )
+    validation_images: int = setting(0, "validate on the first N images at most; 0: all")
+    seed: int = setting(0, "for initial weights, order of the data and dropout")
     # No setting of its own: the name of those that it began from.
     preset: str = ""
 

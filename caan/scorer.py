@@ -35,6 +35,18 @@ _BLOCK_BYTES = 1 << 30
 _TILES_BYTES = 1 << 28
 
 
+def by_reference(models: Sequence[CAAN], device: torch.device) -> bool:
+    """Whether the reference may have to score: no fused backend runs on the device, or a model is a dense one."""
+    backends = ck.available_backends()
+    fused = any(backends[name][0] for name in _FUSED.get(device.type, ()))
+    return not fused or any(model.dense for model in models)
+
+
+def tile_of(models: Sequence[CAAN], device: torch.device) -> tuple[int, int]:
+    """How many images and captions are scored at once."""
+    return _SMALL_TILE if by_reference(models, device) else _TILE
+
+
 class Unit(NamedTuple):
     """A block of images with a batch of captions.
 
@@ -71,10 +83,7 @@ class Scorer:
             split.regions.require_width(model.config.region_width)
         self.models = [model.to(device).eval() for model, _ in models]
         self.split, self.device, self.workers = split, device, workers
-        backends = ck.available_backends()
-        fused = any(backends[name][0] for name in _FUSED.get(device.type, ()))
-        self.by_reference = not fused or any(model.dense for model in self.models)
-        self.tile = _SMALL_TILE if self.by_reference else _TILE
+        self.by_reference, self.tile = by_reference(self.models, device), tile_of(self.models, device)
         self._scored: dict[tuple[int, int], Tensor] = {}
         self._room = _TILES_BYTES
         self.images = Images(split)

@@ -117,7 +117,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         model = CAAN(model_config)
         self.model = model.to(self.device)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(config.average)) if config.average else None
+        self.average = AveragedModel(self.model, multi_avg_fn=self._move_average) if config.average else None
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         pairs = Pairs(train, vocabulary)
         if self.processes.first:
@@ -254,8 +254,8 @@ class Trainer:
             self.say(
                 f"epoch {self.step // self.steps_per_epoch} of {config.epochs}: {self.seconds:,.0f} s, "
                 f"validation on {self.validated_on}: {summary(figures)}; "
-                f"gradient norm {gradients['gradient_norm_median']:.3g} (median) to "
-                f"{gradients['gradient_norm_max']:.3g}, {gradients['clipped_share']:.0%} of steps clipped"
+                f"gradient norm {gradients['gradient_norm_median']:.3g} (median), "
+                f"{gradients['gradient_norm_max']:.3g} (largest), {gradients['clipped_share']:.0%} of steps clipped"
             )
             if better:
                 facts = {**self._place(), "validation": asdict(figures), "training": asdict(config)}
@@ -297,6 +297,13 @@ class Trainer:
         if self.average:
             self.average.update_parameters(self.model)
         return loss.detach(), norm
+
+    def _move_average(self, averaged: list[torch.Tensor], current: list[torch.Tensor], _: torch.Tensor) -> None:
+        """Move the average to the weights of one more step; it reaches back over a third of the steps so far at most.
+
+        With the decay alone, the average of a short run would be made of its initial weights.
+        """
+        get_ema_multi_avg_fn(min(self.config.average, self.step / (self.step + 3)))(averaged, current, None)
 
     def _gather_words(self, words: Encoded) -> Encoded:
         """The captions of all processes; each of them has the derivatives of its own rows of scores."""

@@ -17,8 +17,8 @@ PAD, START, END, UNKNOWN = range(4)
 MARKS = ("<pad>", "<start>", "<end>", "<unk>")
 
 _LETTER = re.compile(r"\w")
-# Of difflib's ratio: one letter among six may be another.
-_ALIKE = 0.75
+# Of difflib's ratio: two letters of three may be swapped, as in "dgo".
+_ALIKE = 0.66
 _ABBREVIATIONS = frozenset(
     "adm bros capt co col corp dr ft gen gov inc jr lt ltd messrs mr mrs ms mt ph.d prof rep rev sen sgt sr st vs".split()
 )

@@ -83,12 +83,14 @@ def built_for(monkeypatch):
 def test_blackwell_is_built_for_where_nvcc_knows_it(built_for):
     """Else its driver compiles PTX for minutes when a kernel is first used."""
     newest, older = {80, 90, 100, 103, 120}, {80, 89, 90}
-    assert built_for(newest) == ["80+PTX", "90a", "100", "120"]
-    assert built_for(older) == ["80+PTX", "90a"]
+    assert built_for(newest) == ["80+PTX", "90", "100", "120"]
+    assert built_for(older) == ["80+PTX", "90"]
     # What is there, or asked for, is not replaced by less.
-    assert built_for(older, seen="90a,120") == ["90a", "120"]
-    assert built_for(older, seen="90a", named="100") == ["100"]
-    assert built_for(older, named="all") == ["80", "86", "90a", "100", "120+PTX"]
+    assert built_for(older, seen="90,120") == ["90", "120"]
+    assert built_for(older, seen="90", named="100") == ["100"]
+    assert built_for(older, named="all") == ["80+PTX", "86", "90", "100", "120"]
+    with pytest.raises(SystemExit, match=r"CAAN_CUDA_ARCHS=90\+PTX: '90\+PTX' is not 80\+PTX or a number like 90"):
+        built_for(newest, named="90+PTX")
 
 
 def test_what_nvcc_knows():

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -63,9 +64,8 @@ def build(folder: Path, cuda: str | None) -> Path:
     }
     if cuda:
         built = json.loads((variant / "_build.json").read_text())["cuda_architectures"]
-        # 90a+PTX as the hub writes it: 9.0a+PTX.
-        numbers = [(x.partition("+")[0].rstrip("af"), x) for x in built]
-        metadata["backend"]["archs"] = [f"{number[:-1]}.{x[len(number) - 1 :]}" for number, x in numbers]
+        # 80+PTX as the hub writes it: 8.0+PTX.
+        metadata["backend"]["archs"] = [re.sub(r"(?=\d(\+|$))", ".", x, count=1) for x in built]
     metadata["digest"] = {"algorithm": "sha256", "files": digests(variant)}
     (variant / "metadata.json").write_text(json.dumps(metadata, indent=1) + "\n")
     shutil.copy(ROOT / "build.toml", folder)

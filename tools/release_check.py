@@ -72,12 +72,28 @@ STAGES = {
     "triton-compile": Stage(
         "Triton kernels compile for all architectures, at every shape that can run",
         "python benchmarks/compile_report.py",
-        ("caan_kernels/**/*.py", *REPORTS),
+        ("caan_kernels/*/triton/*.py", "caan_kernels/*/gpu/*.py", "caan_kernels/*/call.py", *REPORTS),
     ),
     "races": Stage(
         "ThreadSanitizer finds no race in the CUDA kernels, with a thread of the system for each of theirs",
         "python -m pytest -q -n 0 -m release tests/test_emulated.py",
         (*CUDA, "tests/sanitize/*", "tests/emulated_library.py", "tests/test_emulated.py"),
+    ),
+    "ptx": Stage(
+        "the PTX of every CUDA kernel at every class of shapes and in every dtype, in the interpreter, as far as CI leaves it out",
+        "CAAN_CUDA_EMULATED=$(python tests/emulated_library.py)"
+        " python -m pytest -q -n 0 -m release tests/context_attention/ptx tests/max_similarity/test_ptx.py",
+        (
+            *(
+                "csrc/**/*",
+                "caan_kernels/**/*.py",
+                "tests/support/ptx/*.py",
+                "tests/context_attention/ptx/*.py",
+                "tests/data/*.npz",
+            ),
+            *("tests/max_similarity/*ptx.py", "tests/max_similarity/problems.py", "tests/max_similarity/conftest.py"),
+            *("tests/cases.py", "tests/conftest.py", "tests/emulated_library.py", "build_backend/*.py"),
+        ),
     ),
     "golden-triton": Stage(
         "every golden case in Triton's interpreter", f"TRITON_INTERPRET=1 {PYTEST} -W ignore::RuntimeWarning", GOLDEN

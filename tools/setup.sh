@@ -9,15 +9,18 @@ torch=2.13.0
 cpu_index=https://download.pytorch.org/whl/cpu
 
 [[ -x .venv/bin/pip ]] || "${PYTHON:-python3}" -m venv .venv
-pip=(.venv/bin/python -m pip --disable-pip-version-check)
+# Without bytecode, whose making takes half a minute: Python makes it of what it imports.
+install=(.venv/bin/python -m pip --disable-pip-version-check install --no-compile)
 
 if ! .venv/bin/python -c "import torch" 2>/dev/null; then
   if nvidia-smi -L >/dev/null 2>&1; then
-    "${pip[@]}" install "torch==$torch"
+    "${install[@]}" "torch==$torch"
   else
     # +cpu is never the build with CUDA. The indexes that pip is set up with come first: a mirror may have it, and may be all there is.
-    "${pip[@]}" install "torch==$torch+cpu" 2>/dev/null ||
-      "${pip[@]}" install "torch==$torch+cpu" --extra-index-url "$cpu_index"
+    "${install[@]}" "torch==$torch+cpu" 2>/dev/null ||
+      "${install[@]}" "torch==$torch+cpu" --extra-index-url "$cpu_index"
   fi
 fi
-"${pip[@]}" install -e ".[${1:-test,bench}]"
+# What builds it, in one place: pip would bring it anew for each build, and what includes pybind11 would be compiled again.
+"${install[@]}" "setuptools>=77" pybind11
+"${install[@]}" -e ".[${1:-test,bench}]"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Install a wheel into a fresh environment that sees no compiler, and run tools/smoke.py there.
-# Usage: tools/try_wheel.sh WHEEL [TORCH], TORCH as pip takes it, by default torch==2.13.0+cpu. PYTHON names the interpreter.
+# Usage: tools/try_wheel.sh WHEEL [TORCH], TORCH as pip takes it, by default the CPU build of the version in tools/setup.sh.
+# PYTHON names the interpreter.
 set -euo pipefail
 tools=$(dirname "$(realpath "${BASH_SOURCE[0]}")")
 wheel=$(realpath "$1")
-torch=${2:-torch==2.13.0+cpu}
+torch=${2:-torch==$(sed -n 's/^torch=//p' "$tools/setup.sh")+cpu}
 if [[ $torch == *.whl ]]; then
   echo "TORCH: expected a requirement as pip takes it, got a second wheel, $torch" >&2
   exit 2

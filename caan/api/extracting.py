@@ -34,7 +34,7 @@ def extract(
         photos: folder of photographs.
         out: the data folder, made where it is missing.
         captions: a file in one of the formats of `caan.extraction.read_captions`; None for photographs without captions.
-        split: what the results are called, "test" by default; of Karpathy's splits, write only this one.
+        split: what the results are called, "test" by default; of the splits that captions have, write only this one.
         hold_out: divide captions without splits: so many images are dev, as many test, the rest train.
         images: a file with the names of the split's images, one a line; None takes all that have captions.
         captions_per_image: take the first so many captions of each image.

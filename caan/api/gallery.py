@@ -91,13 +91,12 @@ class Gallery:
             expected = "'images' or None" if isinstance(query, str) else "'images', 'captions' or None"
             raise ValueError(f"find: expected {expected}, got {find!r}")
         asked = self._query(query)
-        if not asked.wants_images and (find or ("captions" if len(self._gallery.caption_vectors) else "images")) == "images":
-            hits = self._searcher.similar(asked, top, int(query) if isinstance(query, Integral) else None)
-            images = True
-        else:
+        captions = self._searcher.finds_captions(asked, find)
+        if asked.wants_images or captions:
             hits = self._searcher.search(asked, top, None if shortlist is None else max(shortlist, top))
-            images = asked.wants_images
-        return [self._found(*hit, images) for hit in zip(hits.items.tolist(), hits.scores.tolist(), strict=True)]
+        else:
+            hits = self._searcher.similar(asked, top, int(query) if isinstance(query, Integral) else None)
+        return [self._found(*hit, captions) for hit in zip(hits.items.tolist(), hits.scores.tolist(), strict=True)]
 
     def _query(self, query: str | int | Image) -> Query:
         if isinstance(query, str):
@@ -110,7 +109,7 @@ class Gallery:
         [features] = self.model._backbone.features([query], "query")
         return self._searcher.features(features)
 
-    def _found(self, item: int, score: float, is_image: bool) -> Found:
-        number = item if is_image else int(self._gallery.image_of_caption[item])
-        caption = None if is_image else self._gallery.captions[item]
+    def _found(self, item: int, score: float, is_caption: bool) -> Found:
+        number = int(self._gallery.image_of_caption[item]) if is_caption else item
+        caption = self._gallery.captions[item] if is_caption else None
         return Found(score, self._gallery.ids[number], number, self._gallery.source_of(number).split, caption)

@@ -18,13 +18,11 @@ from ..data import Images as SplitImages
 from ..isolation import integers, isolated
 from ..model import CAAN
 from ..model import Encoded as Features
+from ..scorer import tile_of
 from ..vocabulary import PAD, Vocabulary
 from .images import Backbone, Image, Images, as_list, noted_backbone
 
 _BATCH = 128
-# Images and captions that are scored at once where the reference may have to: its intermediates are thousands of times as large as
-# the scores.
-_TILE = 32
 
 
 @dataclass(frozen=True)
@@ -231,8 +229,7 @@ class Model:
         """
         images = images if isinstance(images, EncodedImages) else self.encode_images(images)
         texts = texts if isinstance(texts, EncodedTexts) else self.encode_texts(texts)
-        fused = self.device.type == "cpu" and not self.network.dense and ck.available_backends()["cpu"][0]
-        rows, columns = (len(images), len(texts)) if fused else (_TILE, _TILE)
+        rows, columns = tile_of([self.network], self.device)
         scores = torch.empty(len(images), len(texts), dtype=torch.float32, device="cpu")
         for i in range(0, len(images), rows):
             for t in range(0, len(texts), columns):

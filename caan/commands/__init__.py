@@ -17,13 +17,13 @@ from . import helping
 from .refusals import refused
 
 _COMMANDS = {
-    "extract": "photographs, with captions or without, to features in the SCAN layout",
+    "extract": "make features of photographs, with captions or without",
     "train": "train a model",
-    "evaluate": "recall tables, by the field's protocol",
-    "index": "a gallery projected once and stored",
-    "search": "images for a text, captions or images for an image",
-    "show": "pictures of a pair, of a training, of what is retrieved",
-    "demo": "all of it on rendered scenes, in minutes",
+    "evaluate": "the recall table of a model: R@1, R@5, R@10 and ranks",
+    "index": "project a gallery once and store it",
+    "search": "search a gallery: images for a text; captions or images for an image",
+    "show": "pictures: the attention of a pair, a training, retrieved images or captions",
+    "demo": "train, evaluate and show on rendered scenes, in minutes",
 }
 
 
@@ -34,8 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name; None takes that of the process.
 
     Returns:
-        0; 1 where input cannot be used, with one line that says why on stderr; 130 after Ctrl-C. A command line that
-        cannot be understood ends the process with 2.
+        0; 1 where input cannot be used, with one line that says why on stderr; 130 after Ctrl-C in the command's work. A
+        command line that cannot be understood ends the process with 2.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C before that work.
     """
     _open_streams()
     parser = argparse.ArgumentParser(prog="caan", description="Context-aware attention for image-text retrieval.")
@@ -48,9 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         modules = {name: import_module(f".{name}", __package__) for name in chosen}
     except ModuleNotFoundError as error:
         return _missing(error)
-    except KeyboardInterrupt:
-        print("caan: stopped", file=sys.stderr)
-        return 130
     for name, text in _COMMANDS.items():
         if not (module := modules.get(name)):
             commands.add_parser(name, help=text)

@@ -1,4 +1,4 @@
-"""Score every image of a split against every caption, and print the field's recall table.
+"""Score every image of a split against every caption, and print the recall table.
 
 Several checkpoints are an ensemble: their scores are averaged. Stopped or killed, the same command continues; under torchrun, its
 processes share the work.
@@ -32,7 +32,11 @@ _FOLD_SIZE = 1000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or a checkpoint; two or more: an ensemble"
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="folder of a run, or a checkpoint; several are an ensemble: scores are averaged",
     )
     options.add_data_options(parser)
     parser.add_argument("--split", default="test", metavar="NAME", help="default: test; COCO's 5,000 images: testall")
@@ -47,12 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-scores", type=Path, metavar="FILE", help="write the score matrix, images x captions, to this .npy file"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures, and what they are of, to this file")
-    parser.add_argument("--force", action="store_true", help="replace the file of --json where it is there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument("--force", action="store_true", help="replace the file of --json if it exists")
     parser.add_argument(
         "--baseline",
         choices=PROTOCOLS,
-        help="print what others have published beside; for the test of that data set only",
+        help="print published rows beside yours; for the test split of that data set only",
     )
 
 
@@ -160,8 +164,8 @@ def _chance_warning(evaluation: Evaluation, vocabularies: Sequence[Vocabulary], 
     words = [word for caption in split.captions for word in tokenize(caption)]
     known = min(sum(word in vocabulary for word in words) / max(1, len(words)) for vocabulary in vocabularies)
     return (
-        f"Warning: rsum {figures.rsum:.1f} is what chance can give. The vocabulary knows {known:.0%} of the captions' words: is it "
-        "of their language? Are the features those that the model was trained on, of the same backbone and size?"
+        f"Warning: random scores can have rsum {figures.rsum:.1f}. The vocabulary knows {known:.0%} of the captions' words: is it "
+        "of their language? Are the features of the same backbone and size as in training? Did the model train on enough captions?"
     )
 
 
@@ -200,8 +204,8 @@ def report(evaluation: Evaluation, split: Split, of: int | None = None, baseline
         lines.append(f"Published: {SOURCE}; * an ensemble of two models.")
     for name, figures in found.items():
         if any(side.tied_queries for side in figures.sides):
-            tied = " and ".join(f"{side.tied_queries:g}" for side in figures.sides)
-            lines.append(f"Ties, which count as lost places, cost {tied} queries (image → text and text → image) a place: {name}")
+            by_image, by_text = (f"{side.tied_queries:g}" for side in figures.sides)
+            lines.append(f"Ties lowered the rank of {by_image} images and {by_text} captions: {name}")
     rate = evaluation.scored / evaluation.seconds
     of_this_try = f", {evaluation.scored:,} of them" if evaluation.scored < evaluation.pairs else ""
     time = f"{evaluation.seconds:,.1f} s, reading and encoding included"

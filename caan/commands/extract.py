@@ -1,4 +1,4 @@
-"""Turn a folder of photographs, with captions or without, into the SCAN layout, which the other commands read.
+"""Make features of a folder of photographs, with captions or without: a data folder, which the other commands read.
 
 Without captions a split can be indexed and searched by text; training and evaluation need them. Instead of photographs,
 features of bottom-up attention can be taken: TSV files, or a folder of .npz files. A run that was stopped or killed
@@ -29,41 +29,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         metavar="FILE",
-        help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with image,caption; without it all photographs are taken",
+        help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with the header image,caption and perhaps split; without it: "
+        "all photographs",
     )
     # Errors begin with what they are about, and this is the word of what writes there.
     parser.add_argument(
-        "--out", dest="folder", metavar="DIR", required=True, help="the data folder; its splits have the same backbone"
+        "--out", dest="folder", metavar="DIR", required=True, help="the data folder; all its splits must have the same backbone"
     )
     parser.add_argument(
         "--split",
         metavar="NAME",
-        help="what the split is called (test), where captions have no splits; of Karpathy's splits, write only this one",
+        help="name of the split (test); if the captions file has splits, write only this one",
     )
     parser.add_argument(
         "--hold-out",
         metavar="N",
         type=int,
-        help="divide captions without splits: N images, evenly spread, are dev, as many are test, and the rest is train",
+        help="make three splits: N images, evenly spread over the captions, are dev, N are test, and the rest is train",
     )
-    parser.add_argument("--images", metavar="FILE", help="names of the split's images, one a line; default: all that have captions")
-    parser.add_argument("--format", help="flickr, karpathy, coco, csv or bars; default: recognised by content")
+    parser.add_argument(
+        "--images", metavar="FILE", help="file with the names of the split's images, one a line; default: all images with captions"
+    )
+    parser.add_argument("--format", help="of the captions: flickr, karpathy, coco, csv or bars; default: recognised by content")
     parser.add_argument(
         "--captions-per-image",
         metavar="N",
         type=int,
-        help="take the first N captions (default: as many as most images have, at most 5)",
+        help="take the first N captions of an image (default: as many as most images have, at most 5)",
     )
     parser.add_argument(
         "--backbone",
         metavar="NAME",
-        help="efficientnet-lite0 (default in a new folder; else that of its other splits), timm:MODEL or torchvision:MODEL",
+        help="efficientnet-lite0, timm:MODEL or torchvision:MODEL; default: as the folder's other splits, or efficientnet-lite0",
     )
-    parser.add_argument("--size", metavar="PIXELS", type=int, help="side of the square that the backbone sees; default: its own")
+    parser.add_argument(
+        "--size",
+        metavar="PIXELS",
+        type=int,
+        help="photographs are scaled to a square of this side; default: the backbone's own size",
+    )
     parser.add_argument("--device", help="where the backbone runs; default: cuda where there is one, else cpu")
-    parser.add_argument("--batch-size", metavar="N", type=int, default=8, help="images at once (8; a GPU likes more)")
+    parser.add_argument(
+        "--batch-size", metavar="N", type=int, default=8, help="images that the backbone reads at once (8); more is faster on a GPU"
+    )
     parser.add_argument("--workers", metavar="N", type=int, default=min(8, os.cpu_count() or 1), help="threads that read images")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew instead of continuing or refusing")
+    parser.add_argument("--overwrite", action="store_true", help="make the split again, even if it is there or unfinished")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,20 @@ import re
 from collections.abc import Iterator
 from importlib import import_module
 
+_SHOW = {
+    "show pair": (
+        "caan show pair runs/mine --data data --image 0 --out pair.html",
+        'caan show pair runs/mine --data data --image 3 --text "a dog jumps" --out pair.png',
+    ),
+    "show training": (
+        "caan show training runs/mine --out training.png",
+        "caan show training runs/a runs/b --out both.html",
+    ),
+    "show retrieval": (
+        "caan show retrieval runs/mine --data data --out page.html",
+        "caan show retrieval runs/mine --data data --direction image --queries 20 --out page.html",
+    ),
+}
 # By what is typed after "caan".
 EXAMPLES = {
     "": (
@@ -14,7 +28,7 @@ EXAMPLES = {
         'eval "$(register-python-argcomplete caan)"    # bash: the tab key completes commands and options',
     ),
     "extract": (
-        "caan extract --photos photos --captions captions.csv --out data --split train",
+        "caan extract --photos photos --captions captions.csv --hold-out 50 --out data",
         "caan extract --photos photos --captions dataset_flickr8k.json --out data",
         "caan extract --features test.tsv --captions dataset_coco.json --out data --split test",
     ),
@@ -34,26 +48,11 @@ EXAMPLES = {
     ),
     "search": (
         'caan search gallery "two dogs run through the snow"',
-        'caan search gallery "two dogs" --html found.html --photos photos',
+        'caan search gallery "two dogs" --top 5 --html found.html',
         "caan search gallery --queries texts.txt --json found.jsonl",
     ),
-    "show": (
-        "caan show pair runs/mine --data data --photos photos --image 0 --out pair.html",
-        "caan show training runs/mine --out training.png",
-        "caan show retrieval runs/mine --data data --photos photos --out page.html",
-    ),
-    "show pair": (
-        "caan show pair runs/mine --data data --photos photos --image 0 --out pair.html",
-        'caan show pair runs/mine --data data --photos photos --image 3 --text "a dog jumps" --out pair.png',
-    ),
-    "show training": (
-        "caan show training runs/mine --out training.png",
-        "caan show training runs/a runs/b --out both.html",
-    ),
-    "show retrieval": (
-        "caan show retrieval runs/mine --data data --photos photos --out page.html",
-        "caan show retrieval runs/mine --data data --photos photos --direction image --queries 20 --out page.html",
-    ),
+    "show": tuple(examples[0] for examples in _SHOW.values()),
+    **_SHOW,
     "demo": ("caan demo", "caan demo --out trial --scenes 200"),
 }
 

@@ -23,9 +23,13 @@ HELP = "an image: its id, with or without folders and ending, SPLIT:ID, its numb
 def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     """What makes the features of a photograph's file."""
     parser.add_argument(
-        "--backbone", metavar="NAME", help="what made the features, for a photograph's file; default: as caan extract has noted"
+        "--backbone",
+        metavar="NAME",
+        help="the backbone that made the features, for a photograph given as a file; default: as caan extract has noted",
     )
-    parser.add_argument("--size", type=int, metavar="PIXELS", help="side of the square that it saw; default: as noted, or its own")
+    parser.add_argument(
+        "--size", type=int, metavar="PIXELS", help="side of the square that it saw; default: as noted, or the backbone's own"
+    )
 
 
 def named(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # Errors begin with what they are about, and this is the word of what writes there.
     parser.add_argument("--out", dest="folder", type=Path, required=True, metavar="INDEX", help="folder of the index")
     parser.add_argument(
-        "--photos", type=Path, metavar="DIR", help="where a search finds the photographs; default: as caan extract has noted"
+        "--photos", type=Path, metavar="DIR", help="folder of the photographs; default: the one that caan extract has noted"
     )
     images.add_backbone_options(parser)
     change = parser.add_mutually_exclusive_group()
     change.add_argument(
-        "--replace", action="store_true", help="if the split has changed since it went in, take the old one out first"
+        "--replace", action="store_true", help="if the split has changed since it was added: take the old one out first"
     )
     change.add_argument("--drop", action="store_true", help="take the split out of the index, and nothing else")
     parser.add_argument(
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.count,
         default=0,
         metavar="N",
-        help="then rank exactly for N captions and N images of the index, and print how much of that shortlists hold",
+        help="then compute the exact ranking for N captions and N images, and print how much of it shortlists hold",
     )
 
 

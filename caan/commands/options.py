@@ -23,7 +23,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--captions-per-image",
         type=int,
         metavar="N",
-        help="captions of an image (default: as caan extract has noted, or else 5); Karpathy's: the first N",
+        help="captions of an image (default: as caan extract has noted, or else 5); with --karpathy: the first N",
     )
     parser.add_argument("--workers", type=count, default=0, metavar="N", help="processes that read the data; 0: this one")
     add_device_option(parser)

@@ -9,7 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from ..photographs import Unreadable
 from ..progress import bar, warn
 from ..text import normalised, shown
 from ..vocabulary import tokenize
-from . import images, options
+from . import images, options, prompt
 
 _SHORTLIST = 200
-_END = ("quit", "exit")
 
 
 class NothingKnownError(ValueError):
@@ -42,28 +41,33 @@ class NothingKnownError(ValueError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("index", type=Path, metavar="INDEX", help="folder that caan index has made")
-    parser.add_argument("text", nargs="*", default=[], metavar="TEXT", help="search images for this text")
+    parser.add_argument("index", type=Path, metavar="INDEX", help="folder that caan index wrote")
+    parser.add_argument("text", nargs="*", default=[], metavar="TEXT", help="find images for this text")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--image", metavar="IMAGE", help=f"search with {images.HELP}")
-    what.add_argument("--queries", type=Path, metavar="FILE", help="search images for each line of a file; results in JSON lines")
+    what.add_argument("--queries", type=Path, metavar="FILE", help="find images for each line of a file; prints JSON lines")
     what.add_argument("--interactive", action="store_true", help="ask for texts until `quit` or Ctrl-D")
     parser.add_argument(
         "--find",
         choices=("captions", "images"),
         help="what --image searches: captions (default), or images by their pooled vectors (default where there are no captions)",
     )
-    parser.add_argument("--top", type=int, default=10, metavar="N", help="how many are shown (10)")
+    parser.add_argument("--top", type=int, default=10, metavar="N", help="how many results (10)")
     parser.add_argument(
-        "--shortlist", type=int, metavar="N", help="how many the operator puts in order (200, or --top where that is more)"
+        "--shortlist", type=int, metavar="N", help="how many items the operator scores (200, or --top if that is more)"
     )
-    parser.add_argument("--exact", action="store_true", help="score everything")
-    parser.add_argument("--run", dest="checkpoint", type=Path, metavar="RUN", help="where the index's model is now")
+    parser.add_argument("--exact", action="store_true", help="score every item, without a shortlist")
     parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the result to this file; -: to the screen, and nothing else"
+        "--run", dest="checkpoint", type=Path, metavar="RUN", help="where the model of the index is now, if it has moved"
     )
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the pictures to this file")
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of the photographs, for --html; default: as noted")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file; -: print it instead of the table")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the photographs to this file")
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        metavar="DIR",
+        help="folder of the photographs, for --html; default: the one that the index has noted",
+    )
     images.add_backbone_options(parser)
     options.add_device_option(parser)
     options.intermixed(parser)
@@ -86,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not arguments.json and not arguments.queries:
         print(f"{len(gallery.image_vectors):,} images, {len(gallery.caption_vectors):,} captions in {arguments.index}")
     if arguments.interactive:
-        for text in _prompted():
+        for text in prompt.texts():
             try:
                 print(_table(_answer(searcher, arguments, text)))
             except ValueError as error:
@@ -214,7 +218,7 @@ def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[s
     begin = time.perf_counter()
     query, asked = _image_query(searcher, arguments) if text is None else _text_query(searcher, text)
     encoded = time.perf_counter() - begin
-    finds_captions = text is None and (arguments.find or ("captions" if gallery.captions else "images")) == "captions"
+    finds_captions = searcher.finds_captions(query, arguments.find)
     of = len(gallery.caption_vectors if finds_captions else gallery.image_vectors)
     if text is None and not finds_captions:
         hits = searcher.similar(query, arguments.top, asked.get("number"))
@@ -271,8 +275,8 @@ def _nothing_known(searcher, asked: dict[str, Any]) -> str:
     expected = "text: expected a word that the model knows"
     if "unknown" not in asked:
         return f"{expected}, got only marks: {asked['text']}"
-    words = f"{len(searcher.vocabulary):,} words, those of the captions of its training"
-    return f"{expected}, got {_spelt(asked)}; it knows {words}, which stand between spaces"
+    known = f"it knows the {len(searcher.vocabulary):,} words of the captions that it was trained on"
+    return f"{expected}, got {_spelt(asked)}; {known}. Words are what is between spaces"
 
 
 def _origin(gallery, number: int) -> dict[str, str]:
@@ -307,21 +311,3 @@ def _lines(path: Path) -> list[str]:
     if not lines:
         raise FormatError(f"{path}: expected a query a line, found none")
     return lines
-
-
-def _prompted() -> Iterator[str]:
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        # Gives `input` a line that can be edited, and the lines before it. Some systems have none.
-        with suppress(ImportError):
-            import readline  # noqa: F401
-    print("A text finds images; quit or Ctrl-D ends.")
-    while True:
-        try:
-            text = input("text> ").strip()
-        except EOFError:
-            print()
-            return
-        if text.lower() in _END:
-            return
-        if text:
-            yield text

@@ -1,4 +1,4 @@
-"""Pictures of a model: what it attends to in a pair, how its training went, what it retrieves.
+"""Make pictures of a model: what it attends to in a pair, how its training went, what it retrieves.
 
 Each is one PNG, or one HTML page that needs nothing else.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     kinds = parser.add_subparsers(required=True, dest="kind", metavar="what")
-    pair = kinds.add_parser("pair", help="where regions and words of a pair attend", allow_abbrev=False)
+    pair = kinds.add_parser("pair", help="where the regions and words of a pair attend", allow_abbrev=False)
     _add_data(pair)
     images.add_backbone_options(pair)
     pair.add_argument("--image", required=True, metavar="IMAGE", help=images.HELP)
@@ -36,18 +36,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_out(pair, "PNG or HTML")
 
     training = kinds.add_parser(
-        "training", help="loss, gradients and validation of a run, or of several beside each other", allow_abbrev=False
+        "training", help="loss, gradients and validation of one run, or of several runs", allow_abbrev=False
     )
     training.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     _add_out(training, "PNG or HTML")
 
-    retrieval = kinds.add_parser("retrieval", help="a page of queries with what is found for them", allow_abbrev=False)
+    retrieval = kinds.add_parser("retrieval", help="a page of queries and their results", allow_abbrev=False)
     _add_data(retrieval)
     retrieval.add_argument("--limit", type=int, metavar="N", help="search only the first N images")
-    retrieval.add_argument("--queries", type=int, default=8, metavar="N", help="how many, spread over the split (8)")
-    retrieval.add_argument("--top", type=int, default=5, metavar="N", help="how many answers to each (5)")
+    retrieval.add_argument("--queries", type=int, default=8, metavar="N", help="how many queries, spread over the split (8)")
+    retrieval.add_argument("--top", type=int, default=5, metavar="N", help="how many results of each (5)")
     retrieval.add_argument(
-        "--direction", choices=("text", "image"), default="text", help="what asks: text for images (default), or image for captions"
+        "--direction",
+        choices=("text", "image"),
+        default="text",
+        help="what the queries are: text, which finds images (default), or image, which finds captions",
     )
     _add_out(retrieval, "HTML")
 
@@ -56,11 +59,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, metavar="RUN", help="folder of a run, or a checkpoint")
     options.add_data_options(parser)
     parser.add_argument("--split", default="test", metavar="NAME", help="default: test")
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of the photographs; default: as caan extract has noted")
+    parser.add_argument(
+        "--photos", type=Path, metavar="DIR", help="folder of the photographs; default: the one that caan extract has noted"
+    )
 
 
 def _add_out(parser: argparse.ArgumentParser, kinds: str) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"{kinds}, by its ending")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help=f"the picture: {kinds}, by the ending of its name")
 
 
 def run(arguments: argparse.Namespace) -> None:

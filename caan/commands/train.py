@@ -6,6 +6,7 @@ A run lives in a folder. Stopped or killed, the same command continues it; under
 import argparse
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,10 +15,14 @@ from ..data import read_record
 from ..model import ModelConfig
 from ..presets import PRESETS, TrainingConfig
 from ..processes import joined
+from ..recall import chance, chance_limit
 from ..same_run import OtherRunError
 from ..settings import as_typed, helps, option, value_as_typed
 from ..vocabulary import Vocabulary
 from . import options
+
+if TYPE_CHECKING:
+    from ..training import Trainer
 
 _DEFAULT = "f30k"
 
@@ -39,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vocabulary",
         type=Path,
         metavar="FILE",
-        help="SCAN's *_vocab.json; default: words that both splits' captions have at least 4 times",
+        help="SCAN's *_vocab.json; default: words that occur at least 4 times in the captions of both splits",
     )
     parser.add_argument(
-        "--save-minutes", type=float, default=5.0, metavar="X", help="how often the run is saved, beside each epoch's end"
+        "--save-minutes", type=float, default=5.0, metavar="X", help="save the run every X minutes, and after each epoch (5)"
     )
     options.add_fields(parser, ModelConfig, "model")
     options.add_fields(parser, TrainingConfig, "training")
@@ -103,15 +108,29 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(_started_otherwise(error, arguments)) from None
         if processes.first:
             shared = f", {processes.count} processes" if processes.count > 1 else ""
+            threads = torch.get_num_threads()
             print(
                 f"{train.num_images:,} images, {len(train.captions):,} captions, {len(vocabulary):,} words; "
                 f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; {trainer.total_steps:,} steps on {device}, "
-                f"{torch.get_num_threads()} threads{shared}; validation on {trainer.validated_on}"
+                f"{threads} thread{'' if threads == 1 else 's'}{shared}; validation on {trainer.validated_on}"
             )
         trainer.run()
         if processes.first:
-            best = arguments.folder / BEST
-            print(f"best validation rsum {trainer.best_rsum:.1f}, on {trainer.validated_on}: {best}")
+            print(_result(trainer, train.num_images))
+
+
+def _result(trainer: "Trainer", images: int) -> str:
+    """What a run has reached, beside what random scores reach."""
+    place = torch.from_numpy(trainer.validation.image_of_caption), trainer.validation.num_images
+    by_chance = sum(map(sum, chance(*place)))
+    best = f"best validation rsum {trainer.best_rsum:.1f} (by chance {by_chance:.1f}), on {trainer.validated_on}"
+    result = f"{best}: {trainer.folder / BEST}"
+    if trainer.best_rsum > chance_limit(*place, trainer.validation.num_images):
+        return result
+    return (
+        f"{result}\nWarning: random scores can have this rsum, so the model has learned little. It may need more images with "
+        f"captions (there are {images:,}; Flickr8k has 6,000 to train on), or more epochs"
+    )
 
 
 def _started_otherwise(error: OtherRunError, arguments: argparse.Namespace) -> str:

@@ -138,9 +138,9 @@ def open_features(paths: Sequence[str | Path]) -> BottomUpFeatures:
     """Open the features of bottom-up attention.
 
     Args:
-        paths: TSV files (columns image_id, image_w, image_h, num_boxes, and base64 of float32 boxes and features), or one
-            folder: of TSV files, or of .npz files, one an image (`x` or `features` (R, F), `bbox` or `boxes` (R, 4) in
-            pixels, `num_bbox` or `num_boxes` where it is there, `image_w`, `image_h`).
+        paths: TSV files (columns image_id, image_w, image_h, num_boxes, and base64 of boxes and features, both float32 or both
+            float64), or one folder: of TSV files, or of .npz files, one an image (`x` or `features` (R, F), `bbox` or `boxes`
+            (R, 4) in pixels, `num_bbox` or `num_boxes` where it is there, `image_w`, `image_h`).
 
     Raises:
         MissingFileError, FormatError: nothing there can be used.
@@ -307,7 +307,10 @@ def _decode(fields: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, float, flo
         raise Unreadable(f"expected the columns {', '.join(_COLUMNS)}, found {len(fields)} columns")
     try:
         width, height, count = float(fields[1]), float(fields[2]), int(fields[3])
-        boxes, features = (np.frombuffer(base64.b64decode(field, validate=True), dtype="<f4") for field in fields[4:])
+        contents = [base64.b64decode(field, validate=True) for field in fields[4:]]
+        # Some programs write float64, which four numbers a box tell.
+        dtype = "<f8" if len(contents[0]) == 4 * 8 * count else "<f4"
+        boxes, features = (np.frombuffer(content, dtype) for content in contents)
     except (ValueError, binascii.Error) as error:
         raise Unreadable(f"expected numbers and base64 of float32: {error}") from None
     if count < 1 or len(boxes) != 4 * count or len(features) == 0 or len(features) % count:
@@ -315,7 +318,19 @@ def _decode(fields: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, float, flo
         raise Unreadable(
             f"num_boxes is {count}: expected {4 * count} numbers of boxes and a multiple of {count} of features, found {found}"
         )
+    if features.dtype == np.float32 and _is_float64(features):
+        raise Unreadable("expected features of float32, as the boxes are, found what looks like float64")
     return features.reshape(count, -1), boxes.reshape(count, 4), width, height
+
+
+def _is_float64(features: np.ndarray) -> bool:
+    """Whether these float32 numbers are halves of float64 numbers: then every other one has bits of a fraction for its exponent."""
+
+    def usual(numbers: np.ndarray) -> float:
+        sizes = np.abs(numbers[numbers != 0])
+        return np.mean((sizes > 1e-12) & (sizes < 1e12)) if len(sizes) else 1.0
+
+    return usual(features[::2]) < 0.8 and usual(features[1::2]) > 0.95
 
 
 def _read_npz(record: _Record) -> tuple[np.ndarray, np.ndarray, float, float]:

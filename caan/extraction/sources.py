@@ -23,7 +23,7 @@ _BARS_HEADER = re.compile(r"\s*image(_name)?\s*\|\s*comment_number\s*\|.*", re.I
 _IMAGE_COLUMNS, _CAPTION_COLUMNS = ("image", "image_name"), ("caption", "comment")
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _NO_TEXT = re.compile(r"[\0\n\r]")
-_SPLITS_OF_KARPATHY = {"restval": "train", "val": "dev"}
+_OTHER_NAMES = {"restval": "train", "val": "dev"}
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ def read_captions(path: str | Path, format: str | None = None) -> dict[str | Non
     Args:
         path: the file.
         format: one of `FORMATS`: "flickr" (`name.jpg#0`, a tab, the caption), "karpathy" (`dataset_*.json`), "coco" (JSON
-            with "images" and "annotations"), "csv" (a header with "image" or "image_name", and "caption" or "comment"; commas,
-            semicolons, tabs or bars between them) or "bars" (Flickr30k's results.csv). None recognises it by its content.
+            with "images" and "annotations"), "csv" (a header with "image" or "image_name", and "caption" or "comment", and
+            perhaps "split"; commas, semicolons, tabs or bars between them) or "bars" (Flickr30k's results.csv). None recognises
+            it by its content.
 
     Returns:
-        The images of each split, in the file's order. A format without splits has the one split None. Karpathy's
+        The images of each split, in the file's order. A file without splits has the one split None. As in Karpathy's files,
         "restval" is part of "train", and "val" is called "dev".
 
     Raises:
@@ -132,14 +133,23 @@ class _Captions:
 
     def __init__(self, path: Path):
         self._path = path
-        self._of: dict[str, list[str]] = {}
+        self._of: dict[str, tuple[str | None, list[str]]] = {}
 
-    def add(self, place: str, name: str, caption: str) -> None:
+    def add(self, place: str, name: str, caption: str, split: str | None = None) -> None:
         name = _checked(self._path, place, name, "an image's name")
-        self._of.setdefault(name, []).append(_caption(self._path, place, caption, name))
+        if split is not None:
+            split = _checked(self._path, place, split, "a split")
+            split = _OTHER_NAMES.get(split, split)
+        known, captions = self._of.setdefault(name, (split, []))
+        if split != known:
+            raise FormatError(f"{self._path}: expected {name} in one split, found {split} in {place} and {known} before")
+        captions.append(_caption(self._path, place, caption, name))
 
-    def splits(self) -> dict[None, list[CaptionedImage]]:
-        return {None: [CaptionedImage(name, own) for name, own in self._of.items()]}
+    def splits(self) -> dict[str | None, list[CaptionedImage]]:
+        splits: dict[str | None, list[CaptionedImage]] = {}
+        for name, (split, captions) in self._of.items():
+            splits.setdefault(split, []).append(CaptionedImage(name, captions))
+        return splits
 
 
 def _recognise(path: Path, text: str) -> str:
@@ -157,17 +167,17 @@ def _recognise(path: Path, text: str) -> str:
     raise FormatError(f"{path}: {expected}, found {first[:60]!r}; if its format is known, say --format")
 
 
-def _read_flickr(path: Path, text: str) -> dict[None, list[CaptionedImage]]:
+def _read_flickr(path: Path, text: str) -> dict[str | None, list[CaptionedImage]]:
     return _read_pairs(path, text, _TOKEN, "`name.jpg#0`, a tab and a caption", header=None)
 
 
-def _read_bars(path: Path, text: str) -> dict[None, list[CaptionedImage]]:
+def _read_bars(path: Path, text: str) -> dict[str | None, list[CaptionedImage]]:
     return _read_pairs(path, text, _BARS, "`name.jpg| 0| caption`", header=_BARS_HEADER)
 
 
 def _read_pairs(
     path: Path, text: str, pattern: re.Pattern, expected: str, header: re.Pattern | None
-) -> dict[None, list[CaptionedImage]]:
+) -> dict[str | None, list[CaptionedImage]]:
     captions = _Captions(path)
     begun = False
     for number, line in _lines(text):
@@ -185,11 +195,13 @@ def _read_pairs(
 
 
 class _Header(NamedTuple):
-    """The first line of a CSV file: how many columns there are, which of them are read, and what is between them."""
+    """The first line of a CSV file: how many columns there are, which of them are read, and what is between them; split is None
+    where there is no such column."""
 
     columns: int
     image: int
     caption: int
+    split: int | None
     delimiter: str
     spaced: bool
 
@@ -201,11 +213,12 @@ def _header(line: str) -> _Header | None:
         names = [column.strip().lower() for column in columns]
         image, caption = (next((name for name in known if name in names), None) for known in (_IMAGE_COLUMNS, _CAPTION_COLUMNS))
         if names.count(image) == names.count(caption) == 1:
-            return _Header(len(names), names.index(image), names.index(caption), delimiter, f"{delimiter} " in line)
+            split = names.index("split") if names.count("split") == 1 else None
+            return _Header(len(names), names.index(image), names.index(caption), split, delimiter, f"{delimiter} " in line)
     return None
 
 
-def _read_csv(path: Path, text: str) -> dict[None, list[CaptionedImage]]:
+def _read_csv(path: Path, text: str) -> dict[str | None, list[CaptionedImage]]:
     lines = io.StringIO(text.lstrip(), newline="")
     first = lines.readline()
     header = _header(first.strip())
@@ -226,13 +239,15 @@ def _read_csv(path: Path, text: str) -> dict[None, list[CaptionedImage]]:
                 expected = f"expected {header.columns} fields in line {begin}"
                 found = f"{row[header.columns :]} beyond them: quote a caption that has {_DELIMITERS[header.delimiter]}"
                 raise FormatError(f"{path}: {expected}, found {found}")
-            if len(row) <= max(header.image, header.caption):
-                raise FormatError(f"{path}: expected an image and a caption in line {begin}, found {row}")
+            if len(row) <= max(header.image, header.caption, header.split or 0):
+                what = "an image and a caption" if header.split is None else "an image, a caption and a split"
+                raise FormatError(f"{path}: expected {what} in line {begin}, found {row}")
             swallowing = next((field for field in row if _swallows(field, header)), None)
             if swallowing is not None:
                 found = f"a row inside a field: {reprlib.repr(swallowing)}"
                 raise FormatError(f"{path}: expected quotes in pairs after line {begin - 1}, found {found}")
-            captions.add(f"line {begin}", row[header.image], row[header.caption])
+            split = None if header.split is None else row[header.split]
+            captions.add(f"line {begin}", row[header.image], row[header.caption], split)
     except csv.Error as error:
         expected = "fields of a usual length" if "limit" in str(error) else "quotes in pairs"
         raise FormatError(f"{path}: expected {expected} after line {number}, found: {error}") from None
@@ -250,7 +265,7 @@ def _swallows(field: str, header: _Header) -> bool:
     return whole or any(is_photograph(text.strip()) for part in parts if len(part) > 1 for text in part)
 
 
-def _read_coco(path: Path, text: str) -> dict[None, list[CaptionedImage]]:
+def _read_coco(path: Path, text: str) -> dict[str | None, list[CaptionedImage]]:
     content = parse_json(path, text)
     entries = [content.get(name) if isinstance(content, dict) else None for name in ("images", "annotations")]
     if not all(isinstance(entry, list) for entry in entries):
@@ -295,7 +310,7 @@ def _read_karpathy(path: Path, text: str) -> dict[str, list[CaptionedImage]]:
         place = f"image {number}"
         name = _checked(path, place, image.path, "a file's name")
         captions = [_caption(path, place, caption, name) for caption in image.captions]
-        splits.setdefault(_SPLITS_OF_KARPATHY.get(image.split, image.split), []).append(CaptionedImage(name, captions, image.id))
+        splits.setdefault(_OTHER_NAMES.get(image.split, image.split), []).append(CaptionedImage(name, captions, image.id))
     return splits
 
 

@@ -116,6 +116,11 @@ class Searcher:
         side = self._on_device(self.gallery.words(np.array([number])))
         return Query(side, self.gallery.caption_vectors[number : number + 1], [])
 
+    def finds_captions(self, query: Query, find: str | None = None) -> bool:
+        """Whether captions are searched: for an image, unless `find` is "images", or None and there are no captions."""
+        find = find or ("captions" if len(self.gallery.caption_vectors) else "images")
+        return not query.wants_images and find == "captions"
+
     @isolated()
     def search(self, query: Query, top: int = 10, shortlist: int | None = 200) -> Hits:
         """The best of the gallery.

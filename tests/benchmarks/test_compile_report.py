@@ -34,7 +34,7 @@ def test_batches_of_any_shape_share_their_kernels():
     # Or threads that hold the same sum may round it differently.
     assert not any(each.fusion for each in launches)
     # 16, 32 and 48 regions; 16 and 32 words.
-    assert set(compiled) == set(compile_report.KERNELS)
+    assert set(compiled) == set(compile_report.ATTENTION)
     assert len(compiled.pop("tile_kernel")) == 6
     # 16, 32 and 64 words.
     assert len(compiled.pop("finish_kernel")) == 3
@@ -48,13 +48,21 @@ def test_no_kernel_spills_and_half_precision_is_on_tensor_cores(architecture, tm
     report = compile_report.measure(True, [architecture])
     assert not compile_report.faults(report)
     compiled = {(row["kernel"], row["architecture"]) for row in report["kernels"]}
-    assert compiled == {(name, f"sm_{architecture}") for name in compile_report.KERNELS}
+    assert compiled == {(name, f"sm_{architecture}") for name in compile_report.ATTENTION}
     half = [row for row in report["kernels"] if row["dtype"] == "bfloat16"]
     assert half
-    assert all(row["tensor_instructions"] for row in half if row["kernel"] != "finish_kernel")
+    assert all(row["tensor_instructions"] for row in half if compile_report.multiplies(row))
     assert_faults_are_found(report)
     if architecture == 90:
         assert_rendered(report, tmp_path)
+
+
+def test_kernels_of_max_similarity_are_compiled():
+    launches = {repr(x): x for x in compile_report.searches_of(torch.bfloat16, 128)}.values()
+    assert {x.kernel for x in launches} == {*compile_report.SEARCH, "plan_kernel"}
+    search = next(x for x in launches if x.kernel == "search_kernel")
+    found = compile_report.compile_for(search, 90)
+    assert found.tensor_instructions and not found.spilled_bytes and not found.unfenced_products
 
 
 def test_projections_by_tf32_need_no_fence():

@@ -10,16 +10,18 @@ import pytest
 
 import caan_kernels as ck
 
+pytestmark = pytest.mark.together
+
 MEASURED = Path(gpu_estimate.__file__).parent / "results" / "cuda_nvidia_h200.json"
 
 
 @pytest.fixture(scope="module")
 def cubins(tmp_path_factory):
-    if not any(x.startswith("90a") for x in ck.build_info()["cuda_architectures"]):
-        pytest.skip("caan_kernels was built without code for sm_90a")
+    if "90" not in ck.build_info()["cuda_architectures"]:
+        pytest.skip("caan_kernels was built without code for sm_90")
     pytest.importorskip("triton", reason="its cuobjdump reads the machine code")
     found = cuda_report.cubins_of(cuda_report.LIBRARY, tmp_path_factory.mktemp("cubins"))
-    return [cubin for cubin in found if "sm_90a" in cubin.name]
+    return [cubin for cubin in found if "sm_90" in cubin.name]
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +87,23 @@ def test_a_larger_pair_by_hand(kernels):
 
 
 def test_a_pair_in_float32_by_hand(in_float32):
-    """Three products of TF32 for one, tanh of an exponential and a reciprocal; the three strips of regions are three warps'."""
-    of = gpu_estimate.large(in_float32["large_kernel", "1"], 36, 13, 1024, 1024, single=True).phases
+    """Six products of bfloat16 parts for one, tanh of an exponential and a reciprocal; regions are 48 where they are summed over,
+    else 40."""
+    of = gpu_estimate.float_tile(in_float32["tile_kernel", "false"], 36, 13, 1024, 1024).phases
+    product, tanh = 6 * 16 * 1024 / 1355.5, 2 * 1024 / 15.998
+    assert of["products"]["tensor"] == pytest.approx(2 * 40 * product, rel=1e-3)
+    assert of["words"]["tensor"] == pytest.approx((48 + 16) * product, rel=1e-3)
+    assert of["regions"]["tensor"] == pytest.approx((48 + 2 * 40) * product, rel=1e-3)
+    assert of["words"]["special"] == pytest.approx(16 * tanh, rel=1e-3)
+    assert of["regions"]["special"] == pytest.approx(40 * tanh, rel=1e-3)
+
+
+def test_a_larger_pair_in_float32_by_hand(in_float32):
+    """Three products of TF32 for one; of four strips of regions each is a warp's."""
+    of = gpu_estimate.large(in_float32["large_kernel", "1"], 49, 13, 1024, 1024, single=True).phases
     product, tanh = 3 * 16 * 1024 / 677.78, 2 * 1024 / 15.998
     assert of["products"]["tensor"] == pytest.approx(2 * 64 * product, rel=1e-3)
-    assert of["sums"]["tensor"] == pytest.approx((2 * 48 + 16) * product, rel=1e-3)
+    assert of["sums"]["tensor"] == pytest.approx((2 * 64 + 16) * product, rel=1e-3)
     assert of["regions"]["tensor"] == pytest.approx(2 * 64 * product, rel=1e-3)
     assert of["sums"]["special"] == pytest.approx(16 * tanh, rel=1e-3)
     assert of["regions"]["special"] == pytest.approx(64 * tanh, rel=1e-3)
@@ -146,13 +160,13 @@ def test_every_shape_has_an_estimate(kernels, sizes):
 
 def test_figures(report):
     """Where the kernels stand; a change that costs more than a tenth shows here. The figures to reach are 15 and 20 ns for COCO
-    with and without overlap, 7 for H = 64 and 100 in float32, none of them reached, and 2.5 ms for a training step."""
+    with and without overlap and 7 for H = 64, none of them reached, 100 in float32 and 2.5 ms for a training step."""
     sets, shapes = report["sets"], report["shapes"]
     assert sets["coco, H = 1024"]["overlapped"] < 19 and sets["coco, H = 1024"]["apart"] < 27
     assert sets["coco, H = 64"]["overlapped"] < 8.8
     assert shapes["196 x 32, H = 1024"]["overlapped"] < 490 and shapes["576 x 64, H = 1024"]["overlapped"] < 1900
     assert shapes["1030 x 32, H = 1024"]["overlapped"] < 2200
-    assert report["float32"]["36 x 13, H = 1024"]["overlapped"] < 308
+    assert report["float32"]["36 x 13, H = 1024"]["apart"] < 100
     assert report["training"]["B = 128, H = 1024, ms"]["overlapped"] < 1.05
     assert report["training"]["B = 128, H = 1024, ms"]["apart"] < 1.18
 

@@ -4,8 +4,6 @@ import doctest
 import inspect
 import json
 import re
-import sys
-import types
 from importlib import import_module
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import caan
-from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
+from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, scorer
 from caan.data import load_scan_split
 from caan.gallery import build_index
 
@@ -107,7 +105,7 @@ def test_a_dense_model_is_scored_in_tiles(model, features, monkeypatch):
     dense = caan.Model(network(model.vocabulary, intra="features"), model.vocabulary)
     texts = ["two cats", "a dog runs", "birds", "a bird runs"]
     expected = dense.score(features, texts)
-    monkeypatch.setattr(import_module("caan.api.model"), "_TILE", 2)
+    monkeypatch.setattr(scorer, "_SMALL_TILE", (2, 3))
     torch.testing.assert_close(dense.score(features, texts), expected, rtol=0, atol=1e-6)
     assert dense.rank("two cats", features)[0].score == pytest.approx(expected[:, 0].max().item(), abs=1e-6)
 
@@ -156,32 +154,6 @@ def test_save_and_read_again(made, model, features, tmp_path):
         assert torch.equal(again.score(features, ["a dog"]), model.score(features, ["a dog"]))
     # What is of one model, wherever it lies.
     assert caan.Gallery(made / "gallery", run=tmp_path / "saved").search("a dog") == caan.Gallery(made / "gallery").search("a dog")
-
-
-def test_the_hub(model, tmp_path, monkeypatch):
-    model.save_pretrained(tmp_path / "saved")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"^somebody/pets: expected a folder, found none; .*`pip install huggingface_hub`$"
-    ):
-        caan.Model.from_pretrained("somebody/pets")
-    with pytest.raises(errors.MissingFileError, match=r"^nothing: expected a folder with config.json and .*, or OWNER/NAME"):
-        caan.Model.from_pretrained("nothing")
-    asked = {}
-
-    def snapshot_download(name, **options):
-        asked.update(options, name=name)
-        if name.startswith("nobody"):
-            raise OSError("404 Client Error\nand more")
-        return str(tmp_path / "saved")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
-    found = caan.Model.from_pretrained("somebody/pets", revision="v1")
-    assert asked == {"name": "somebody/pets", "revision": "v1", "allow_patterns": ["config.json", "model.safetensors"]}
-    assert found.vocabulary.words == model.vocabulary.words
-    with pytest.raises(errors.MissingFileError, match="^nobody/pets: expected a model on the Hugging Face Hub: 404 Client Error$"):
-        caan.Model.from_pretrained("nobody/pets")
 
 
 def test_a_saved_model_that_is_damaged(model, tmp_path):

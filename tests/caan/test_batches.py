@@ -51,8 +51,8 @@ def test_half_precision_stays(scan_folder, features):
     [
         # "caption", "of", "image", "." and all numbers but the last: 1 of 175 words is missing.
         (34, None),
-        (26, "the vocabulary lacks 5% of the captions' words, and all words of 0% of the captions. Words are"),
-        (None, "the vocabulary lacks 80% of the captions' words, and all words of 100% of the captions. Words are"),
+        (26, "5% of the captions' words are not in the vocabulary; the model takes them all for one unknown word"),
+        (None, "80% of the captions' words are not in the vocabulary, and 100% of the captions have no known word. Words are"),
     ],
 )
 def test_captions_of_unknown_words(split, known, message):

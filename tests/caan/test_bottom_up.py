@@ -46,6 +46,25 @@ def test_boxes_are_pixels_of_the_photograph(tmp_path, regions, box, message):
             source.load(key)
 
 
+def test_float64_is_read_as_it_is_or_named(tmp_path, regions):
+    features, boxes = regions[1]
+    for name, given in (("1", features), ("2", features.astype(np.float64))):
+        (tmp_path / f"{name}.tsv").write_text(line(name, given, boxes.astype(given.dtype)))
+    loaded = []
+    for name in ("1", "2"):
+        source = open_features([tmp_path / f"{name}.tsv"])
+        loaded.append(source.load(source.find(CaptionedImage(f"{name}.jpg", []))[1]))
+    assert all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(*loaded, strict=True))
+    # Of float32 numbers, and of others, whose second halves are not mostly zeros.
+    for double in (features.astype(np.float64), features / 3 + np.pi):
+        (tmp_path / "x.tsv").write_text(line("1", features, boxes) + line("3", double.astype(np.float64), boxes))
+        source = open_features([tmp_path / "x.tsv"])
+        with pytest.raises(
+            Unreadable, match="line 2: expected features of float32, as the boxes are, found what looks like float64"
+        ):
+            source.load(source.find(CaptionedImage("3.jpg", []))[1])
+
+
 @pytest.fixture
 def coco_file(tmp_path):
     """Captions of three images of COCO, two captions each."""

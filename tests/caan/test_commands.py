@@ -16,6 +16,7 @@ from ablation import TABLE_4
 from command_lines import SMALL
 
 from caan import ModelConfig, checkpoint, commands
+from caan.__main__ import main as caan_program
 from caan.commands import main
 from caan.commands.helping import EXAMPLES as EXAMPLES_OF
 from caan.presets import PRESETS, TrainingConfig
@@ -79,6 +80,16 @@ def run(arguments):
         print("image → text \\udcff")
 sys.exit(commands.main(["search"]))
 """
+
+
+@pytest.mark.parametrize("what", ["import_module", "argparse.ArgumentParser"])
+def test_an_interrupt_while_the_command_is_imported(capsys, monkeypatch, what):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"caan.commands.{what}", stop)
+    monkeypatch.setattr(sys, "argv", ["caan", "train"])
+    assert caan_program() == 130 and capsys.readouterr() == ("", "caan: stopped\n")
 
 
 def test_a_table_outlives_an_encoding_and_a_reader():

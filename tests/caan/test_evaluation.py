@@ -297,12 +297,12 @@ def test_figures_of_chance_are_called_so(world, tmp_path, capsys, monkeypatch):
     out = tmp_path / "figures.json"
     assert main([*evaluate_it, "--json", str(out)]) == 0
     warning = capsys.readouterr().out.splitlines()[-1]
-    assert re.match(r"Warning: rsum [\d.]+ is what chance can give\. The vocabulary knows 100% of the captions' words", warning)
+    assert re.match(r"Warning: random scores can have rsum [\d.]+\. The vocabulary knows 100% of the captions' words", warning)
     assert json.loads(out.read_text())["warning"] == warning
     monkeypatch.setattr(command, "_FOLD_SIZE", 18)
     assert main([*evaluate_it, "--protocol", "folds"]) == 0
     printed = capsys.readouterr().out
-    assert "\nby chance, in a fold  " in printed and "Warning: rsum" in printed
+    assert "\nby chance, in a fold  " in printed and "Warning: random scores" in printed
 
 
 def test_figures_that_cannot_be_written_cost_no_scores(run_folder, tmp_path, capsys, monkeypatch):

@@ -185,6 +185,27 @@ def test_csv_that_would_be_read_wrongly(tmp_path, text, message):
         read_captions(tmp_path / "c.csv")
 
 
+@pytest.mark.parametrize("columns", ["image,caption,split", "split,image,caption"])
+def test_csv_with_splits(tmp_path, columns):
+    path = tmp_path / "c.csv"
+
+    def write(*rows):
+        named = [dict(zip(("image", "caption", "split"), row, strict=True)) for row in rows]
+        path.write_text("\n".join([columns, *(",".join(row[column] for column in columns.split(",")) for row in named)]))
+
+    write(("1.jpg", "a dog", "train"), ("2.jpg", "a cat", "val"), ("1.jpg", "a red dog", "train"), ("3.jpg", "a cow", "restval"))
+    assert read_captions(path) == {
+        "train": [CaptionedImage("1.jpg", ["a dog", "a red dog"]), CaptionedImage("3.jpg", ["a cow"])],
+        "dev": [CaptionedImage("2.jpg", ["a cat"])],
+    }
+    write(("1.jpg", "a dog", "train"), ("1.jpg", "a cat", "test"))
+    with pytest.raises(errors.FormatError, match="expected 1.jpg in one split, found test in line 3 and train before"):
+        read_captions(path)
+    write(("1.jpg", "a dog", " "))
+    with pytest.raises(errors.FormatError, match="expected a split in line 2: found none"):
+        read_captions(path)
+
+
 def test_an_index_column_does_no_harm(tmp_path):
     (tmp_path / "c.csv").write_text(",image,caption\n0,1.jpg,a dog\n")
     assert read_captions(tmp_path / "c.csv") == {None: [CaptionedImage("1.jpg", ["a dog"])]}

@@ -1,28 +1,26 @@
 """From photographs to a search on one data folder: what is remembered, how images are named, what a search says."""
 
 import argparse
-import fcntl
 import json
 import os
-import pty
 import re
 import shutil
-import struct
 import subprocess
 import sys
-import termios
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from averages import averaging
 from PIL import Image
+from terminals import open_terminal
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
 from caan.commands import images, main, options, search, show
 from caan.data import load_scan_split, read_record, records
-from caan.extraction import CaptionedImage, MapBackbone, backbones, usual_captions
+from caan.extraction import CaptionedImage, backbones, usual_captions
 from caan.gallery import Contents, Searcher
 
 ROOT = Path(__file__).parents[2]
@@ -31,13 +29,8 @@ WORDS = "dog cat horse snow beach street".split()
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    """Backbones that average pixels; one that is named "wide" has the same width in a larger grid."""
-
-    def load(name, size=None, *_):
-        size = size or (8 if name == "wide" else 4)
-        return MapBackbone(name, torch.nn.AvgPool2d(2), size, (127.0,) * 3, (128.0,) * 3)
-
-    monkeypatch.setattr(backbones, "load_backbone", load)
+    """Backbones that average pixels."""
+    monkeypatch.setattr(backbones, "load_backbone", averaging)
 
 
 @pytest.fixture
@@ -372,8 +365,7 @@ def test_words_that_nobody_knows(gallery, capsys):
 
 def terminal(command, **streams):
     """A command's process, and the end of a terminal that it has for the streams that are not named."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    ours, theirs = open_terminal()
     streams = {name: streams.get(name, theirs) for name in ("stdin", "stdout", "stderr")}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
     process = subprocess.Popen([sys.executable, "-m", "caan", *map(str, command)], **streams, env=environment)
@@ -395,7 +387,11 @@ def read_until(ours, text=None):
     return seen.decode()
 
 
-def test_a_line_can_be_edited_and_had_again(gallery):
+def test_a_line_can_be_edited_and_had_again(gallery, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    history = tmp_path / "state" / "caan" / "history"
+    history.parent.mkdir(parents=True)
+    history.write_text("of another session\n")
     process, ours = terminal(["search", gallery, "--interactive", "--top", 1])
     read_until(ours, b"text> ")
     os.write(ours, b"a dg\x1b[Do\n")  # Cursor left, and the letter that was missing.
@@ -410,6 +406,7 @@ def test_a_line_can_be_edited_and_had_again(gallery):
     os.close(ours)
     hits = [re.findall(r"   1 +(\S+)  (\S+)", seen) for seen in (first, second)]
     assert hits[0] == hits[1] and len(hits[0]) == 1 and "does not know" not in first
+    assert history.read_text().splitlines() == ["of another session", "a dog", "zzyzx", "quit"]
 
 
 def test_progress_and_results_are_apart(gallery, tmp_path, monkeypatch):

@@ -1,14 +1,11 @@
 """Bars: on a terminal, and nowhere else."""
 
-import fcntl
 import os
-import pty
-import struct
 import sys
-import termios
 from pathlib import Path
 
 import pytest
+from terminals import open_terminal
 
 import caan
 from caan.progress import bar, watched
@@ -23,8 +20,7 @@ def drawn(monkeypatch, stream, **options):
 
 @pytest.mark.parametrize("shown", [True, False])
 def test_a_terminal_has_bars(monkeypatch, shown):
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    ours, theirs = open_terminal()
     with os.fdopen(theirs, "w") as stream:
         drawn(monkeypatch, stream, shown=shown)
         # Something to read where nothing was drawn.

@@ -36,8 +36,28 @@ def test_it_learns(world, tmp_path):
     assert vocabulary.words == Vocabulary.load(tmp_path / "run" / "vocabulary.json").words
     assert facts["validation"]["image_to_text"]["r10"] > 60 and facts["training"]["epochs"] == 12
     assert not torch.equal(model.region_encoder.deviation, torch.ones(10))
-    said = r"epoch 12 of 12: .* rsum [\d.]+; gradient norm [\d.]+ \(median\) to [\d.]+, \d+% of steps clipped"
+    recalls = r"R@1/5/10 image → text [\d. ]+, text → image [\d. ]+, rsum [\d.]+"
+    said = rf"epoch 12 of 12: .*: {recalls}; gradient norm [\d.]+ \(median\), [\d.]+ \(largest\), \d+% of steps clipped"
     assert any(re.match(said, text) for text in run.said)
+
+
+def test_the_average_of_a_short_run_forgets_how_it_began(world, tmp_path):
+    run = trainer(world, tmp_path, replace(CONFIG, average=0.9999))
+    weights = []
+
+    def train_step(batch, images, form):
+        results = Trainer._train_step(run, batch, images, form)
+        weights.append(run.model.attention.affinity.detach().clone())
+        return results
+
+    run._train_step = train_step
+    run.run()
+    expected = weights[0]
+    for step, now in enumerate(weights[1:], 1):
+        expected = expected.lerp(now, 3 / (step + 3))
+    averaged = run.average.module.attention.affinity
+    assert len(weights) == 18 and torch.allclose(averaged, expected, rtol=1e-5, atol=1e-7)
+    assert (averaged - weights[-1]).norm() < (averaged - weights[0]).norm()
 
 
 def test_metrics(world, tmp_path):

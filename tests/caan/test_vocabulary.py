@@ -121,3 +121,8 @@ def test_a_word_twice():
         Vocabulary(["dog", "cat", "dog"])
     with pytest.raises(ValueError, match=r"'<pad>' more than once"):
         Vocabulary(["<pad>"])
+
+
+def test_near_spellings():
+    vocabulary = Vocabulary(["dog", "running", "run", "snow", "."])
+    assert [vocabulary.near(word) for word in ("dgo", "runing", "snwo", "zebra")] == [["dog"], ["running", "run"], ["snow"], []]

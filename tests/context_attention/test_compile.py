@@ -3,6 +3,7 @@
 import cases
 import pytest
 import torch
+from masks import mask_of
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import caan_kernels as ck
@@ -125,15 +126,12 @@ def test_masks(backend):
     case = batch((3, 3, 2, 4), backend, padding=0.0)
     tensors = case.regions, case.words, case.weights
 
-    def mask(items, lengths):
-        return (torch.arange(items.shape[1]) < lengths[:, None]).to(items.device)
-
-    word_mask = mask(case.words, case.word_lengths)
+    word_mask = mask_of(case.words, case.word_lengths)
     for lengths in (case.region_lengths, case.region_lengths.flip(0)):
         expected = ck.context_attention(*tensors, lengths, case.word_lengths, backend=backend)
-        assert torch.equal(compiled(*tensors, mask(case.regions, lengths), word_mask), expected)
+        assert torch.equal(compiled(*tensors, mask_of(case.regions, lengths), word_mask), expected)
     assert counter.frame_count == 1
-    masks = mask(case.regions, lengths), word_mask
+    masks = mask_of(case.regions, lengths), word_mask
     word_mask[0] = torch.arange(4, device=word_mask.device) != 1
     if cases.KERNELS[backend] == "cpu":
         with pytest.raises(RuntimeError, match="word_mask: expected True for the real words, which come first"):

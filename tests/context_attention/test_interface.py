@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import cases
 import pytest
 import torch
+from masks import masks_of
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -116,12 +117,6 @@ def test_projections(backend, dtype):
         products = products.cpu()
         assert not products[padding].any()
         torch.testing.assert_close(products[~padding], expected[~padding].to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
-
-
-def masks_of(case):
-    """What the lengths of a problem say, as masks."""
-    sides = ("region", case.regions, case.region_lengths), ("word", case.words, case.word_lengths)
-    return {f"{side}_mask": torch.arange(items.shape[1]) < lengths[:, None] for side, items, lengths in sides}
 
 
 @backends

@@ -5,6 +5,7 @@ import doctest
 import cases
 import pytest
 import torch
+from masks import mask_of
 
 import caan_kernels as ck
 from caan_kernels.context_attention import module
@@ -58,10 +59,8 @@ def test_it_is_the_operator(options):
     if attention.options["intra"] != "features":
         V, U = attention.project_regions(case.regions, lengths[0]), attention.project_words(case.words, lengths[1])
         assert torch.equal(attention(V, U, pairs=case.pairs), expected)
-    masks = {
-        f"{x}_mask": torch.arange(y.shape[1]) < z[:, None] for x, y, z in zip(("region", "word"), tensors, lengths, strict=True)
-    }
-    assert torch.equal(attention(*tensors, pairs=case.pairs, **masks), expected)
+    masks = [mask_of(*side) for side in zip(tensors, lengths, strict=True)]
+    assert torch.equal(attention(*tensors, pairs=case.pairs, region_mask=masks[0], word_mask=masks[1]), expected)
 
 
 @pytest.mark.parametrize(

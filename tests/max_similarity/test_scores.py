@@ -5,6 +5,7 @@ from dataclasses import replace
 import cases
 import pytest
 import torch
+from masks import masks_of
 from torch.autograd import forward_ad
 
 import caan_kernels as ck
@@ -194,8 +195,7 @@ def test_no_product_of_halves_is_rounded(backend, dtype):
 def test_masks_are_lengths(backend, monkeypatch):
     """A mask gives the bits that lengths give. Where values are not checked, one that is no prefix makes its item's scores NaN."""
     case = problem("odd", torch.float32)
-    sides = ("region", case.regions, case.region_lengths), ("word", case.words, case.word_lengths)
-    masks = {f"{side}_mask": torch.arange(items.shape[1]) < lengths[:, None] for side, items, lengths in sides}
+    masks = masks_of(case)
     bare, expected = replace(case, region_lengths=None, word_lengths=None), case.call(backend=backend)
     assert torch.equal(bare.call(backend=backend, **masks), expected)
     monkeypatch.setattr(checks, "_at_hand", lambda values: None)

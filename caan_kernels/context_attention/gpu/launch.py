@@ -48,8 +48,8 @@ class Kernels(Protocol):
     def score_tiles(self, call: "PlannedCall", scores: Tensor) -> bool:
         """Score the pairs that lie in tiles of many, whatever else is there; whether that may leave some out."""
 
-    def slot_numbers(self, regions: int, words: int, width: int, gradient: bool) -> int:
-        """float32 numbers of scratch memory for a pair that is worked on alone."""
+    def slot_numbers(self, call: "PlannedCall", gradient: bool) -> int:
+        """float32 numbers of scratch memory for a pair that is worked on alone, for its derivatives or without."""
 
     def score_rest(self, slots: "Slots", scores: Tensor) -> None:
         """Score the pairs that `score_tiles` leaves out, however many, in no more than `slots.count` slots."""
@@ -326,7 +326,7 @@ class Slots:
         self.regions, self.words, _ = call.plan
         self.rows = call.V.features.shape[1], call.U.features.shape[1]
         self.width = call.V.features.shape[2]
-        self.numbers = call.kernels.slot_numbers(*self.rows, self.width, gradient)
+        self.numbers = call.kernels.slot_numbers(call, gradient)
         self.count = max(1, most_bytes // (4 * max(1, self.numbers)))
         self.scratch = call.V.features.new_empty(0, self.numbers, dtype=torch.float32)
 

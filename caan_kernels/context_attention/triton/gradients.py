@@ -21,7 +21,7 @@ import triton.language as tl
 from ...core.triton.functions import add_with_rest, norm, positive_part, softmax_where, sum_of_rows, tanh
 
 
-def slot_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
+def pair_numbers(regions: int, words: int, width: int, gradient: bool) -> int:
     """float32 numbers of a pair's slot."""
     numbers = regions * words + 4 * (regions + words)
     return numbers + 4 * regions * words + 2 * width if gradient else numbers

@@ -20,7 +20,7 @@ from .gradients import (
     image_features_kernel,
     image_hidden_kernel,
     pair_kernel,
-    slot_numbers,
+    pair_numbers,
 )
 from .pairs import factors_kernel, finish_kernel, logits_kernel
 from .plan import SMALL_REGIONS, SMALL_WORDS, Class, Ranks, Round, classes_of, rank, rounds
@@ -318,6 +318,11 @@ class Scoring(NamedTuple):
 def _constants(options: Options) -> dict[str, bool]:
     """The options as kernels are compiled for them."""
     return {"COSINE": options.cosine, "INTER": options.inter, "INTRA": options.intra}
+
+
+def slot_numbers(call: PlannedCall, gradient: bool) -> int:
+    (m, width), n = call.V.features.shape[1:], call.U.features.shape[1]
+    return pair_numbers(m, n, width, gradient)
 
 
 def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:

@@ -17,7 +17,7 @@ constexpr int PANEL_ROW = PANEL + 4;
 template <typename T>
 CAAN_DEVICE void load_panel(float* panel, const T* from, int64_t row_stride, int rows, int first, int columns) {
   const int column = first + lane_of_thread();
-  // With more rows at once the gradients' kernel spills on sm_90a.
+  // With more rows at once the gradients' kernel spills on sm_90.
 #pragma unroll 2
   for (int r = warp_of_thread(); r < rows; r += WARPS)
     panel[r * PANEL_ROW + lane_of_thread()] = column < columns ? to_float(from[r * row_stride + column]) : 0.0f;

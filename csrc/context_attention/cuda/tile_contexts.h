@@ -62,21 +62,19 @@ CAAN_DEVICE void add_word_logits(const Tile<S, T>& tile, const ContextRows<S>& r
     for (int k = 0; k < PIECE / 16; ++k) {
       const float at_row = first_of<T>(piece.weights[k]), on = second_of<T>(piece.weights[k]);
       float X[S::PAIRS][2 * S::STRIPS][4] = {};
-      uint32_t left[4];
       if (tile.o.inter)
-#pragma unroll
-        for (int depth = 0; depth < S::DEPTHS; ++depth) {
-          left_columns(left, piece.regions, depth, k);
+        each_depth(tile, piece.regions, k, [&](int depth, const auto& left) {
 #pragma unroll
           for (int p = 0; p < S::PAIRS; ++p)
 #pragma unroll
-            for (int j = 0; j < 2 * S::STRIPS; ++j) multiply_add(X[p][j], left, R[p][depth][j][0], R[p][depth][j][1], T{});
-        }
+            for (int j = 0; j < 2 * S::STRIPS; ++j) add_regions<T>(X[p][j], left, R[p][depth][j]);
+        });
       if (tile.o.intra)
 #pragma unroll
         for (int p = 0; p < S::PAIRS; ++p)
 #pragma unroll
           for (int w = 0; w < S::STRIPS; ++w) {
+            uint32_t left[4];
             left_columns(left, piece.words, p * S::STRIPS + w, k);
 #pragma unroll
             for (int j = 0; j < 2 * S::STRIPS; ++j) multiply_add(X[p][j], left, H[p][w][j][0], H[p][w][j][1], T{});
@@ -110,20 +108,14 @@ CAAN_DEVICE void add_region_logits(const Tile<S, T>& tile, const ContextRows<S>&
       const float at_row = first_of<T>(piece.weights[k]), on = second_of<T>(piece.weights[k]);
       float z[S::PAIRS][S::STRIPS][2][4] = {};
       if (tile.o.intra)
-#pragma unroll
-        for (int depth = 0; depth < S::DEPTHS; ++depth) {
-          uint32_t left[4];
-          left_columns(left, piece.regions, depth, k);
+        each_depth(tile, piece.regions, k, [&](int depth, const auto& left) {
 #pragma unroll
           for (int p = 0; p < S::PAIRS; ++p)
 #pragma unroll
             for (int w = 0; w < S::STRIPS; ++w)
 #pragma unroll
-              for (int half = 0; half < 2; ++half) {
-                const auto& unit = C[p].unit[depth][2 * w + half];
-                multiply_add(z[p][w][half], left, unit[0], unit[1], T{});
-              }
-        }
+              for (int half = 0; half < 2; ++half) add_regions<T>(z[p][w][half], left, C[p].unit[depth][2 * w + half]);
+        });
 #pragma unroll
       for (int p = 0; p < S::PAIRS; ++p) {
         uint32_t Z[S::STRIPS][4] = {}, UQ2[S::STRIPS][4] = {};

@@ -5,7 +5,7 @@
 
 namespace caan::context_attention {
 
-// S and, but for the cosine, X. In a list those of the warp's pair; else of strips of packed words with the warp's image.
+// S and, but for the cosine, X. Of the warp's pairs; where words are packed, of strips of them with the warp's image.
 template <typename S, typename T>
 CAAN_DEVICE void multiply_rows(const Tile<S, T>& tile, Cells<S>& alignment, Cells<S>& similarity) {
   const Sides<T>& s = tile.s;
@@ -23,7 +23,7 @@ CAAN_DEVICE void multiply_rows(const Tile<S, T>& tile, Cells<S>& alignment, Cell
     close_copies();
   };
   const int first = tile.caption(0) * S::WORDS;
-  const bool any = S::LISTED || first < tile.items.begin[S::CAPTIONS];
+  const bool any = !tile.items.packs() || first < tile.items.all_words();
   begin(0);
 #pragma unroll 1
   for (int piece = 0; piece < tile.pieces_of_width(); ++piece) {
@@ -36,24 +36,31 @@ CAAN_DEVICE void multiply_rows(const Tile<S, T>& tile, Cells<S>& alignment, Cell
                                                                                              UK_rows + S::WORD_ROWS * PIECE_BYTES;
 #pragma unroll S::UNROLLED
     for (int k = 0; k < PIECE / 16; ++k) {
-      uint32_t UK[S::HELD][4], U[S::HELD][4] = {}, V[4];
+      uint32_t UK[S::HELD][4], U[S::HELD][4] = {};
 #pragma unroll
       for (int w = 0; w < S::HELD; ++w) {
         left_rows(UK[w], UK_rows, w, k);
         if (both) left_rows(U[w], U_rows, w, k);
       }
+      const auto multiply = [&](int t, uint32_t V0, uint32_t V1) {
 #pragma unroll
-      for (int depth = 0; depth < S::DEPTHS; ++depth) {
+        for (int w = 0; w < S::HELD; ++w) {
+          const int p = w / S::STRIPS, strip = w % S::STRIPS;
+          multiply_add(alignment[p][strip][t], UK[w], V0, V1, T{});
+          if (both) multiply_add(similarity[p][strip][t], U[w], V0, V1, T{});
+        }
+      };
+#pragma unroll
+      for (int depth = 0; depth < S::TILES / 2; ++depth) {
+        uint32_t V[4];
         right_rows(V, V_rows, depth, k);
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-#pragma unroll
-          for (int w = 0; w < S::HELD; ++w) {
-            const int p = w / S::STRIPS, strip = w % S::STRIPS, t = 2 * depth + half;
-            if (t >= S::TILES) continue;
-            multiply_add(alignment[p][strip][t], UK[w], V[2 * half], V[2 * half + 1], T{});
-            if (both) multiply_add(similarity[p][strip][t], U[w], V[2 * half], V[2 * half + 1], T{});
-          }
+        multiply(2 * depth, V[0], V[1]);
+        multiply(2 * depth + 1, V[2], V[3]);
+      }
+      if constexpr (S::TILES % 2) {
+        uint32_t V[2];
+        right_rows(V, V_rows, S::TILES / 2, k);
+        multiply(S::TILES - 1, V[0], V[1]);
       }
     }
   }
@@ -153,12 +160,10 @@ CAAN_DEVICE void cosines(const Tile<S, T>& tile, const float (&of_f)[S::PAIRS][S
     for (int k = 0; k < PIECE / 16; ++k) {
       float v[S::PAIRS][4] = {}, u[S::PAIRS][4] = {};
       uint32_t left[4];
+      each_depth(tile, region_rows, k, [&](int depth, const auto& of_regions) {
 #pragma unroll
-      for (int depth = 0; depth < S::DEPTHS; ++depth) {
-        left_columns(left, region_rows, depth, k);
-#pragma unroll
-        for (int p = 0; p < S::PAIRS; ++p) multiply_add(v[p], left, f[p][depth][0], f[p][depth][1], T{});
-      }
+        for (int p = 0; p < S::PAIRS; ++p) add_regions<T>(v[p], of_regions, f[p][depth]);
+      });
 #pragma unroll
       for (int p = 0; p < S::PAIRS; ++p) {
 #pragma unroll

@@ -13,8 +13,8 @@ constexpr int BAND = 32;
 
 template <int TILES_, int STRIPS_, bool LISTED_, bool BOTH_>
 struct Shape {
-  // TILES of 8 regions; DEPTHS of 16 of them.
-  static constexpr int TILES = TILES_, DEPTHS = (TILES + 1) / 2, REGIONS = 16 * DEPTHS;
+  // TILES of 8 regions, DEPTHS of 16 of them, the last one perhaps a half.
+  static constexpr int TILES = TILES_, DEPTHS = (TILES + 1) / 2, REGIONS = 8 * TILES;
   static constexpr int STRIPS = STRIPS_, WORDS = 16 * STRIPS;
   // BOTH: inter and intra terms are known at compile time, which saves branches in the inner loops. Lists do without it: memory
   // limits them.
@@ -44,17 +44,24 @@ struct Shape {
   static constexpr int ITEMS_AT = SUMS_BYTES > 2 * STAGE_BYTES ? SUMS_BYTES : 2 * STAGE_BYTES;
 };
 
-// What a block works on; nothing where a length is 0. `packed` words begin where those of the caption before end, `words` at
-// multiples of a tile's.
+// What a block works on; nothing where a length is 0. `words` of a caption begin at a multiple of a tile's. Where that leaves a
+// warp without any, `packed` ones begin where those of the caption before end, and otherwise they are the same.
 template <typename S>
 struct Items {
   int64_t image[S::IMAGES], caption[S::CAPTIONS], place[S::CAPTIONS];
-  int m[S::IMAGES], n[S::CAPTIONS], begin[S::CAPTIONS + 1];
+  int m[S::IMAGES], n[S::CAPTIONS], begin[S::CAPTIONS];
   // Rows of the call's regions or words.
   uint32_t regions[S::REGION_ROWS], words[S::WORD_ROWS], packed[S::WORD_ROWS];
   float g[S::WARPS][S::PAIRS][S::WORDS];
   // Of the score vector of a piece in either stage: column c of 64 at place 8 (c % 8) + c / 8.
   alignas(16) uint16_t weights[2][PIECE];
+
+  CAAN_DEVICE int all_words() const {
+    int sum = 0;
+    for (int words : n) sum += words;
+    return sum;
+  }
+  CAAN_DEVICE bool packs() const { return !S::LISTED && all_words() <= S::WORD_ROWS - 16 * S::HELD; }
 };
 
 // Blocks' worth of work, as `find_items` numbers it.
@@ -125,10 +132,11 @@ CAAN_DEVICE void find_rows(Items<S>& items, const Sides<T>& s, int64_t work) {
     const unsigned own = unsigned(r) / S::WORDS;
     items.words[r] = row_of(items.caption[own], s.N, int(unsigned(r) % S::WORDS), items.n[own]);
     if (S::LISTED) continue;
-    uint32_t packed = NO_ROW;
-    for (int c = 0, begin = 0; c < S::CAPTIONS; begin += items.n[c++]) {
+    const bool packs = items.packs();
+    uint32_t packed = packs ? NO_ROW : items.words[r];
+    for (int c = 0, begin = 0; c < S::CAPTIONS && packs; begin += items.n[c++]) {
       if (r >= begin && r < begin + items.n[c]) packed = uint32_t(items.caption[c] * s.N + (r - begin));
-      if (r == 0) items.begin[c] = begin, items.begin[c + 1] = begin + items.n[c];
+      if (r == 0) items.begin[c] = begin;
     }
     items.packed[r] = packed;
   }
@@ -173,6 +181,40 @@ CAAN_DEVICE void each_parked(const Tile<S, T>& tile, Cells<S>& X, Body body) {
     const int cell = S::CELLS - 1 - i;
     body(parked[i * S::THREADS], X[cell / (S::STRIPS * S::TILES)][cell / S::TILES % S::STRIPS][cell % S::TILES]);
   }
+}
+
+// body(depth, left) for every factor left[column, region] of 16 columns of an image's rows. Regions from 32 to 39 are one of 8 for
+// an image that has no more of them, in every shape, so that its sums are the same in all.
+template <typename S, typename T, typename Body>
+CAAN_DEVICE void each_depth(const Tile<S, T>& tile, const char* regions, int k, Body body) {
+  constexpr int WHOLE = 2;
+  static_assert(S::TILES == 2 * WHOLE + 1 || S::TILES == 2 * WHOLE + 4);
+  const auto whole = [&](int depth) {
+    uint32_t left[4];
+    left_columns(left, regions, depth, k);
+    body(depth, left);
+  };
+  const auto half = [&] {
+    uint32_t left[2];
+    left_columns(left, regions, WHOLE, k);
+    body(WHOLE, left);
+  };
+#pragma unroll
+  for (int depth = 0; depth < WHOLE; ++depth) whole(depth);
+  if (S::DEPTHS == WHOLE + 1) return half();
+  if (tile.m() <= 8 * (2 * WHOLE + 1)) return half();
+#pragma unroll
+  for (int depth = WHOLE; depth < S::DEPTHS; ++depth) whole(depth);
+}
+
+// sums += left right, of 16 regions or of the first 8.
+template <typename T>
+CAAN_DEVICE void add_regions(float (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]) {
+  multiply_add(sums, left, right[0], right[1], T{});
+}
+template <typename T>
+CAAN_DEVICE void add_regions(float (&sums)[4], const uint32_t (&left)[2], const uint32_t (&right)[2]) {
+  multiply_add(sums, left, right[0], T{});
 }
 
 // body(pair, strip, tile of regions, half) for all that a warp holds; words of the second half lie 8 rows on.

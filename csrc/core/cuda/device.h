@@ -82,7 +82,8 @@ CAAN_DEVICE void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(OPEN) : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit numbers; lane l gives the address of row l % 8 of matrix l / 8 and gets two numbers of each.
+// Four 8 x 8 matrices of 16-bit numbers, or two; lane l gives the address of row l % 8 of matrix l / 8 and gets two numbers of
+// each. Of two matrices the first 16 lanes give the addresses.
 template <bool TRANSPOSED>
 CAAN_DEVICE void load_matrices(uint32_t (&parts)[4], const void* row) {
   if constexpr (TRANSPOSED)
@@ -93,6 +94,20 @@ CAAN_DEVICE void load_matrices(uint32_t (&parts)[4], const void* row) {
   else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(parts[0]), "=r"(parts[1]), "=r"(parts[2]), "=r"(parts[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+template <bool TRANSPOSED>
+CAAN_DEVICE void load_matrices(uint32_t (&parts)[2], const void* row) {
+  if constexpr (TRANSPOSED)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(parts[0]), "=r"(parts[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(parts[0]), "=r"(parts[1])
                  : "r"(shared_address(row))
                  : "memory");
 }
@@ -116,6 +131,18 @@ CAAN_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint3
                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
 }
 
+// sums (16, 8) += left (16, 8) right (8, 8).
+CAAN_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&left)[2], uint32_t right, bfloat16) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+               : "r"(left[0]), "r"(left[1]), "r"(right));
+}
+CAAN_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&left)[2], uint32_t right, float16) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+               : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+               : "r"(left[0]), "r"(left[1]), "r"(right));
+}
+
 // sums (16, 8) += left (16, 8) right (8, 8) of TF32, the upper 19 bits of float32; the others are not read.
 CAAN_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float) {
   asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -133,11 +160,15 @@ CAAN_DEVICE float rough_tanh(float x) {
   return y;
 }
 
-// By the special-function unit, within some units in the last place.
-CAAN_DEVICE float quick_exp(float x) { return __expf(x); }
+// By the special-function unit, within some units in the last place; numbers too small for all their bits are 0.
+CAAN_DEVICE float quick_power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 CAAN_DEVICE float quick_inverse(float x) {
   float y;
-  asm("rcp.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 CAAN_DEVICE float quick_inverse_root(float x) {
@@ -204,6 +235,9 @@ CAAN_DEVICE float highest_of_warp(float x) {
   return x;
 }
 
+constexpr float BITS_OF_E = 1.44269504f;
+CAAN_DEVICE float quick_exp(float x) { return quick_power_of_two(x * BITS_OF_E); }
+
 // A norm at EPSILON is held there and passes no gradient.
 constexpr float EPSILON = 1e-8f;
 CAAN_DEVICE float norm_of(float squares) { return fmaxf(sqrtf(squares), EPSILON); }
@@ -225,6 +259,11 @@ CAAN_DEVICE float exact_tanh(float x) {
   const float e = expf(-2.0f * fabsf(x));
   const float large = copysignf((1.0f - e) / (1.0f + e), x);
   return fabsf(x) < 0.55f ? small_tanh(x) : large;
+}
+
+// The same within 2^-22 of 1, for what is summed.
+CAAN_DEVICE float summed_tanh(float x) {
+  return fmaf(-2.0f, quick_inverse(1.0f + quick_power_of_two(x * (2.0f * BITS_OF_E))), 1.0f);
 }
 
 // The same by the special-function unit, within 5 units in the last place.

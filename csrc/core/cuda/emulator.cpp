@@ -310,17 +310,16 @@ struct Factors {
   float left[16][16], right[8][16];
 };
 
-// Which lane holds which number is PTX's: mma.m16n8k16 with 16-bit factors.
-template <typename T>
-void multiply_add_of(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
+// Which lane holds which number is PTX's: mma.m16n8k16 and m16n8k8 with 16-bit factors.
+template <typename T, int PARTS>
+void multiply_add_of(float (&sums)[4], const uint32_t (&left)[2 * PARTS], const uint32_t (&right)[PARTS]) {
   const int lane = int(threadIdx.x) % WARP, row = lane / 4, column = 2 * (lane % 4);
   auto& factors = *reinterpret_cast<Factors*>(next_mail());
-  for (int i = 0; i < 4; ++i) unpack<T>(&factors.left[row + 8 * (i % 2)][column + 8 * (i / 2)], left[i]);
-  unpack<T>(&factors.right[row][column], right0);
-  unpack<T>(&factors.right[row][column + 8], right1);
+  for (int i = 0; i < 2 * PARTS; ++i) unpack<T>(&factors.left[row + 8 * (i % 2)][column + 8 * (i / 2)], left[i]);
+  for (int i = 0; i < PARTS; ++i) unpack<T>(&factors.right[row][column + 8 * i], right[i]);
   warp_barrier();
   float products[4] = {};
-  for (int k = 0; k < 16; ++k)
+  for (int k = 0; k < 8 * PARTS; ++k)
     for (int i = 0; i < 4; ++i) products[i] += factors.left[row + 8 * (i / 2)][k] * factors.right[column + i % 2][k];
   for (int i = 0; i < 4; ++i) sums[i] += products[i];
 }
@@ -399,10 +398,10 @@ void wait_until_open(int groups) {
   }
 }
 
-void load_matrices(uint32_t (&parts)[4], const void* row, bool transposed) {
+void load_matrices(uint32_t* parts, int count, const void* row, bool transposed) {
   const auto* rows = static_cast<const uint16_t* const*>(exchange(&row, sizeof(row)));
   const int lane = int(threadIdx.x) % WARP, r = lane / 4, c = 2 * (lane % 4);
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < count; ++i) {
     const auto* const* matrix = rows + 8 * i;
     const uint16_t first = transposed ? matrix[c][r] : matrix[r][c], second = transposed ? matrix[c + 1][r] : matrix[r][c + 1];
     parts[i] = first | uint32_t(second) << 16;
@@ -419,10 +418,16 @@ uint32_t transpose_matrix(uint32_t part) {
 }
 
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, bfloat16) {
-  multiply_add_of<bfloat16>(sums, left, right0, right1);
+  multiply_add_of<bfloat16, 2>(sums, left, {right0, right1});
 }
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float16) {
-  multiply_add_of<float16>(sums, left, right0, right1);
+  multiply_add_of<float16, 2>(sums, left, {right0, right1});
+}
+void multiply_add(float (&sums)[4], const uint32_t (&left)[2], uint32_t right, bfloat16) {
+  multiply_add_of<bfloat16, 1>(sums, left, {right});
+}
+void multiply_add(float (&sums)[4], const uint32_t (&left)[2], uint32_t right, float16) {
+  multiply_add_of<float16, 1>(sums, left, {right});
 }
 
 // PTX's mma.m16n8k8 with TF32 factors.
@@ -444,7 +449,7 @@ void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, 
 
 float rough_tanh(float x) { return off_by(std::tanh(double(x)), 0x1p-11, x); }
 // CUDA's __expf rounds x log2(e) to float32 before it calls ex2.approx.
-float quick_exp(float x) { return off_by(std::exp2(double(x * 1.44269504f)), 0x1p-22, x); }
+float quick_power_of_two(float x) { return off_by(std::exp2(double(x)), 0x1p-22, x); }
 float quick_inverse(float x) {
   const double exact = 1 / double(x);
   const float nearest = float(exact);

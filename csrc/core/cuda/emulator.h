@@ -78,15 +78,17 @@ void wait_for_copies() {
   wait_until_open(OPEN);
 }
 
-void load_matrices(uint32_t (&parts)[4], const void* row, bool transposed);
-template <bool TRANSPOSED>
-void load_matrices(uint32_t (&parts)[4], const void* row) {
-  load_matrices(parts, row, TRANSPOSED);
+void load_matrices(uint32_t* parts, int count, const void* row, bool transposed);
+template <bool TRANSPOSED, int COUNT>
+void load_matrices(uint32_t (&parts)[COUNT], const void* row) {
+  load_matrices(parts, COUNT, row, TRANSPOSED);
 }
 
 uint32_t transpose_matrix(uint32_t part);
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, bfloat16);
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float16);
+void multiply_add(float (&sums)[4], const uint32_t (&left)[2], uint32_t right, bfloat16);
+void multiply_add(float (&sums)[4], const uint32_t (&left)[2], uint32_t right, float16);
 void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1, float);
 
 inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
@@ -95,7 +97,7 @@ inline float from_bits(uint32_t bits) { return std::bit_cast<float>(bits); }
 // The special-function unit with the largest error that PTX allows: of tanh.approx.f32 2^-11, of ex2 2^-22, of rcp a unit in the
 // last place, of rsqrt 2^-22.9. The bits of x decide the error's sign. NaN, 0 and infinite results are exact.
 float rough_tanh(float x);
-float quick_exp(float x);
+float quick_power_of_two(float x);
 float quick_inverse(float x);
 float quick_inverse_root(float x);
 

@@ -81,23 +81,36 @@ CAAN_DEVICE int along_columns(int r, int k) {
 }
 
 // Factors of `multiply_add` from rows 16 r to 16 r + 15 and columns 16 k to 16 k + 15 of a piece that begins at a multiple of 8
-// rows. A right factor is two of 8 columns: parts 0 and 1, parts 2 and 3.
+// rows. A right factor is two of 8 columns: parts 0 and 1, parts 2 and 3. Two parts are of the first 8 rows alone.
 //
 // left[row, column]
 CAAN_DEVICE void left_rows(uint32_t (&parts)[4], const char* piece, int r, int k) {
   load_matrices<false>(parts, piece + down_rows(r, k));
 }
 // left[column, row]
-CAAN_DEVICE void left_columns(uint32_t (&parts)[4], const char* piece, int r, int k) {
+template <int PARTS>
+CAAN_DEVICE void left_columns(uint32_t (&parts)[PARTS], const char* piece, int r, int k) {
   load_matrices<true>(parts, piece + along_columns(r, k));
 }
 // right[column, row]
-CAAN_DEVICE void right_rows(uint32_t (&parts)[4], const char* piece, int r, int k) {
+template <int PARTS>
+CAAN_DEVICE void right_rows(uint32_t (&parts)[PARTS], const char* piece, int r, int k) {
   load_matrices<false>(parts, piece + along_columns(r, k));
 }
 // right[row, column]
 CAAN_DEVICE void right_columns(uint32_t (&parts)[4], const char* piece, int r, int k) {
   load_matrices<true>(parts, piece + down_rows(r, k));
+}
+
+// Two numbers as sums of bfloat16 numbers, each of which rounds what those before it leave: parts[i] has the i-th of both.
+template <int PARTS>
+CAAN_DEVICE void split(uint32_t (&parts)[PARTS], float first, float second) {
+#pragma unroll
+  for (int i = 0; i < PARTS; ++i) {
+    parts[i] = pack(first, second, bfloat16{});
+    first -= first_of<bfloat16>(parts[i]);
+    second -= second_of<bfloat16>(parts[i]);
+  }
 }
 
 // What `multiply_add` leaves in a lane are rows lane / 4 and that + 8, columns 2 (lane % 4) and the next: sums over what lanes

@@ -173,6 +173,11 @@ def _insert(a, b, position, length):
     return (b & ~mask) | (a << np.minimum(position, a.dtype.type(width - 1)) & mask)
 
 
+def _backwards(a):
+    bits = np.unpackbits(np.ascontiguousarray(a).view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+    return np.packbits(bits[:, ::-1], axis=1, bitorder="little").view(np.uint32).reshape(a.shape)
+
+
 def _leading_zeros(a):
     # frexp's exponent is one more than the place of the highest bit.
     return np.where(a == 0, 32, 32 - np.frexp(a.astype(F64))[1]).astype(np.uint32)
@@ -241,7 +246,10 @@ def _add_integers() -> None:
             _add(f"shf.{side}.{mode}.b32", _funnel(side == "l", mode == "wrap"), "b32 b32 u32", "b32")
     _add("lop3.b32", _logic, "b32 b32 b32 b32", "b32")
     _add("prmt.b32", _permute, "b32 b32 b32", "b32")
+    _add("brev.b32", _backwards, "b32", "b32")
     _add("clz.b32", _leading_zeros, "b32", "u32")
+    # The highest bit's place as a distance from the top.
+    _add("bfind.shiftamt.u32", lambda a: np.where(a == 0, np.uint32(0xFFFFFFFF), _leading_zeros(a)), "u32", "u32")
     _add("popc.b32", lambda a: np.bitwise_count(a).astype(np.uint32), "b32", "u32")
 
 

@@ -198,7 +198,9 @@ def _multiply(program, x: Instruction) -> Callable:
         raise PtxError("other numbers of registers are expected")
 
     def numbers(m, reads):
-        registers = np.stack([np.broadcast_to(read(m), m.threads) for read in reads], 1)
+        registers = np.empty((m.threads, len(reads)), np.uint32)
+        for i, read in enumerate(reads):
+            registers[:, i] = read(m)
         if kind == "tf32":
             return tf32(registers)
         halves = registers.view(np.uint16)

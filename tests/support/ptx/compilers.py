@@ -3,6 +3,7 @@
 import fcntl
 import functools
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -24,15 +25,41 @@ def find_nvcc() -> str | None:
     return caan_build.find_nvcc()
 
 
+def shipped(operator: str) -> set[str]:
+    """Keys of the kernels that files of csrc/<operator>/cuda launch, from the emulated library: for every type of numbers."""
+    library = Path(os.environ["CAAN_CUDA_EMULATED"]).read_bytes().decode(errors="replace")
+    keys = {launched(name) for name in re.findall(r"KERNEL = [^;\0]*;", library)}
+    folder = ROOT / "csrc" / operator / "cuda"
+    return {x for x in keys if any(source.parent == folder for source in _sources_of(x.split("<")[0]))}
+
+
+def launched(name: str) -> str:
+    """The key of the kernel in the emulator's name of a launch."""
+    return key(re.search(r"KERNEL = ([^;]*);", name)[1])
+
+
 @functools.cache
-def source_of(kernel: str) -> Path:
-    """The file that a kernel, named without template arguments, stands in."""
-    for source in sorted(ROOT.glob("csrc/*/cuda/*.cu")):
-        if re.search(rf"CAAN_KERNEL[^;{{]*?\b{kernel}\(", source.read_text()):
-            return source
-    raise PtxError(f"no file has a kernel {kernel}")
+def compiled_with(name: str) -> str:
+    """PTX of the file that has a kernel, by its key, for the kernel's type of numbers.
+
+    Raises:
+        PtxError: no file has it.
+    """
+    dtype = re.search(r"b?float16|$", name)[0] or "float"
+    for source in _sources_of(name.split("<")[0]):
+        text = compiled(source, dtype)
+        if name in names_in(text):
+            return text
+    raise PtxError(f"no file has a kernel {name}")
 
 
+@functools.cache
+def _sources_of(kernel: str) -> list[Path]:
+    """The files that launch a kernel, named without template arguments."""
+    return [x for x in sorted(ROOT.glob("csrc/*/cuda/*.cu")) if re.search(rf"\blaunch<{kernel}[<>]", x.read_text())]
+
+
+@functools.cache
 def compiled(source: Path, dtype: str) -> str:
     """PTX of a file's kernels for numbers of one type: "float", "bfloat16" or "float16"."""
     nvcc = find_nvcc()

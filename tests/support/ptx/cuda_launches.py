@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from unittest import mock
@@ -32,20 +31,19 @@ _HOOK = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Launch))
 
 
 @contextmanager
-def interpreted(dtype: str, edit: Callable[[str, str], str] | None = None) -> Iterator[list[str]]:
+def interpreted(edit: Callable[[str, str], str] | None = None) -> Iterator[list[str]]:
     """Every CUDA C++ kernel that is launched inside runs as PTX; yields the names of those that ran, as they do.
 
     The tensors that an operator of the package is called with are what its kernel may access (tensors.py).
 
     Args:
-        dtype: numbers that kernels are compiled for, as they are named in C++.
         edit: (key of the kernel, its PTX's text) -> the text that runs instead.
 
     Raises:
         PtxError: a kernel did what it must not.
     """
     launched: list[str] = []
-    state = _State(dtype, edit, launched)
+    state = _State(edit, launched)
     library = ctypes.CDLL(os.environ["CAAN_CUDA_EMULATED"])
     hook = ctypes.c_void_p.in_dll(library, "_ZN4caan4cuda9on_launchE")
     callback = _HOOK(lambda launch: state.take(launch.contents))
@@ -73,8 +71,8 @@ def interpreted(dtype: str, edit: Callable[[str, str], str] | None = None) -> It
 class _State:
     """What a launch finds: memory, and programs that were made."""
 
-    def __init__(self, dtype: str, edit, launched: list[str]):
-        self.dtype, self.edit, self.launched = dtype, edit, launched
+    def __init__(self, edit, launched: list[str]):
+        self.edit, self.launched = edit, launched
         self.buffers: list[Buffer] = []
         self.error: Exception | None = None
 
@@ -87,8 +85,8 @@ class _State:
             self.error = error
 
     def _run(self, launch: _Launch) -> None:
-        name = compilers.key(re.search(r"KERNEL = ([^;]*);", launch.name.decode())[1])
-        program = program_of(name, self.dtype, self.edit)
+        name = compilers.launched(launch.name.decode())
+        program = program_of(name, self.edit)
         self.launched.append(name)
         values = [ctypes.string_at(launch.arguments[i], launch.sizes[i]) for i in range(launch.count)]
         names = [parameter for parameter, _ in program.kernel.parameters]
@@ -97,18 +95,20 @@ class _State:
         memory.leave()
 
 
-_programs: dict[tuple[str, str], Program] = {}
+_programs: dict[str, Program] = {}
 
 
-def program_of(name: str, dtype: str, edit: Callable[[str, str], str] | None = None) -> Program:
-    """A kernel, by its `compilers.key`, compiled for a dtype."""
-    text = compilers.compiled(compilers.source_of(name.split("<")[0]), dtype)
-    mangled = compilers.names_in(text)[name]
-    if edit is not None and (edited := edit(name, text)) != text:
-        return Program(parse(edited, mangled))
-    if (name, dtype) not in _programs:
-        _programs[name, dtype] = Program(parse(text, mangled))
-    return _programs[name, dtype]
+def program_of(name: str, edit: Callable[[str, str], str] | None = None) -> Program:
+    """A kernel, by its `compilers.key`."""
+    if name not in _programs:
+        text = compilers.compiled_with(name)
+        _programs[name] = Program(parse(text, compilers.names_in(text)[name]))
+    program = _programs[name]
+    if edit is None:
+        return program
+    text = compilers.compiled_with(name)
+    edited = edit(name, text)
+    return program if edited == text else Program(parse(edited, program.name), program)
 
 
 def _buffers(packet, arguments) -> list[Buffer]:

@@ -26,7 +26,8 @@ def interpreted(module, edit: Callable[[str, str], str] | None = None) -> Iterat
     """Every Triton kernel that a module launches inside runs as PTX; yields the names of those that ran, as they do.
 
     Args:
-        module: where the kernels are launched by their names there, and `capability_of` tells what they are shaped for.
+        module: where the kernels are launched by their names there, and `capability_of`, if it is there, tells what they are
+            shaped for.
         edit: (name of the kernel, its PTX) -> the PTX that runs instead.
 
     Raises:
@@ -35,7 +36,9 @@ def interpreted(module, edit: Callable[[str, str], str] | None = None) -> Iterat
     launched: list[str] = []
     kernels = {name: x for name, x in vars(module).items() if isinstance(x, triton.runtime.jit.JITFunction)}
     replaced = {name: _Kernel(kernel, edit, launched) for name, kernel in kernels.items()}
-    with mock.patch.multiple(module, capability_of=lambda device: CAPABILITY, **replaced):
+    if hasattr(module, "capability_of"):
+        replaced["capability_of"] = lambda device: CAPABILITY
+    with mock.patch.multiple(module, **replaced):
         yield launched
 
 
@@ -86,6 +89,13 @@ def _specialised(parameter, value) -> tuple[str, bool]:
     return "i32" if abs(value) < 1 << 31 else "i64", told and value % 16 == 0
 
 
+def _without_machine_code(backend=None, stages=None, *_):
+    """Triton's hook for its stages; without arguments it is asked what tells what it makes from what others do."""
+    if stages is None:
+        return "ptx", "ptx"
+    stages["cubin"] = lambda ptx, metadata: b""
+
+
 _programs: dict[str, tuple[Program, int, int]] = {}
 
 
@@ -95,7 +105,8 @@ def _compiled(kernel, signature, constants, attributes, options, edit) -> tuple[
     key = repr((name, signature, constants, attributes, options))
     if edit is None and key in _programs:
         return _programs[key]
-    made = triton.compile(ASTSource(kernel, signature, constants, attributes), target=_TARGET, options=options)
+    with mock.patch.object(triton.knobs.runtime, "add_stages_inspection_hook", _without_machine_code):
+        made = triton.compile(ASTSource(kernel, signature, constants, attributes), target=_TARGET, options=options)
     text = made.asm["ptx"] if edit is None else edit(name, made.asm["ptx"])
     found = Program(parse(text, name)), 32 * made.metadata.num_warps, made.metadata.shared
     if edit is None:

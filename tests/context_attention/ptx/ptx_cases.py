@@ -1,0 +1,135 @@
+"""The classes of shapes that CUDA C++ kernels are for, a small call each."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+from unittest import mock
+
+import cases
+import torch
+from support.ptx import cuda_launches
+
+from caan_kernels.context_attention.gpu import launch
+
+HALF, SINGLE = cases.HALF_DTYPES, (torch.float32,)
+# What every call of all pairs with a backward launches.
+PLANNING = ("plan_kernel", "count_walk_kernel", "start_walk_kernel", "place_walk_kernel")
+
+
+class Case(NamedTuple):
+    """A call, and kernels that it has to launch.
+
+    Attributes:
+        kernels: keys, {} for the dtype.
+        dtypes: what it is run in.
+        regions: of each image.
+        words: of each caption.
+        widths: D and H.
+        options: of the call.
+        listed: whether pairs are a list, in no order.
+        scratch: bytes for the slots in which backward works on pairs, or None for a call that is not differentiated.
+        ieee: whether float32 products are IEEE's.
+        quick: whether CI runs it, in the first dtype; tools/release_check.sh runs what CI does not.
+    """
+
+    kernels: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    regions: tuple[int, ...]
+    words: tuple[int, ...]
+    widths: tuple[int, int] = (16, 16)
+    options: dict = cases.OPTIONS["default"]
+    listed: bool = False
+    scratch: int | None = None
+    ieee: bool = False
+    quick: bool = True
+
+    def kernels_for(self, dtype: torch.dtype) -> set[str]:
+        return {x.format(name_of(dtype)) for x in self.kernels}
+
+    def problem(self, dtype: torch.dtype) -> cases.Problem:
+        shape = len(self.regions), max(self.regions), len(self.words), max(self.words), *self.widths
+        made = cases.problem(shape, dtype, lengths=False, pairs=self.listed)
+        made = replace(made, region_lengths=torch.tensor(self.regions), word_lengths=torch.tensor(self.words))
+        for items, lengths in ((made.regions, made.region_lengths), (made.words, made.word_lengths)):
+            items[torch.arange(items.shape[1]) >= lengths[:, None]] = torch.nan
+        return made
+
+    def run(self, problem: cases.Problem, edit: Callable[[str, str], str] | None = None):
+        """Scores, gradients by name, and the kernels that were launched; PTX may be edited (cuda_launches.py)."""
+        products = torch.backends.cuda.matmul
+        precision = products.fp32_precision
+        if self.ieee:
+            products.fp32_precision = "ieee"
+        try:
+            with cuda_launches.interpreted(edit) as launched, mock.patch.object(launch, "SCRATCH_BYTES", self.scratch):
+                if self.scratch is None:
+                    return problem.call(**self.options, backend="cuda"), {}, launched
+                return *cases.run(problem, **self.options, backend="cuda"), launched
+        finally:
+            products.fp32_precision = precision
+
+
+def tile_cases(tiles: int, regions: int, captions: tuple[int, int]) -> dict[str, Case]:
+    """Blocks of several images and captions, some full and some not, and three pieces of either width."""
+    words = tuple(1 + 5 * i % 16 for i in range(captions[0])) + tuple(32 - 5 * i % 16 for i in range(captions[1]))
+    found, quick = {}, {5: "both_terms", 8: "list"}
+    for kind, listed, both, options in (
+        ("both_terms", "false", "true", {}),
+        ("one_term", "false", "false", {"intra": None}),
+        ("list", "true", "false", {}),
+    ):
+        kernels = tuple(f"tile_kernel<Shape<{tiles},{strips},{listed},{both}>,{{}}>" for strips in (1, 2))
+        images, is_quick = (regions, 7, regions - 3), kind == quick[tiles]
+        found[f"tiles_{regions}_{kind}"] = Case(
+            ("product_tile_kernel<{}>", *kernels), HALF, images, words, (136, 136), options, listed == "true", quick=is_quick
+        )
+    return found
+
+
+CASES = {
+    **tile_cases(5, 36, (9, 5)),
+    **tile_cases(8, 50, (7, 5)),
+    "large": Case(tuple(f"large_kernel<Large<{n}>,{{}}>" for n in (1, 2, 4, 8)), HALF, (66,), (9, 20, 40, 70), (136, 136)),
+    "tiles_of_float32": Case(("tile_kernel<FloatShape<false>,{}>",), SINGLE, (20, 36, 5), (9, 16, 3, 12, 7), (40, 72)),
+    "tiles_of_float32_list": Case(
+        ("tile_kernel<FloatShape<true>,{}>",), SINGLE, (20, 36, 5), (9, 16, 3), (40, 72), listed=True, quick=False
+    ),
+    "large_of_float32": Case(tuple(f"large_kernel<Single<{n}>,{{}}>" for n in (1, 2, 4)), SINGLE, (41,), (9, 20, 40), (136, 136)),
+    "any_width": Case(("product_kernel<{}>", "score_kernel<{}>"), HALF + SINGLE, (5, 3), (7, 2, 6), (36, 25)),
+    "long_caption": Case(("score_kernel<{}>", "gradient_kernel<{}>"), HALF, (3,), (130,), scratch=2**24, quick=False),
+    # Six pairs in two slots.
+    "gradients": Case(("gradient_tile_kernel<{}>", *PLANNING), HALF, (5, 3), (6, 4, 2), (16, 8), scratch=44000),
+    "gradients_of_float32": Case(("gradient_tile_kernel<{}>",), SINGLE, (5, 3), (6, 4, 2), (16, 8), scratch=60000),
+    "gradients_in_pieces": Case(("gradient_tile_kernel<{}>",), HALF, (20,), (20,), (136, 72), scratch=2**24),
+    "ieee_gradients": Case(("gradient_kernel<{}>",), SINGLE, (5, 3), (6, 4, 2), (40, 40), scratch=6000, ieee=True, quick=False),
+}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """In C++."""
+    return str(dtype).removeprefix("torch.").replace("float32", "float")
+
+
+def product(edit: Callable[[str, str], str] | None = None):
+    """A product of several tiles and pieces in bfloat16 as its PTX makes it, edited or not, and what it should be."""
+    generator = torch.Generator().manual_seed(0)
+    items, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((3, 50, 136), (136, 72)))
+    lengths = torch.tensor([50, 7, 0])
+    real = items.masked_fill((torch.arange(50) >= lengths[:, None])[..., None], 0)
+    with cuda_launches.interpreted(edit) as launched:
+        found = torch.ops.caan_kernels.project(items, weight, lengths, "cuda")
+    assert launched == ["product_tile_kernel<bfloat16>"]
+    return found.float(), real.float() @ weight.float()
+
+
+def assert_golden(name, backend):
+    """Scores and gradients of a stored case, to the bounds of test_accuracy.py."""
+    path = next(path for path in cases.GOLDEN if path.stem == name)
+    case, options, scores, grad_scores, gradients = cases.golden(path)
+    case = case.to(torch.bfloat16)
+    found, found_gradients = cases.run(case, grad_scores, **options, backend=backend)
+    plain, plain_gradients = cases.run(case, grad_scores, **options, backend="reference")
+    assert cases.score_error(found, scores) <= max(2**-6, 2 * cases.score_error(plain, scores))
+    for tensor, gradient in gradients.items():
+        of_plain = cases.gradient_error(plain_gradients[tensor], gradient)
+        assert cases.gradient_error(found_gradients[tensor], gradient) <= max(1e-5, 3 * of_plain), tensor

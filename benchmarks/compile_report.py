@@ -128,10 +128,9 @@ def recorded(architecture: int) -> Iterator[list[Launch]]:
     """Launches are kept instead of made, and shaped for an architecture."""
     launches: list[Launch] = []
     with ExitStack() as patches:
-        for name, module in KERNELS.items():
-            patches.enter_context(mock.patch.object(module, name, Recorder(name, getattr(module, name), launches)))
-        # Both operators launch it.
-        patches.enter_context(mock.patch.object(search_launch, "plan_kernel", launch.plan_kernel))
+        for module, name in itertools.product((launch, search_launch), KERNELS):
+            if hasattr(module, name):
+                patches.enter_context(mock.patch.object(module, name, Recorder(name, getattr(module, name), launches)))
         patches.enter_context(mock.patch.object(launch, "capability_of", lambda device: divmod(architecture, 10)))
         yield launches
 

@@ -115,6 +115,18 @@ def largest(parts: Iterable[Loop], address: int) -> Loop:
     return max((x for x in parts if x.holds(address)), key=lambda x: x.last - x.first)
 
 
+def by_tanh(loops: Iterable[Loop], code: Code) -> list[Loop]:
+    """Those with the fewest tanh first."""
+    return sorted(loops, key=lambda x: sum("MUFU" in text for address, text in code if x.holds(address)))
+
+
+def out_of_line(code: Code) -> list[Loop]:
+    """What runs where the lanes of a warp have gone apart, which they never do here: it lies behind the kernel's end."""
+    begins = [int(found[1], 16) for _, text in code if (found := re.match(r"BRA\.DIV \w+, 0x([0-9a-f]+)", text))]
+    backwards = [a for a, text in code if (found := re.match(r"BRA 0x([0-9a-f]+)", text)) and int(found[1], 16) < a]
+    return [Loop(min(begins), max(backwards))] if begins else []
+
+
 # A product of 8 regions, and the load of its factor.
 OF_FEW = r"HMMA\.1688|LDSM\S*\.2"
 
@@ -133,7 +145,16 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
         "words": (of_hidden, pairs * 2 * strips * (depths + strips)),
         "regions": (of_hidden, pairs * 2 * strips * (depths + tiles)),
     }
-    inner = dict(zip([*expected, "cosine"], products_of(code), strict=True))
+    products, *contexts, cosine = products_of(code)
+    # Of two pairs each of the contexts is there twice: a shared last tile has fewer tanh.
+    of_words, of_regions = contexts[: len(contexts) // 2], contexts[len(contexts) // 2 :]
+    inner = {
+        "products": products,
+        "words": by_tanh(of_words, code)[0 if pairs == 2 and words <= 12 else -1],
+        "regions": by_tanh(of_regions, code)[0 if pairs == 2 and regions <= 36 else -1],
+        "cosine": cosine,
+    }
+    every = [pieces_around(x, loops, code) for x in (products, *contexts, cosine)]
     outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
     # Packed words leave warps without any. That helps what a multiprocessor has one of: of the rest each quarter has its own, and
     # such warps are of the same quarters always.
@@ -150,11 +171,11 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
             shared = count(body, lambda a, x=loop, n=trips * used, p=pieces: n if x.holds(a) else p)["shared"]
             phases[name]["shared"] = shared
     # What is there for the cosine alone, and for the sums of packed words.
-    left_out = [largest(jumped_over(code, outer["regions"].last, code[-1][0]), outer["cosine"].first)]
+    left_out = [largest(jumped_over(code, every[-2].last, code[-1][0]), outer["cosine"].first)]
     if used == 1:
-        between = jumped_over(code, outer["products"].last, outer["words"].first)
+        between = jumped_over(code, outer["products"].last, every[1].first)
         left_out.append(largest(between, next(a for a, t in code if a > outer["products"].last and "BAR.SYNC" in t)))
-    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in (*outer.values(), *left_out))]
+    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in (*every, *left_out, *out_of_line(code)))]
     phases["weights"] = count(rest, lambda a: 1)
     phases = {name: scaled(clocks, 1 / pairs) for name, clocks in phases.items()}
     bytes_of = {

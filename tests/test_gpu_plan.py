@@ -54,7 +54,10 @@ class Side:
     def check(self, items):
         assert items.sizes == self.sizes
         assert items.lengths.tolist() == self.lengths
-        assert items.order.tolist() == sorted(range(len(self.lengths)), key=lambda item: self.buckets[item])
+        late = [
+            4 * x > 3 * self.sizes[min(bucket, len(self.sizes) - 1)] for x, bucket in zip(self.lengths, self.buckets, strict=True)
+        ]
+        assert items.order.tolist() == sorted(range(len(self.lengths)), key=lambda item: (self.buckets[item], late[item]))
         assert items.starts.tolist() == [sum(x < bucket for x in self.buckets) for bucket in range(len(self.sizes) + 1)]
 
 

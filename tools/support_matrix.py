@@ -47,9 +47,9 @@ After reading this page you know which backend can run a call, and why another c
 backend. Nothing on it was measured. `caan_kernels.available_backends()` says which backends your
 machine has.
 
-A cell names the dtypes that a backend takes. The reference takes what PyTorch takes, on every device.
-`cpu` takes CPU tensors. `triton` and `cuda` take tensors on an NVIDIA GPU of compute capability 8.0
-or later.
+A cell names the dtypes that a backend takes. The reference takes what PyTorch takes, on every
+device. `cpu` takes CPU tensors. `triton` and `cuda` take tensors on an NVIDIA GPU of compute
+capability 8.0 or later.
 
 `backend="auto"` chooses among the backends of the tensors' device that can run the call: the
 rightmost one in the table. If a backend is named and cannot run the call, there is no fallback: the

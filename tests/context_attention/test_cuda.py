@@ -79,10 +79,10 @@ def test_projections(dtype, sizes, monkeypatch):
 )
 def test_borders_of_tiles(dtype, options):
     """Items that just fit a tile, a multiple of 8 or 16, and that just do not: accurate, and with the bits of the item alone."""
-    regions, words = [1, 8, 9, 40, 41, 48, 64, 65], [1, 7, 8, 9, 15, 16, 17, 31, 32, 33]
+    regions, words = [1, 8, 36, 40, 41, 48, 64, 65], [1, 7, 8, 12, 15, 16, 17, 31, 32, 33]
     case = lengths_given((8, 65, 10, 33, *WIDTHS), regions, words, dtype)
     scores = assert_scores(case, **options)
-    for i, t in ((0, 0), (1, 5), (3, 6), (4, 8), (6, 9), (7, 3), (7, 9)):
+    for i, t in ((0, 0), (1, 5), (2, 3), (3, 6), (4, 8), (6, 9), (7, 3), (7, 9)):
         some = case.regions[i : i + 1, : regions[i]], case.words[t : t + 1, : words[t]]
         assert ck.context_attention(*some, case.weights, **options, backend="cuda").item() == scores[i, t].item()
 
@@ -319,11 +319,10 @@ def test_gradients_on_tensor_cores(dtype, sizes):
     assert_accurate(case, "cuda", {}, score=4e-3, gradient=1e-5, of_reference=2.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("options", cases.OPTIONS.values(), ids=cases.OPTIONS)
-def test_options_of_gradients_on_tensor_cores(options, dtype):
+def test_options_of_gradients_on_tensor_cores(options):
     """Regions in two chunks."""
-    case = lengths_given((1, 70, 2, 20, 16, 24), [70], [20, 7], dtype)
+    case = lengths_given((1, 70, 2, 20, 16, 24), [70], [20, 7], torch.bfloat16)
     assert_accurate(case, "cuda", options, score=1e-3, gradient=1e-5, of_reference=2.0)
 
 

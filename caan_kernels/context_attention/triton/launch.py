@@ -385,10 +385,11 @@ def _sum_gradients(slots: Slots, walk: Walk, first: int, sums: tuple[Tensor, ...
     vector_sums = sums[4:]
     lengths = slots.regions.lengths, slots.words.lengths
     images, captions, hidden = len(V), len(U), len(region_score)
-    config = configurations.items(V.features.dtype, slots.rows[0], capability_of(V.features.device))
+    precision = gradient_precision(V.features.dtype)
+    config = configurations.items(V.features.dtype, precision, slots.rows[0], capability_of(V.features.device))
     width_blocks, hidden_blocks = (-(-x // config.blocks[b]) for x, b in ((slots.width, "WIDTH_BLOCK"), (hidden, "HIDDEN_BLOCK")))
     shape = {"WIDTH": slots.width, "HIDDEN": hidden, "REGIONS": size_of(slots.rows[0]), **config.arguments()}
-    shape["PRECISION"] = gradient_precision(V.features.dtype)
+    shape["PRECISION"] = precision
     of_width = {name: x for name, x in shape.items() if name != "HIDDEN_BLOCK"}
     of_hidden = {name: x for name, x in shape.items() if name != "WIDTH_BLOCK"}
     of_hidden |= {"INTER": inter, "INTRA": intra}

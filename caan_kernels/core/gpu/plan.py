@@ -63,7 +63,8 @@ class Items(NamedTuple):
     Attributes:
         lengths: (B,) int64, each from 0 to the rows of the tensor; 0 for one out of range.
         sizes: blocks that may hold an item, in rising order; without given lengths the one that holds all.
-        order: (B,) int64, items sorted by bucket, the place in `sizes` of an item's block; those without rows come last.
+        order: (B,) int64, items sorted by bucket, the place in `sizes` of an item's block; those without rows come last. In
+            a bucket the items of up to three quarters of the block come first: tiles that have these alone have less to do.
         starts: (len(sizes) + 1,) int64, where in `order` each bucket begins.
     """
 

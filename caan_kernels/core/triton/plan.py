@@ -1,4 +1,4 @@
-"""Plans of a call (core/gpu/plan.py), written by one kernel: a program a bucket of either side, and programs for pairs."""
+"""Plans of a call (core/gpu/plan.py), written by one kernel: a program for half a bucket of either side, and programs for pairs."""
 
 from typing import NamedTuple
 
@@ -22,20 +22,23 @@ def read_length(given, item, exists, rows, given_count):
 
 
 @triton.jit
-def bucket_of(length, buckets, HALFWAY: tl.constexpr, FIRST: tl.constexpr):
-    """The place among sizes of each length; `buckets` for 0."""
+def half_bucket_of(length, buckets, HALFWAY: tl.constexpr, FIRST: tl.constexpr):
+    """Twice the place among sizes of each length, and one more beyond three quarters of the size; 2 * `buckets` for 0."""
     bucket = tl.where(length > 0, 0, buckets)
     size = tl.full((), FIRST, tl.int32)
+    late = length > size // 4 * 3
     for k in tl.range(0, buckets - 1):
-        bucket += (length > size).to(tl.int32)
+        beyond = length > size
+        bucket += beyond.to(tl.int32)
         up = tl.where(k % 2 == 1, size // 2 * 3, size // 3 * 4)
         size = tl.where((k > 0) & HALFWAY, up, 2 * size)
-    return bucket
+        late = tl.where(beyond, length > size // 4 * 3, late)
+    return 2 * bucket + late.to(tl.int32)
 
 
 @triton.jit
-def sort_bucket(
-    bucket,
+def sort_half_bucket(
+    half,
     given,
     lengths,
     order,
@@ -52,13 +55,13 @@ def sort_bucket(
     for first in tl.range(0, count, ITEMS):
         item = first + tl.arange(0, ITEMS)
         length, _ = read_length(given, item, item < count, rows, given_count)
-        lower = (bucket_of(length, buckets, HALFWAY, FIRST) < bucket) & (item < count)
+        lower = (half_bucket_of(length, buckets, HALFWAY, FIRST) < half) & (item < count)
         place += tl.sum(lower.to(tl.int32), 0)
-    tl.store(starts + bucket, place)
+    tl.store(starts + half // 2, place, mask=half % 2 == 0)
     for first in tl.range(0, count, ITEMS):
         item = first + tl.arange(0, ITEMS)
         length, _ = read_length(given, item, item < count, rows, given_count)
-        own = (bucket_of(length, buckets, HALFWAY, FIRST) == bucket) & (item < count)
+        own = (half_bucket_of(length, buckets, HALFWAY, FIRST) == half) & (item < count)
         before = tl.cumsum(own.to(tl.int32), 0) - own.to(tl.int32)
         tl.store(lengths + item, length, mask=own)
         tl.store(order + place + before, item, mask=own)
@@ -117,8 +120,8 @@ def plan_kernel(
     A list's scores are one row, and have keys.
     """
     program = tl.program_id(0)
-    if program <= region_buckets:
-        sort_bucket(
+    if program <= 2 * region_buckets:
+        sort_half_bucket(
             program,
             region_given,
             m,
@@ -133,9 +136,9 @@ def plan_kernel(
             ITEMS,
         )
         return
-    program -= region_buckets + 1
-    if program <= word_buckets:
-        sort_bucket(
+    program -= 2 * region_buckets + 1
+    if program <= 2 * word_buckets:
+        sort_half_bucket(
             program,
             word_given,
             n,
@@ -150,8 +153,8 @@ def plan_kernel(
             ITEMS,
         )
         return
-    program -= word_buckets + 1
-    programs = tl.num_programs(0) - region_buckets - word_buckets - 2
+    program -= 2 * word_buckets + 1
+    programs = tl.num_programs(0) - 2 * (region_buckets + word_buckets) - 2
     pieces = tl.cdiv(columns, FILLED)
     for piece in tl.range(program, rows * pieces, programs):
         row = (piece // pieces).to(tl.int64)
@@ -168,8 +171,8 @@ def plan_kernel(
         word_length, word_fits = read_length(word_given, caption, named, word_rows, word_given_count)
         tl.store(scores + row * score_row + column, tl.where(named & region_fits & word_fits, 0.0, float("nan")), mask=exists)
         if LISTED:
-            region = bucket_of(region_length, region_buckets, True, FIRST)
-            word = bucket_of(word_length, word_buckets, False, FIRST)
+            region = half_bucket_of(region_length, region_buckets, True, FIRST) // 2
+            word = half_bucket_of(word_length, word_buckets, False, FIRST) // 2
             scored = named & (region < region_buckets) & (word < word_buckets)
             of_regions = tl.where((word < small_words) & (region < small_regions), region, small_regions)
             kind = tl.where(scored, of_regions * word_buckets + word, (small_regions + 1) * word_buckets)
@@ -205,5 +208,5 @@ def planning(wanted: Wanted, most_regions: int = 0, most_words: int = 0) -> Plan
         *(rows, columns, scores.stride(0)),
     )
     constants = {"LISTED": keys is not None, "FIRST": SMALLEST, "ITEMS": ITEMS, "FILLED": FILLED, **COMPILED}
-    programs = len(regions.sizes) + len(words.sizes) + 2 + min(rows * -(-columns // FILLED), MOST_FILLING)
+    programs = 2 * (len(regions.sizes) + len(words.sizes)) + 2 + min(rows * -(-columns // FILLED), MOST_FILLING)
     return Planning(made, (programs,), arguments, constants)

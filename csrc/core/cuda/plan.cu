@@ -1,5 +1,5 @@
-// Plans of a call. A block sorts what belongs to one bucket, one image or one caption, each thread a run of its own: one order, and
-// no atomics.
+// Plans of a call. A block sorts what belongs to half a bucket, one image or one caption, each thread a run of its own: one order,
+// and no atomics.
 #include "core/cuda/plan.h"
 
 #include "core/cuda/device.h"
@@ -21,14 +21,16 @@ CAAN_DEVICE int64_t length_of(const PlannedSide& side, int64_t item) {
   return in_range(side, item) ? side.given[item] : 0;
 }
 
-CAAN_DEVICE int bucket_of(const PlannedSide& side, int64_t length) {
-  if (length == 0) return side.buckets;
+// Twice the bucket, and one more beyond three quarters of its size.
+CAAN_DEVICE int half_bucket_of(const PlannedSide& side, int64_t length) {
+  if (length == 0) return 2 * side.buckets;
   int bucket = 0;
-  for (int64_t size = SMALLEST; size < length && bucket + 1 < side.buckets; ++bucket) {
+  int64_t size = SMALLEST;
+  for (; size < length && bucket + 1 < side.buckets; ++bucket) {
     const bool power = (size & (size - 1)) == 0;
     size = !power ? size / 3 * 4 : side.halfway && size > SMALLEST ? size / 2 * 3 : 2 * size;
   }
-  return bucket;
+  return 2 * bucket + (4 * length > 3 * size);
 }
 
 // How many a thread has of two kinds.
@@ -66,19 +68,21 @@ CAAN_DEVICE Run run_of(int64_t count) {
   return {begin < count ? begin : count, begin + each < count ? begin + each : count};
 }
 
-CAAN_DEVICE void sort_bucket(const PlannedSide& side, int bucket, Found* shared) {
+CAAN_DEVICE int half_buckets(const PlannedSide& side) { return 2 * side.buckets + 1; }
+
+CAAN_DEVICE void sort_half_bucket(const PlannedSide& side, int half, Found* shared) {
   const Run run = run_of(side.count);
   Found own = {};
   for (int64_t item = run.begin; item < run.end; ++item) {
-    const int found = bucket_of(side, length_of(side, item));
-    own.first += found == bucket, own.second += found < bucket;
+    const int found = half_bucket_of(side, length_of(side, item));
+    own.first += found == half, own.second += found < half;
   }
   const Found before = sum_before(own, shared);
   int64_t place = before.first + before.second;
-  if (threadIdx.x == 0) side.starts[bucket] = place;
+  if (threadIdx.x == 0 && half % 2 == 0) side.starts[half / 2] = place;
   for (int64_t item = run.begin; item < run.end; ++item) {
     const int64_t length = length_of(side, item);
-    if (bucket_of(side, length) != bucket) continue;
+    if (half_bucket_of(side, length) != half) continue;
     side.lengths[item] = length;
     side.order[place++] = item;
   }
@@ -92,7 +96,7 @@ CAAN_DEVICE void fill_pair(const PlannedSide& regions, const PlannedSide& words,
   if (p.scores) p.scores[p.pairs ? place : image * p.score_row + caption] = real ? 0.0f : NAN;
   if (!p.pairs) return;
   const bool scored = real && length_of(regions, image) > 0 && length_of(words, caption) > 0;
-  const int bucket = scored ? bucket_of(words, length_of(words, caption)) : words.buckets;
+  const int bucket = scored ? half_bucket_of(words, length_of(words, caption)) / 2 : words.buckets;
   p.keys[place] = bucket * regions.count + (exists ? image : 0);
 }
 
@@ -100,11 +104,11 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) plan_kernel(PlannedSide regions, Planne
   CAAN_SHARED;
   auto* shared = reinterpret_cast<Found*>(shared_memory);
   int64_t block = blockIdx.x;
-  if (block <= regions.buckets) return sort_bucket(regions, int(block), shared);
-  block -= regions.buckets + 1;
-  if (block <= words.buckets) return sort_bucket(words, int(block), shared);
-  block -= words.buckets + 1;
-  const int64_t threads = (int64_t(gridDim.x) - regions.buckets - words.buckets - 2) * THREADS;
+  if (block < half_buckets(regions)) return sort_half_bucket(regions, int(block), shared);
+  block -= half_buckets(regions);
+  if (block < half_buckets(words)) return sort_half_bucket(words, int(block), shared);
+  block -= half_buckets(words);
+  const int64_t threads = (int64_t(gridDim.x) - half_buckets(regions) - half_buckets(words)) * THREADS;
   for (int64_t place = block * THREADS + threadIdx.x; place < count; place += threads) fill_pair(regions, words, pairs, place);
 }
 
@@ -187,7 +191,7 @@ constexpr size_t SHARED = (THREADS + THREADS / WARP) * sizeof(Found);
 void plan(const PlannedSide& regions, const PlannedSide& words, const PlannedPairs& pairs, Stream stream) {
   const int64_t count = pairs.pairs ? pairs.listed : pairs.scores ? regions.count * words.count : 0;
   const int64_t filling = (count + FILLED - 1) / FILLED;
-  const int64_t blocks = regions.buckets + words.buckets + 2 + (filling < MOST_FILLING ? filling : MOST_FILLING);
+  const int64_t blocks = half_buckets(regions) + half_buckets(words) + (filling < MOST_FILLING ? filling : MOST_FILLING);
   launch<plan_kernel>(blocks, THREADS, SHARED, stream, regions, words, pairs, count);
 }
 

@@ -7,7 +7,8 @@ namespace caan::cuda {
 
 // One side of a call: `count` items of up to `rows` rows. Given lengths, or null where every item has all rows, may hold anything;
 // one out of range is 0 here. Buckets of items are by size: 16, 32, 64 and so on, with `halfway` what lies between two powers of
-// two, too; without given lengths there is one. Items without a row come behind the `buckets`.
+// two, too; without given lengths there is one. In a bucket items of up to three quarters of its size come first. Items without a
+// row come behind the `buckets`.
 struct PlannedSide {
   const int64_t* given;
   int64_t count, rows;

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 from unittest import mock
 
@@ -120,6 +121,17 @@ def product(edit: Callable[[str, str], str] | None = None):
         found = torch.ops.caan_kernels.project(items, weight, lengths, "cuda")
     assert launched == ["product_tile_kernel<bfloat16>"]
     return found.float(), real.float() @ weight.float()
+
+
+def assert_accurate(case: Case, problem: cases.Problem, found: torch.Tensor, gradients: dict[str, torch.Tensor]) -> None:
+    """As accurate as plain PyTorch in the same dtype, or nearly; of few scores the largest error says little."""
+    expected, plain = (of(problem, **case.options) for of in (cases.oracle, partial(cases.run, backend="reference")))
+    error, of_plain = (cases.score_error(x, expected[0]) for x in (found, plain[0]))
+    dtype = problem.regions.dtype
+    assert error <= (1e-6 if dtype == torch.float32 else max(torch.finfo(dtype).eps / 4, 2.5 * of_plain))
+    for tensor, gradient in gradients.items():
+        of_plain = cases.gradient_error(plain[1][tensor], expected[1][tensor])
+        assert cases.gradient_error(gradient, expected[1][tensor]) <= 3 * of_plain + 1e-5, tensor
 
 
 def assert_golden(name, backend):

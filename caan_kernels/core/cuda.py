@@ -70,7 +70,6 @@ class _WalkLaunch(NamedTuple):
     region_lengths: Tensor
     word_lengths: Tensor
     numbers: Written
-    ranks: Written
     stream: int
 
 
@@ -118,10 +117,10 @@ def plan_walk(grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_l
         return plan_walk_of_list(grad, pairs, region_lengths, word_lengths)
     grad, (images, captions) = grad.contiguous(), grad.shape
     count = images * captions
-    parts = [count, count, images + 1, count, captions + 1, images + captions]
-    numbers, ranks = grad.new_empty(sum(parts), dtype=torch.int64), grad.new_empty(count, dtype=torch.int32)
-    _ops.cuda_plan_walk(*_WalkLaunch(grad, region_lengths, word_lengths, numbers, ranks, stream_of(grad)))
-    keys, order, image_starts, by_caption, caption_starts, _ = numbers.split(parts)
+    parts = [count, count, images + 1, count, captions + 1, images + captions, count]
+    numbers = grad.new_empty(sum(parts), dtype=torch.int64)
+    _ops.cuda_plan_walk(*_WalkLaunch(grad, region_lengths, word_lengths, numbers, stream_of(grad)))
+    keys, order, image_starts, by_caption, caption_starts, _, _ = numbers.split(parts)
     return Walk(keys, order, image_starts[images:], image_starts, by_caption, caption_starts)
 
 

@@ -65,12 +65,11 @@ void plan_(Arguments& in) {
 void plan_walk_(Arguments& in) {
   const Tensor gradients = in.next<Tensor>(), region_lengths = in.next<Tensor>(), word_lengths = in.next<Tensor>();
   Parts parts(in.next<Tensor>());
-  const Tensor ranks = in.next<Tensor>();
   const Stream stream = next_stream(in);
   const int64_t images = gradients.size(0), captions = gradients.size(1), pairs = images * captions;
   plan_walk({data<float>(gradients), data<int64_t>(region_lengths), data<int64_t>(word_lengths), images, captions,
              parts.next(pairs), parts.next(pairs), parts.next(images + 1), parts.next(pairs), parts.next(captions + 1),
-             parts.next(images + captions), mutable_data<int32_t>(ranks)},
+             parts.next(images + captions), parts.next(pairs)},
             stream);
 }
 

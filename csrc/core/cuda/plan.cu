@@ -132,7 +132,7 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) count_walk_kernel(PlannedWalk w) {
   if (threadIdx.x == 0) w.counts[item] = before.second;
   int64_t rank = before.first;
   for (int64_t other = run.begin; of_image && other < run.end; ++other) {
-    w.ranks[item * w.captions + other] = int32_t(rank);
+    w.ranks[item * w.captions + other] = rank;
     rank += has(other);
   }
 }

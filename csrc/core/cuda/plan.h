@@ -42,8 +42,7 @@ struct PlannedWalk {
   const float* gradients;
   const int64_t *region_lengths, *word_lengths;
   int64_t images, captions;
-  int64_t *keys, *order, *image_starts, *by_caption, *caption_starts, *counts;
-  int32_t* ranks;
+  int64_t *keys, *order, *image_starts, *by_caption, *caption_starts, *counts, *ranks;
 };
 void plan_walk(const PlannedWalk& walk, Stream stream);
 

@@ -5,6 +5,7 @@
 
 #include "context_attention/cuda/kernels.h"
 #include "core/cuda/device.h"
+#include "core/cuda/plan.h"
 #include "core/cuda/product.h"
 #include "max_similarity/cuda/kernels.h"
 
@@ -57,6 +58,8 @@ void launch_all(int regions) {
 
 int main() {
   on_launch = [](const Launch& launch) { std::printf("%s\t%d\t%d\n", launch.name, int(launch.threads), int(launch.shared)); };
+  caan::cuda::plan({}, {}, {}, nullptr);
+  caan::cuda::plan_walk({nullptr, nullptr, nullptr, 1, 1}, nullptr);
   launch_max_similarity<float>();
   launch_max_similarity<caan::cuda::bfloat16>();
   launch_max_similarity<caan::cuda::float16>();

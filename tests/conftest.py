@@ -1,7 +1,5 @@
 """What every test starts from."""
 
-import functools
-import inspect
 import os
 import sys
 
@@ -26,16 +24,21 @@ def pytest_cmdline_main(config):
     if config.args_source is config.ArgsSource.TESTPATHS and config.option.numprocesses is None:
         config.option.numprocesses = "auto"
         config.option.maxprocesses = config.option.maxprocesses or 8
-        # Each process gets a test when it has ended one.
-        config.option.maxschedchunk = 1
+        # Each process gets a test when it has ended one, or the tests of a file that are marked together.
+        config.option.dist = "loadgroup"
+        config.option.loadscopereorder = False
         # A thread that waits for others leaves the core to another process's.
         os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests first, so that no process is at one when the others have ended."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Long tests first, so that no process is at one when the others have ended; a file's tests in one process where it says so."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    for item in items:
+        if item.get_closest_marker("together"):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 def gpu_is_lost() -> bool:
@@ -82,32 +85,14 @@ def poisoned_memory():
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_interpreter():
-    """Triton's interpreter without half of its own work, none of which is of a test: at each call of a function within a kernel it
-    goes through all of Triton's language, although the kernel's own start has done so; for each value it makes a table of dtypes;
-    and it computes whether whole numbers overflow, to say so nowhere but in its debug mode."""
+    """An interpreter's own work is none of a test."""
     if not cases.INTERPRETED:
         yield
         return
-    from triton import language
-    from triton.runtime import interpreter
-
-    prepare, dtype_of = interpreter._patch_lang, interpreter._get_np_dtype
-    dtypes = {x.name: dtype_of(x) for x in (language.int1, language.int32, language.int64, language.float16, language.float32)}.get
-
-    @functools.cache
-    def languages(function):
-        return [x for x in function.__globals__.values() if inspect.ismodule(x) and x in (language, language.core)]
-
-    def prepared(function):
-        used = languages(function)
-        if used and not any(language.core.is_builtin(x.load) for x in used):
-            return interpreter._LangPatchScope()
-        return prepare(function)
+    import quick_interpreter
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_patch_lang", prepared)
-        patch.setattr(interpreter, "_get_np_dtype", lambda kind: dtypes(kind.scalar.name) or dtype_of(kind))
-        patch.setattr(interpreter.interpreter_builder, "options", interpreter.InterpreterOptions(sanitize_overflow=False))
+        quick_interpreter.install(patch)
         yield
 
 

@@ -6,16 +6,16 @@ import subprocess
 import cases
 import emulated_library
 import pytest
-from other_processes import assert_passes
+from other_processes import TOGETHER, assert_passes
 
-FILES = [
-    *(f"context_attention/test_{name}.py" for name in ("cuda", "accuracy", "invariance", "compile", "errors", "interface")),
-    *(f"context_attention/test_{name}.py" for name in ("limits", "operators", "transforms", "warmup")),
-    "max_similarity",
-    "test_backends.py",
+PROCESSES = [
+    pytest.param(["context_attention/test_cuda.py"], id="cuda"),
+    pytest.param([*(f"context_attention/test_{name}.py" for name in ("accuracy", "invariance")), "max_similarity"], id="accuracy"),
+    pytest.param(TOGETHER, id="others"),
     # Without nvcc nothing is in it.
     pytest.param(
-        "context_attention/ptx",
+        ["context_attention/ptx"],
+        id="ptx",
         marks=pytest.mark.skipif(emulated_library.caan_build.find_nvcc() is None, reason="there is no nvcc"),
     ),
 ]
@@ -28,9 +28,9 @@ def library():
 
 @pytest.mark.long
 @pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="CPU tensors have another backend in this process")
-@pytest.mark.parametrize("file", FILES)
-def test_emulated(file, library):
-    assert_passes(file, {"CAAN_CUDA_EMULATED": str(library)})
+@pytest.mark.parametrize("files", PROCESSES)
+def test_emulated(files, library):
+    assert_passes(files, {"CAAN_CUDA_EMULATED": str(library)})
 
 
 @pytest.mark.release

@@ -130,8 +130,8 @@ void differentiate_(Arguments& in) {
   with_type(tensors.regions, [&](auto type) {
     using T = decltype(type);
     const auto sides = sides_of<T>(tensors);
-    STD_TORCH_CHECK(!tiled || (sizeof(T) == 2 && sides.N <= MOST_GRADIENT_WORDS), "tiled: expected half precision and at most ",
-                    MOST_GRADIENT_WORDS, " words, got ", sides.N);
+    STD_TORCH_CHECK(!tiled || sides.N <= MOST_GRADIENT_WORDS<T>, "tiled: expected at most ", MOST_GRADIENT_WORDS<T>, " words, got ",
+                    sides.N);
     check_scratch(scratch,
                   tiled ? TiledShape<T>{sides.M, sides.N, sides.D}.size() : SlotShape{sides.M, sides.N, sides.D, true}.size());
     differentiate(sides, walk, first, most, options, data<float>(score_gradients), mutable_data<float>(scratch), scratch.size(0),

@@ -81,7 +81,8 @@ struct Slot {
   }
 };
 
-// bfloat16 numbers that add up to a feature, nothing lost, and to what is made in float32, 16 bits of it (parts.h).
+// bfloat16 numbers that add up to a feature, nothing lost, and to what is made in float32 (parts.h): all of it where the features
+// are float32, else 16 bits.
 template <typename T>
 struct Parts {
   static constexpr int OF_FEATURES = 1, OF_MADE = 2;
@@ -90,13 +91,18 @@ template <>
 struct Parts<float16> {
   static constexpr int OF_FEATURES = 2, OF_MADE = 2;
 };
+template <>
+struct Parts<float> {
+  static constexpr int OF_FEATURES = 3, OF_MADE = 3;
+};
 
 // Rows of a tensor-core product.
 constexpr int STRIP = 16;
 CAAN_BOTH int strips_of(int rows) { return (rows + STRIP - 1) / STRIP; }
 
-// Words of a caption up to which tensor cores differentiate pairs in half precision: the padded ones of the call decide.
-constexpr int MOST_GRADIENT_WORDS = 112;
+// Words of a caption up to which tensor cores differentiate pairs, for want of shared memory: the padded ones of the call decide.
+template <typename T>
+constexpr int MOST_GRADIENT_WORDS = sizeof(T) == 2 ? 112 : 80;
 // Matrices of weights that they take as factors, C, C_unit, R, R_unit and dS, each with its transpose.
 constexpr int FACTORS = 10;
 
@@ -150,7 +156,7 @@ struct Sums {
 
 // Adds what `most` walked pairs from `first` give, as far as there are so many, from the gradients of their scores. As many of them
 // as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before. `tiled`: on
-// tensor cores, in slots of TiledShape; half precision, up to MOST_GRADIENT_WORDS words.
+// tensor cores, in slots of TiledShape; up to MOST_GRADIENT_WORDS words.
 template <typename T>
 void differentiate(const Sides<T>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
                    const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, bool tiled,

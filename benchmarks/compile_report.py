@@ -46,6 +46,7 @@ from caan_kernels.max_similarity.triton import launch as search_launch
 ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 # Kernels of both operators.
 ATTENTION = (
+    "plan_kernel",
     "product_kernel",
     "products_kernel",
     "tile_kernel",
@@ -127,8 +128,9 @@ def recorded(architecture: int) -> Iterator[list[Launch]]:
     """Launches are kept instead of made, and shaped for an architecture."""
     launches: list[Launch] = []
     with ExitStack() as patches:
-        for name, module in KERNELS.items():
-            patches.enter_context(mock.patch.object(module, name, Recorder(name, getattr(module, name), launches)))
+        for module, name in itertools.product((launch, search_launch), KERNELS):
+            if hasattr(module, name):
+                patches.enter_context(mock.patch.object(module, name, Recorder(name, getattr(module, name), launches)))
         patches.enter_context(mock.patch.object(launch, "capability_of", lambda device: divmod(architecture, 10)))
         yield launches
 
@@ -344,7 +346,7 @@ def faults(report: dict[str, Any]) -> list[str]:
 def multiplies(row: dict[str, Any]) -> bool:
     """Whether a kernel has matrix products for tensor cores, as it is compiled."""
     given = row["constants"]
-    if row["kernel"] in ("finish_kernel", *SEARCH[1:]):
+    if row["kernel"] in ("plan_kernel", "finish_kernel", *SEARCH[1:]):
         return False
     if row["kernel"] == "pair_kernel" and given["PRECISION"] == "ieee":
         return False

@@ -35,6 +35,10 @@ DOCUMENT = ROOT / "docs" / "cuda.md"
 # Those of a release (setup.py).
 ARCHITECTURES = ["80", "86", "90", "100", "120"]
 KERNELS = (
+    "plan_kernel",
+    "count_walk_kernel",
+    "start_walk_kernel",
+    "place_walk_kernel",
     "product_kernel",
     "product_tile_kernel",
     "tile_kernel",
@@ -84,7 +88,7 @@ def demangled(names: Sequence[str]) -> list[str]:
 
 def described(name: str) -> tuple[str, str, str]:
     """Kernel, shape and dtype from a demangled name."""
-    kernel = re.search(r"(\w+_kernel)<", name)[1]
+    kernel = re.search(r"\w+_kernel\b", name)[0]
     shape = re.search(r"(?:Shape|Large|Single|Tile)<([^>]*)>", name)
     dtype = re.search(r"caan::cuda::(bfloat16|float16)", name)
     # Numbers and truths come as (int)5 and (bool)1 from some demanglers.

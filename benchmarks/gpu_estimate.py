@@ -115,6 +115,18 @@ def largest(parts: Iterable[Loop], address: int) -> Loop:
     return max((x for x in parts if x.holds(address)), key=lambda x: x.last - x.first)
 
 
+def by_tanh(loops: Iterable[Loop], code: Code) -> list[Loop]:
+    """Those with the fewest tanh first."""
+    return sorted(loops, key=lambda x: sum("MUFU" in text for address, text in code if x.holds(address)))
+
+
+def out_of_line(code: Code) -> list[Loop]:
+    """What runs where the lanes of a warp have gone apart, which they never do here: it lies behind the kernel's end."""
+    begins = [int(found[1], 16) for _, text in code if (found := re.match(r"BRA\.DIV \w+, 0x([0-9a-f]+)", text))]
+    backwards = [a for a, text in code if (found := re.match(r"BRA 0x([0-9a-f]+)", text)) and int(found[1], 16) < a]
+    return [Loop(min(begins), max(backwards))] if begins else []
+
+
 # A product of 8 regions, and the load of its factor.
 OF_FEW = r"HMMA\.1688|LDSM\S*\.2"
 
@@ -133,7 +145,16 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
         "words": (of_hidden, pairs * 2 * strips * (depths + strips)),
         "regions": (of_hidden, pairs * 2 * strips * (depths + tiles)),
     }
-    inner = dict(zip([*expected, "cosine"], products_of(code), strict=True))
+    products, *contexts, cosine = products_of(code)
+    # Of two pairs each of the contexts is there twice: a shared last tile has fewer tanh.
+    of_words, of_regions = contexts[: len(contexts) // 2], contexts[len(contexts) // 2 :]
+    inner = {
+        "products": products,
+        "words": by_tanh(of_words, code)[0 if pairs == 2 and words <= 12 else -1],
+        "regions": by_tanh(of_regions, code)[0 if pairs == 2 and regions <= 36 else -1],
+        "cosine": cosine,
+    }
+    every = [pieces_around(x, loops, code) for x in (products, *contexts, cosine)]
     outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
     # Packed words leave warps without any. That helps what a multiprocessor has one of: of the rest each quarter has its own, and
     # such warps are of the same quarters always.
@@ -150,11 +171,11 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
             shared = count(body, lambda a, x=loop, n=trips * used, p=pieces: n if x.holds(a) else p)["shared"]
             phases[name]["shared"] = shared
     # What is there for the cosine alone, and for the sums of packed words.
-    left_out = [largest(jumped_over(code, outer["regions"].last, code[-1][0]), outer["cosine"].first)]
+    left_out = [largest(jumped_over(code, every[-2].last, code[-1][0]), outer["cosine"].first)]
     if used == 1:
-        between = jumped_over(code, outer["products"].last, outer["words"].first)
+        between = jumped_over(code, outer["products"].last, every[1].first)
         left_out.append(largest(between, next(a for a, t in code if a > outer["products"].last and "BAR.SYNC" in t)))
-    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in (*outer.values(), *left_out))]
+    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in (*every, *left_out, *out_of_line(code)))]
     phases["weights"] = count(rest, lambda a: 1)
     phases = {name: scaled(clocks, 1 / pairs) for name, clocks in phases.items()}
     bytes_of = {
@@ -164,6 +185,28 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
     }
     for name, clocks in phases.items():
         clocks["L2"] = bytes_of.get(name, 0) / L2_BYTES
+    return estimate_of(phases)
+
+
+def float_tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
+    """Of a pair in `tile_kernel` in float32, for all pairs, up to 40 regions and 16 words; captions of its block alike."""
+    # Shape of csrc/context_attention/cuda/float_tiles.h: 32 columns a piece, and a warp's loops have 16 of them a turn.
+    images, captions, columns = 2, 4, 32
+    pieces = {"products": -(-width // columns), "words": -(-hidden // columns), "regions": -(-hidden // columns)}
+    loops = loops_of(code)
+    inner = dict(zip(pieces, products_of(code), strict=True))
+    outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
+    # Words are packed: warps whose strip has none do not multiply.
+    turns = {name: pieces[name] * columns / 16 for name in pieces}
+    turns["products"] *= -(-captions * words // 16) / captions
+    phases = {}
+    for name, loop in inner.items():
+        body = [(a, t) for a, t in code if outer[name].holds(a)]
+        phases[name] = count(body, lambda a, x=loop, n=name: turns[n] if x.holds(a) else pieces[n])
+    phases["weights"] = count([(a, t) for a, t in code if not any(x.holds(a) for x in outer.values())], lambda a: 1)
+    items = regions / captions + words / images
+    phases["products"]["L2"] = 4 * width * (items + words / images) / L2_BYTES
+    phases["words"]["L2"] = phases["regions"]["L2"] = 4 * hidden * items / L2_BYTES
     return estimate_of(phases)
 
 
@@ -238,8 +281,8 @@ def large_runs(
 
 
 def large(code: Code, regions: int, words: int, width: int, hidden: int, single: bool = False) -> Estimate:
-    """Of a pair in `large_kernel`, a block to itself; in float32 (`single`) of up to 16 words. Softmax, and what only the cosine's
-    loops do, is left out."""
+    """Of a pair in `large_kernel`, a block to itself; in float32 (`single`) of more than 40 regions and up to 16 words. Softmax,
+    and what only the cosine's loops do, is left out."""
     shape, sizes = LargeShape.of(words, single), (regions, words, width, hidden)
     own = own_code(code)
     phases: dict[str, Pipes] = {"products": Counter(), "weights": Counter(), "sums": Counter(), "regions": Counter()}
@@ -262,14 +305,19 @@ def large(code: Code, regions: int, words: int, width: int, hidden: int, single:
 
 
 # Loops of `gradient_tile_kernel`. Innermost ones with products, by their products and the matrices that they read: a turn is a
-# factor of 16 x 16 times a strip of features or of numbers made of them, or 16 columns of a product of rows.
+# factor of 16 x 16 times a strip of features or of numbers made of them, or 16 columns of a product of rows. In float32 all have
+# three parts, and one cost.
 TILE_PRODUCTS = {
-    (4, 1): "times_features",
-    (6, 2): "times_made",
-    (2, 2): "rows_of_features",
-    (4, 3): "rows_of_both",
-    (6, 4): "rows_made",
+    (4, 1): ("times_features",),
+    (6, 2): ("times_made",),
+    (2, 2): ("rows_of_features",),
+    (4, 3): ("rows_of_both",),
+    (6, 4): ("rows_made",),
+    (12, 3): ("times_features", "times_made"),
+    (12, 6): ("rows_of_features", "rows_of_both", "rows_made"),
 }
+# Of loops that bring features 16 bytes at a time: what they write and read, in bfloat16 and in float32.
+FEATURE_LOADS = (1, 1), (3, 2)
 
 
 def strip_kind(found: Counter[str]) -> str:
@@ -290,8 +338,8 @@ def tile_loops(code: Code) -> dict[str, list[Pipes]]:
     hot = products_of(code)
     for loop in hot:
         operations = memory_operations(own[loop])
-        kind = TILE_PRODUCTS[operations["HMMA"], operations["LDSM"]]
-        found.setdefault(kind, []).append(count(own[loop], lambda a: 1))
+        for kind in TILE_PRODUCTS[operations["HMMA"], operations["LDSM"]]:
+            found.setdefault(kind, []).append(count(own[loop], lambda a: 1))
     for loop in {loop_around(x, loops) for x in hot}:
         # Sums that wait in shared memory are those of more regions than lie there at once.
         body = tuple((a, t) for a, t in own[loop] if not re.search(r"\b(LDS|STS)\.128", t))
@@ -300,9 +348,10 @@ def tile_loops(code: Code) -> dict[str, list[Pipes]]:
         operations = memory_operations(own[loop])
         if any(x.inside(loop) for x in loops):
             continue
-        if operations["STS.128"] == operations["LDG.128"] == 1:
+        if (operations["STS.128"], operations["LDG.128"]) in FEATURE_LOADS:
             # Rows that cannot be copied 16 bytes at a time are not there.
-            apart = [one for one, _ in alternatives(own[loop]) if any("LDG.E.U16" in t for a, t in own[loop] if one.holds(a))]
+            single = re.compile(r"LDG\.E(?!\.128)")
+            apart = [one for one, _ in alternatives(own[loop]) if any(single.search(t) for a, t in own[loop] if one.holds(a))]
             body = [(a, t) for a, t in own[loop] if not any(x.holds(a) for x in apart)]
             found.setdefault("load", []).append(count(body, lambda a: 1))
         elif operations["LDG"] == 2 * operations["FFMA"] > 0:
@@ -360,19 +409,26 @@ def codes(cubins: Iterable[Path], wanted: str = "bfloat16") -> Kernels:
     return {(kernel, shape): code for (kernel, shape, dtype), code in every if dtype == wanted}
 
 
-def pair(kernels: Kernels, regions: int, words: int, width: int, hidden: int) -> Estimate:
-    """Of the kernel that scores such a pair."""
+def pair(kernels: Kernels, regions: int, words: int, width: int, hidden: int, single: bool = False) -> Estimate:
+    """Of the kernel that scores such a pair, in float32 where `single`."""
     sizes = regions, words, width, hidden
-    if regions <= 64 and words <= 32:
+    if single and regions <= 40 and words <= 16:
+        return float_tile(kernels["tile_kernel", "false"], *sizes)
+    if regions <= 64 and words <= 32 and not single:
         shape = f"{5 if regions <= 40 else 8}, {1 if words <= 16 else 2}, false, true"
         return tile(kernels["tile_kernel", shape], *sizes)
     strips = next(x for x in (1, 2, 4, 8) if words <= 16 * x)
-    return large(kernels["large_kernel", str(strips)], *sizes)
+    return large(kernels["large_kernel", str(strips)], *sizes, single=single)
 
 
-def workload(kernels: Kernels, histogram: dict[int, int], hidden: int) -> dict[str, float]:
+# Words up to which tensor cores score pairs in float32; the few longer captions are counted as if they had so many.
+MOST_SINGLE_WORDS = 64
+
+
+def workload(kernels: Kernels, histogram: dict[int, int], hidden: int, single: bool = False) -> dict[str, float]:
     """The mean over a data set's captions, 36 regions and a width of 1,024."""
-    every = {n: pair(kernels, 36, n, 1024, hidden) for n in histogram if n}
+    most = MOST_SINGLE_WORDS if single else max(histogram)
+    every = {n: pair(kernels, 36, min(n, most), 1024, hidden, single) for n in histogram if n}
     captions = sum(histogram.values())
     mean = {x: sum(getattr(every[n], x) * many for n, many in histogram.items() if n) / captions for x in ("overlapped", "apart")}
     multiply_adds = sum(many * (2 * 36 * n * 1024 + (4 * 36 * n + n * n) * hidden) for n, many in histogram.items() if n) / captions
@@ -380,11 +436,11 @@ def workload(kernels: Kernels, histogram: dict[int, int], hidden: int) -> dict[s
 
 
 TRAINING_BATCH = 128
-# Multiply-adds a clock and multiprocessor of wgmma (results/cuda_nvidia_h200.json): what torch.mm is taken to reach.
-WGMMA = 2042
+# Multiply-adds a clock and multiprocessor (results/cuda_nvidia_h200.json) of wgmma, what torch.mm should reach, and in float32.
+WGMMA, FMA = 2042, 125
 
 
-def training_step(kernels: Kernels, scores: dict[str, float], hidden: int) -> dict[str, float]:
+def training_step(kernels: Kernels, scores: dict[str, float], hidden: int, single: bool = False) -> dict[str, float]:
     """Milliseconds of a step with hardest negatives, 36 regions, Flickr30K's captions and a width of 1,024: all pairs' `scores`,
     derivatives of three pairs an image, and projections with their derivatives at the rates of products alone. A lower bound: so
     are both of these."""
@@ -394,7 +450,7 @@ def training_step(kernels: Kernels, scores: dict[str, float], hidden: int) -> di
     gradients = {n: gradient(loops, 36, n, width, hidden) for n in histogram}
     words = sum(n * many for n, many in histogram.items()) / captions
     multiply_adds = batch * width * (36 * 2 * hidden + words * (width + 2 * hidden))
-    clocks = multiply_adds / MULTIPROCESSORS * (1 / 1355.5 + 2 / WGMMA)
+    clocks = multiply_adds / MULTIPROCESSORS * (3 / FMA if single else 1 / 1355.5 + 2 / WGMMA)
     projections = clocks / GIGAHERTZ
     parts = {
         x: {
@@ -411,19 +467,26 @@ def training_step(kernels: Kernels, scores: dict[str, float], hidden: int) -> di
 
 
 SHAPES = [(36, 13), (49, 20), (196, 32), (576, 64), (1030, 32)]
+# Of float32: in tiles, and with a block each.
+FLOAT_SHAPES = [(36, 13), (49, 13)]
 
 
 def report(kernels: Kernels, in_float32: Kernels) -> dict[str, Any]:
     shapes = {f"{m} x {n}, H = {h}": pair(kernels, m, n, 1024, h)._asdict() for m, n in SHAPES for h in (1024, 64)}
     sets = {f"{name}, H = {h}": workload(kernels, CAPTION_LENGTHS[name], h) for name in ("coco", "f30k") for h in (1024, 64)}
-    code = in_float32["large_kernel", "1"]
-    plain = {h: large(code, 36, 13, 1024, h, single=True)._asdict() for h in (1024, 64)}
+    plain = {
+        f"{m} x {n}, H = {h}": pair(in_float32, m, n, 1024, h, single=True)._asdict() for m, n in FLOAT_SHAPES for h in (1024, 64)
+    }
+    in_step = {h: workload(in_float32, CAPTION_LENGTHS["f30k"], h, single=True) for h in (1024, 64)}
     return {
         "unit": "nanoseconds a pair, bfloat16, H100",
         "sets": sets,
         "shapes": shapes,
-        "float32": {f"36 x 13, H = {h}": found for h, found in plain.items()},
+        "float32": plain,
         "training": {f"B = {TRAINING_BATCH}, H = {h}, ms": training_step(kernels, sets[f"f30k, H = {h}"], h) for h in (1024, 64)},
+        "training in float32": {
+            f"B = {TRAINING_BATCH}, H = {h}, ms": training_step(in_float32, scores, h, single=True) for h, scores in in_step.items()
+        },
     }
 
 
@@ -437,9 +500,11 @@ def tables(found: dict[str, Any]) -> str:
     for name, (key, part) in rows.items():
         numbers = [part[f"{key}, H = {h}"][x] for h in (1024, 64) for x in ("overlapped", "apart")]
         lines.append(f"| {name} | {' | '.join(f'{x:,.1f}' for x in numbers)} |")
+    step = f"B = {TRAINING_BATCH}, H = {{}}, ms"
     for name, key, row, digits in (
-        ("float32, 36 regions, 13 words", "float32", "36 x 13, H = {}", 0),
-        (f"training step, B = {TRAINING_BATCH}, milliseconds", "training", f"B = {TRAINING_BATCH}, H = {{}}, ms", 1),
+        *((f"float32, {m} regions, {n} words", "float32", f"{m} x {n}, H = {{}}", 0) for m, n in FLOAT_SHAPES),
+        (f"training step, B = {TRAINING_BATCH}, milliseconds", "training", step, 1),
+        (f"training step in float32, B = {TRAINING_BATCH}, milliseconds", "training in float32", step, 1),
     ):
         numbers = [found[key][row.format(h)][x] for h in (1024, 64) for x in ("overlapped", "apart")]
         lines.append(f"| {name} | {' | '.join(f'{x:,.{digits}f}' for x in numbers)} |")

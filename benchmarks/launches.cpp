@@ -5,6 +5,7 @@
 
 #include "context_attention/cuda/kernels.h"
 #include "core/cuda/device.h"
+#include "core/cuda/plan.h"
 #include "core/cuda/product.h"
 #include "max_similarity/cuda/kernels.h"
 
@@ -46,18 +47,19 @@ void launch_all(int regions) {
   Sides<T> large = sides;
   large.M = 576, large.N = 128;
   score_large(large, pairs, paper, nullptr, 1, nullptr, int64_t(1) << 30, 1, 1, nullptr);
-  if constexpr (sizeof(T) == 2)
-    for (const Options& options : {paper, ablated})
-      for (int strips : {1, 2})
-        for (const int64_t* listed : {static_cast<const int64_t*>(nullptr), &one})
-          score_tiles(sides, Tiles{nullptr, nullptr, listed, nullptr, nullptr, 1, 1, 1, 1, 0, 1, 1, strips}, options, nullptr,
-                      nullptr);
+  for (const Options& options : {paper, ablated})
+    for (int strips : {1, 2})
+      for (const int64_t* listed : {static_cast<const int64_t*>(nullptr), &one})
+        score_tiles(sides, Tiles{nullptr, nullptr, listed, nullptr, nullptr, 1, 1, 1, 1, 0, 1, 1, strips}, options, nullptr,
+                    nullptr);
 }
 
 } // namespace
 
 int main() {
   on_launch = [](const Launch& launch) { std::printf("%s\t%d\t%d\n", launch.name, int(launch.threads), int(launch.shared)); };
+  caan::cuda::plan({}, {}, {}, nullptr);
+  caan::cuda::plan_walk({nullptr, nullptr, nullptr, 1, 1}, nullptr);
   launch_max_similarity<float>();
   launch_max_similarity<caan::cuda::bfloat16>();
   launch_max_similarity<caan::cuda::float16>();

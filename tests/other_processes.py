@@ -15,6 +15,7 @@ TOGETHER = [
     *(f"context_attention/test_{name}.py" for name in ("compile", "errors", "interface", "limits", "operators")),
     *(f"context_attention/test_{name}.py" for name in ("transforms", "warmup")),
     "test_backends.py",
+    "test_gpu_plan.py",
 ]
 
 

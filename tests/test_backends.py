@@ -163,7 +163,7 @@ REASONS = [
         for row in (
             ("cuda", OF_CUDA, torch.float64, {}, "it has no kernels for torch.float64"),
             ("cuda", OF_CUDA, torch.float32, {"maps": True, "gradient": True}, "its maps have no derivative"),
-            ("cuda", OF_CUDA, torch.float32, {"regions": 300, "words": 41}, "it takes at most 340 regions and words together"),
+            ("cuda", OF_CUDA, torch.float32, {"regions": 300, "words": 41, "width": 6}, "it takes at most 340 regions and words"),
         )
     ),
     pytest.param("cuda", CPU, torch.float32, {}, "its tensors must be on a CUDA device, these are on cpu", marks=with_gpu),

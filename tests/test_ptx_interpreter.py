@@ -170,6 +170,24 @@ def test_tensor_core_product(kind):
         assert np.array_equal(sums[:, i], expected[g + 8 * (i // 2), 2 * t + i % 2])
 
 
+def test_tensor_core_product_of_float64():
+    generator = np.random.default_rng(0)
+    left, right = generator.standard_normal((8, 4)), generator.standard_normal((4, 8))
+    g, t = np.arange(32) // 4, np.arange(32) % 4
+    found = run(
+        """
+    mad.wide.u32 %d1, %t, 8, %given; ld.global.b64 %d2, [%d1]; ld.global.b64 %d3, [%d1+256];
+    mov.b64 %d4, 0d3FE0000000000000;
+    mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%d5, %d6}, {%d2}, {%d3}, {%d4, %d4};
+    mad.wide.u32 %d7, %t, 16, %out; st.global.v2.b64 [%d7], {%d5, %d6};
+    """,
+        np.stack([left[g, t], right[t, g]]),
+        threads=32,
+        out=512,
+    )
+    assert np.allclose(found.view(np.float64).reshape(8, 8), left @ right + 0.5, rtol=1e-14)
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_loads_of_matrices(turned):
     """Lanes 8 i to 8 i + 7 name the rows of matrix i; a lane gets two numbers of its row, or of its column."""

@@ -80,9 +80,9 @@ STAGES = {
         (*CUDA, "tests/sanitize/*", "tests/emulated_library.py", "tests/test_emulated.py"),
     ),
     "ptx": Stage(
-        "the PTX of every CUDA kernel at every class of shapes and in every dtype, in the interpreter, as far as CI leaves it out",
+        "the PTX of every kernel at every class of shapes and in every dtype, in the interpreter, as far as CI leaves it out",
         "CAAN_CUDA_EMULATED=$(python tests/emulated_library.py)"
-        " python -m pytest -q -n 0 -m release tests/context_attention/ptx tests/max_similarity/test_ptx.py",
+        " python -m pytest -q -n 0 -m release tests/context_attention/ptx tests/max_similarity/test_ptx*.py",
         (
             *(
                 "csrc/**/*",
@@ -91,7 +91,7 @@ STAGES = {
                 "tests/context_attention/ptx/*.py",
                 "tests/data/*.npz",
             ),
-            *("tests/max_similarity/*ptx.py", "tests/max_similarity/problems.py", "tests/max_similarity/conftest.py"),
+            *("tests/max_similarity/*ptx*.py", "tests/max_similarity/problems.py", "tests/max_similarity/conftest.py"),
             *("tests/cases.py", "tests/conftest.py", "tests/emulated_library.py", "build_backend/*.py"),
         ),
     ),

@@ -47,15 +47,17 @@ After reading this page you know which backend can run a call, and why another c
 backend. Nothing on it was measured. `caan_kernels.available_backends()` says which backends your
 machine has.
 
-A cell names the dtypes that a backend takes. The reference takes what PyTorch takes, on every device.
-`cpu` takes CPU tensors. `triton` and `cuda` take tensors on an NVIDIA GPU of compute capability 8.0
-or later.
+A cell names the dtypes that a backend takes. The reference takes what PyTorch takes, on every
+device. `cpu` takes CPU tensors. `triton` and `cuda` take tensors on an NVIDIA GPU of compute
+capability 8.0 or later.
 
 `backend="auto"` chooses among the backends of the tensors' device that can run the call: the
 rightmost one in the table. If a backend is named and cannot run the call, there is no fallback: the
 call raises `RuntimeError` with the reason.
 
-Sizes are regions of an image x words of a caption, padding included. Widths are multiples of 8.
+Sizes are regions of an image x words of a caption, padding included. Widths are multiples of 8. The
+table is for calls without IEEE products of float32, which
+`torch.set_float32_matmul_precision("highest")` asks for.
 """
 
 
@@ -91,7 +93,7 @@ def cell(operator: str, backend: str, notes: Notes, **wanted: int) -> str:
     taken, refused = [], {}
     for name, dtype in DTYPES.items():
         usable, reason = backends.can_run(
-            operator, backend, torch.device(DEVICES[backend]), dtype, half=dtype.itemsize == 2, width=1024, hidden=1024, **wanted
+            operator, backend, torch.device(DEVICES[backend]), dtype, width=1024, hidden=1024, **wanted
         )
         if usable:
             taken.append(name)

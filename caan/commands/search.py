@@ -275,8 +275,8 @@ def _nothing_known(searcher, asked: dict[str, Any]) -> str:
     expected = "text: expected a word that the model knows"
     if "unknown" not in asked:
         return f"{expected}, got only marks: {asked['text']}"
-    words = f"{len(searcher.vocabulary):,} words, those of the captions of its training"
-    return f"{expected}, got {_spelt(asked)}; it knows {words}, which stand between spaces"
+    known = f"it knows the {len(searcher.vocabulary):,} words of the captions that it was trained on"
+    return f"{expected}, got {_spelt(asked)}; {known}. Words are what is between spaces"
 
 
 def _origin(gallery, number: int) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Which backends implement the operator, and which of its calls they leave to others."""
 
+from typing import Any
+
 import torch
 
 from ..core import cpu, cuda, gpu, reference, triton  # noqa: F401
@@ -17,7 +19,7 @@ MOST_WORDS, MOST_REGIONS = 128, 256
 _OPERATORS = ("project", "project_backward", "pair_scores", "pair_scores_backward", "pair_maps")
 
 
-def _compiled(*, gradient: bool = False, maps: bool = False, bilinear: bool = False, **_: int) -> str:
+def _compiled(*, gradient: bool = False, maps: bool = False, bilinear: bool = False, **_: Any) -> str:
     """Why no compiled backend takes such a call."""
     if bilinear:
         return "only the reference computes intra='features', which exists to reproduce the paper's ablation"
@@ -28,7 +30,7 @@ def _compiled(*, gradient: bool = False, maps: bool = False, bilinear: bool = Fa
 
 # Regions an image and words a caption, padding included.
 def _triton(
-    *, regions: int = 0, words: int = 0, gradient: bool = False, maps: bool = False, bilinear: bool = False, **_: int
+    *, regions: int = 0, words: int = 0, gradient: bool = False, maps: bool = False, bilinear: bool = False, **_: Any
 ) -> str:
     if reason := _compiled(gradient=gradient, maps=maps, bilinear=bilinear):
         return reason
@@ -40,12 +42,17 @@ def _triton(
     return ""
 
 
-def _cuda(*, regions: int = 0, words: int = 0, width: int = 0, hidden: int = 0, half: bool = False, **wanted: int) -> str:
-    if reason := _compiled(**wanted):
+def _cuda(
+    *, dtype: torch.dtype, regions: int = 0, words: int = 0, width: int = 0, hidden: int = 0, maps: bool = False, **wanted: Any
+) -> str:
+    if reason := _compiled(maps=maps, **wanted):
         return reason
-    on_tensor_cores = half and cuda_kernels.copied(width, hidden, torch.float16) and not wanted.get("maps")
-    most_words = cuda_kernels.MOST_GRADIENT_WORDS if wanted.get("gradient") else cuda_kernels.MOST_LARGE_WORDS
-    return cuda_kernels.too_large(regions, words, most_words if on_tensor_cores else 0)
+    if cuda_kernels.fits_panels(regions, words):
+        return ""
+    on_tensor_cores = not maps and cuda_kernels.copied(width, hidden, dtype) and not cuda_kernels.exact(dtype)
+    if on_tensor_cores and words <= cuda_kernels.most_words(dtype, gradient=wanted.get("gradient", False)):
+        return ""
+    return cuda_kernels.too_large(regions, words)
 
 
 def _register(backend: str, kernels: launch.Kernels, device: str) -> None:

@@ -5,44 +5,54 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.cuda import product
+from ..core.cuda import plan, plan_walk, product
 from ..core.gpu import aligned, multiprocessors, stream_of
-from ..core.gpu.plan import SMALLEST, Items, Walk, plan_list, size_of
+from ..core.gpu.plan import SMALLEST, Walk, size_of, sort_list
 from ..core.namespace import ops as _ops
 from ..core.records import Written, flatten
 from ..core.registration import define
+from ..core.tracing import constant_while_traced
 from .call import Options, Vectors
 from .gpu.launch import PlannedCall, Slots
 
-__all__ = ["differentiate", "fill", "maps", "product", "score_rest", "score_tiles", "slot_numbers"]
+__all__ = ["differentiate", "fill", "maps", "plan", "plan_walk", "product", "score_rest", "score_tiles", "slot_numbers"]
 
 # Panels of both sides' rows lie in shared memory: what every GPU since compute capability 8.0 has of it.
 MOST_ROWS = 340
 
-# Regions of an image and words of a caption that lie in a tile (csrc/context_attention/cuda/kernels.h).
+# Regions of an image and words of a caption that lie in a tile, in half precision and in float32
+# (csrc/context_attention/cuda/kernels.h).
 MOST_REGIONS = 64
 MOST_WORDS = 32
+SINGLE_REGIONS = 40
+SINGLE_WORDS = 16
 # Words of a caption that tensor cores score with a block for each pair, in half precision and in float32.
 MOST_LARGE_WORDS = 128
 MOST_SINGLE_WORDS = 64
 MOST_TILED_ROWS = 2**32 - 1
 
-# Words of a caption, padding included, up to which tensor cores differentiate in half precision.
+# Words of a caption, padding included, up to which tensor cores differentiate, in half precision and in float32.
 MOST_GRADIENT_WORDS = 112
+MOST_SINGLE_GRADIENT_WORDS = 80
+# bfloat16 numbers that stand for one that these kernels make (csrc/context_attention/cuda/kernels.h, Parts).
+MADE_PARTS = {torch.float16: 2, torch.bfloat16: 2, torch.float32: 3}
 
 # What one launch does at most, 20 to 50 ms on an H100 by estimate (docs/cuda.md): it cannot be interrupted. Pairs in tiles times
-# both widths; regions times words of other pairs, times both widths, on tensor cores in half precision and in float32, and in
-# float32 arithmetic.
+# both widths, in half precision and in float32; regions times words of other pairs, times both widths, on tensor cores in half
+# precision and in float32, and in float32 arithmetic.
 TILE_LAUNCH = 2**31
+SINGLE_TILE_LAUNCH = 2**30
 LARGE_LAUNCH = 2**39
 SINGLE_LAUNCH = 2**37
 PAIR_LAUNCH = 2**36
 
 # Pairs with a gradient that one launch takes: so many, and together so many regions times words times both widths, in float32
-# arithmetic and on tensor cores. That is about 50 ms on an H100 by an estimate (docs/cuda.md): a launch cannot be interrupted.
+# arithmetic and on tensor cores, in half precision and in float32. That is about 50 ms on an H100 by an estimate (docs/cuda.md): a
+# launch cannot be interrupted.
 MOST_WALKED = 2**14
 WALK_LAUNCH = MOST_WALKED * 36 * 16 * 2048
 TILED_WALK_LAUNCH = 4 * WALK_LAUNCH
+SINGLE_WALK_LAUNCH = 2 * WALK_LAUNCH
 
 
 class Sides(NamedTuple):
@@ -142,37 +152,37 @@ define("cuda_differentiate", GradientLaunch, "()")
 
 
 def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
-    V, U, pairs = call.V, call.U, call.pairs
-    if not _on_tensor_cores(call) or _single(call):
+    V, U = call.V, call.U
+    if not _on_tensor_cores(call) or (_single(call) and call.options.cosine):
         return True
-    regions, words = V.plan(), U.plan()
-    listed = None if pairs is None else plan_list(pairs, regions, words)
-    sides = _copied_sides(call, regions, words)
+    most_regions, most_words = (SINGLE_REGIONS, SINGLE_WORDS) if _single(call) else (MOST_REGIONS, MOST_WORDS)
+    words, listed = call.plan.words, sort_list(call.plan)
+    sides = _copied_sides(call)
     for bucket, size in enumerate(words.sizes):
-        if size <= MOST_WORDS:
+        if size <= most_words:
             launch = TileLaunch(
                 sides,
                 scores,
                 words.order,
                 words.starts,
-                pairs,
+                call.pairs,
                 *((None,) * 2 if listed is None else (listed.order, listed.keys)),
                 score_row=0 if listed is not None else scores.stride(0),
                 blocks=multiprocessors(scores.device),
-                launch_images=TILE_LAUNCH // max(1, len(U) * _widths(call)),
+                launch_images=(SINGLE_TILE_LAUNCH if _single(call) else TILE_LAUNCH) // max(1, len(U) * _widths(call)),
                 bucket=bucket,
                 word_buckets=len(words.sizes),
-                buckets=len(words.sizes) * len(regions.sizes),
+                buckets=len(words.sizes),
                 strips=size // SMALLEST,
                 options=call.options,
                 stream=stream_of(scores),
             )
             _ops.cuda_score_tiles(*flatten(launch))
-    return V.features.shape[1] > MOST_REGIONS or U.features.shape[1] > MOST_WORDS
+    return V.features.shape[1] > most_regions or U.features.shape[1] > most_words
 
 
-def _copied_sides(call: PlannedCall, regions: Items, words: Items) -> Sides:
-    V, U = call.V, call.U
+def _copied_sides(call: PlannedCall) -> Sides:
+    V, U, (regions, words, _) = call.V, call.U, call.plan
     tensors = (aligned(x) for x in (V.features, V.products, U.features, U.products))
     return Sides(*tensors, call.vectors, regions.lengths, words.lengths)
 
@@ -182,15 +192,22 @@ def _widths(call: PlannedCall) -> int:
 
 
 def _on_tensor_cores(call: PlannedCall) -> bool:
-    """Whether tensor cores score such a call: rows are counted in 32 bits and copied 16 bytes at a time.
-
-    In float32 three TF32 products stand for one, but for who asks torch for IEEE products (docs/cuda.md).
-    """
+    """Whether tensor cores score such a call: rows are counted in 32 bits and copied 16 bytes at a time."""
     features = call.V.features
     rows = max(x.features.shape[0] * x.features.shape[1] for x in (call.V, call.U))
     widths = copied(features.shape[2], len(call.vectors.region_score), features.dtype)
-    exact = _single(call) and torch.backends.cuda.matmul.fp32_precision == "ieee"
-    return not exact and widths and rows < MOST_TILED_ROWS
+    return not exact(features.dtype) and widths and rows < MOST_TILED_ROWS
+
+
+def exact(dtype: torch.dtype) -> bool:
+    """Whether products are IEEE's: in float32, for who asks torch for them. Else several on tensor cores stand for one."""
+    return dtype == torch.float32 and _asked_for_exact()
+
+
+# Where a graph was traced before somebody asked for them, `_check_panels` refuses what they do not take.
+@constant_while_traced
+def _asked_for_exact() -> bool:
+    return torch.backends.cuda.matmul.fp32_precision == "ieee"
 
 
 def _single(call: PlannedCall) -> bool:
@@ -208,24 +225,24 @@ def _parts(regions: int, words: int) -> list[int]:
 
 def slot_numbers(call: PlannedCall, gradient: bool) -> int:
     (m, width), n = call.V.features.shape[1:], call.U.features.shape[1]
-    return pair_numbers(m, n, width, gradient=gradient, tiled=gradient and _differentiated_on_tensor_cores(call))
+    parts = MADE_PARTS[call.V.features.dtype] if gradient and _differentiated_on_tensor_cores(call) else 0
+    return pair_numbers(m, n, width, gradient=gradient, parts=parts)
 
 
-def pair_numbers(regions: int, words: int, width: int, *, gradient: bool, tiled: bool = False) -> int:
-    """A pair's float32 numbers in scratch memory, `tiled` for derivatives on tensor cores."""
-    if tiled:
+def pair_numbers(regions: int, words: int, width: int, *, gradient: bool, parts: int = 0) -> int:
+    """A pair's float32 numbers in scratch memory; for derivatives on tensor cores with `parts` of a made number."""
+    if parts:
         regions, words = (-(-x // SMALLEST) * SMALLEST for x in (regions, words))
     numbers = sum(_parts(regions, words))
     if gradient:
         numbers += 5 * regions * _fours(words) + 2 * _fours(width)
-    if tiled:
-        # Ten matrices again, two bfloat16 numbers a cell (TiledShape).
-        numbers += 10 * regions * words
-    return numbers
+    # Ten matrices again, so many bfloat16 numbers a cell (TiledShape).
+    return numbers + 5 * parts * regions * words
 
 
 def _differentiated_on_tensor_cores(call: PlannedCall) -> bool:
-    return not _single(call) and call.U.features.shape[1] <= MOST_GRADIENT_WORDS
+    most = MOST_SINGLE_GRADIENT_WORDS if _single(call) else MOST_GRADIENT_WORDS
+    return not exact(call.V.features.dtype) and call.U.features.shape[1] <= most
 
 
 def score_rest(slots: Slots, scores: Tensor) -> None:
@@ -247,7 +264,7 @@ def _score_large(slots: Slots, scores: Tensor) -> None:
     numbers = region_strips * (strips * per_block + 32) + strips * strips * factor
     most = max(1, min(resident * blocks, slots.most_bytes // (4 * numbers)))
     launch = LargeLaunch(
-        _copied_sides(call, slots.regions, slots.words),
+        _copied_sides(call),
         scores,
         scores.new_empty(most * numbers),
         call.pairs,
@@ -264,7 +281,14 @@ def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:
     _score_pairs(slots, first, count, scores, rest=False)
 
 
+def _check_panels(slots: Slots) -> None:
+    # A call may have been taken before somebody asked torch for IEEE products.
+    if not fits_panels(*slots.rows):
+        raise RuntimeError(f"backend 'cuda' cannot run this call: {too_large(*slots.rows)}")
+
+
 def _score_pairs(slots: Slots, first: int, count: int, scores: Tensor, rest: bool) -> None:
+    _check_panels(slots)
     pairs, stream = slots.call.pairs, stream_of(scores)
     row = scores.stride(0) if pairs is None else 0
     most = 1 + PAIR_LAUNCH // max(1, slots.rows[0] * slots.rows[1] * _widths(slots.call))
@@ -283,7 +307,9 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
     slots.reserve(grad.numel())
     m, n = slots.rows
     tiled = _differentiated_on_tensor_cores(slots.call)
-    limit = TILED_WALK_LAUNCH if tiled else WALK_LAUNCH
+    if not tiled:
+        _check_panels(slots)
+    limit = WALK_LAUNCH if not tiled else SINGLE_WALK_LAUNCH if _single(slots.call) else TILED_WALK_LAUNCH
     most = min(MOST_WALKED, max(1, limit // max(1, m * n * _widths(slots.call))))
     firsts = range(0, grad.numel(), most)
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
@@ -299,16 +325,25 @@ def _sides(slots: Slots) -> Sides:
     return Sides(V.features, V.products, U.features, U.products, vectors, slots.regions.lengths, slots.words.lengths)
 
 
-def too_large(regions: int, words: int, most_words: int) -> str:
-    """Why pairs of so many regions and words are not for this backend, or an empty string.
+def fits_panels(regions: int, words: int) -> bool:
+    """Whether float32 arithmetic can do with pairs of so many regions and words; tensor cores take any number of regions."""
+    return regions + words <= MOST_ROWS
 
-    Tensor cores take any number of regions with up to `most_words` words.
-    """
-    if regions + words <= MOST_ROWS or words <= most_words:
-        return ""
+
+def most_words(dtype: torch.dtype, gradient: bool) -> int:
+    """Words of a caption up to which tensor cores score pairs, and with `gradient` differentiate them, too."""
+    if dtype == torch.float32:
+        return MOST_SINGLE_WORDS
+    return MOST_GRADIENT_WORDS if gradient else MOST_LARGE_WORDS
+
+
+def too_large(regions: int, words: int) -> str:
+    """Why such pairs are not for this backend."""
     return (
-        f"it takes at most {MOST_ROWS} regions and words together; in half precision, with widths that are multiples of 8, "
-        f"it takes any number of regions, with up to {MOST_LARGE_WORDS} words for scores and {MOST_GRADIENT_WORDS} for gradients; "
+        f"it takes at most {MOST_ROWS} regions and words together; on tensor cores it has scores and gradients for any number of "
+        f"regions: in half precision, with widths that are multiples of 8, with up to {MOST_LARGE_WORDS} words for scores and "
+        f"{MOST_GRADIENT_WORDS} for gradients; in float32, with widths that are multiples of 4, with up to {MOST_SINGLE_WORDS} "
+        "words, unless torch's float32 products have to be IEEE's; "
         f"an image and a caption here have {regions} and {words}"
     )
 

@@ -279,7 +279,7 @@ def _select(requested: str, call: Call, bilinear: reference.Bilinear, maps: bool
     V, U, read = call.regions.features, call.words.features, _read(call, bilinear)
     sizes = {"regions": V.shape[1], "words": U.shape[1], "width": V.shape[2], "hidden": len(call.vectors.region_score)}
     wanted = {"gradient": wants_gradient(read), "maps": maps, "bilinear": bilinear is not None}
-    name = select(NAME, requested, V.device, V.dtype, half=V.dtype.itemsize == 2, **sizes, **wanted)
+    name = select(NAME, requested, V.device, V.dtype, **sizes, **wanted)
     if name != "reference":
         refuse_tangents(read, NAME)
     return name

@@ -55,8 +55,8 @@ def implement(operator: str, backend: str, refuses: Callable[..., str] = lambda 
     Args:
         operator: the public function's name.
         backend: a registered one's name.
-        refuses: of a call's properties, which are the operator's own, gives the reason why the backend does not take it, or an
-            empty string.
+        refuses: of the features' dtype and a call's other properties, which are the operator's own, gives the reason why the
+            backend does not take it, or an empty string.
     """
     _operators.setdefault(operator, {})[backend] = refuses
 
@@ -88,7 +88,7 @@ def can_run(operator: str, name: str, device: torch.device, dtype: torch.dtype, 
         (True, "") or (False, the reason in words).
     """
     backend = _backends[name]
-    reason = backend.missing() or backend.cannot_run(device) or _operators[operator][name](**wanted)
+    reason = backend.missing() or backend.cannot_run(device) or _operators[operator][name](dtype=dtype, **wanted)
     if not reason and backend.DTYPES is not None and dtype not in backend.DTYPES:
         reason = f"it has no kernels for {dtype}"
     return not reason, reason

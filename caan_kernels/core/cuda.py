@@ -10,10 +10,12 @@ from torch import Tensor
 from . import gpu, library
 from .backends import register
 from .gpu import aligned, stream_of
+from .gpu.plan import Items, Plan, Walk, Wanted, new_plan
+from .gpu.plan import plan_walk as plan_walk_of_list
 from .modes import EMULATED
 from .namespace import NAMESPACE
 from .namespace import ops as _ops
-from .records import Written
+from .records import Written, flatten
 from .registration import define
 from .tracing import constant_while_traced
 
@@ -41,9 +43,41 @@ class _Product(NamedTuple):
     stream: int
 
 
+class _PlannedSide(NamedTuple):
+    given: Tensor | None
+    count: int
+    rows: int
+    halfway: bool
+    buckets: int
+
+
+class _PlanLaunch(NamedTuple):
+    """The arguments of `plan` in csrc/core/cuda/plan.h."""
+
+    regions: _PlannedSide
+    words: _PlannedSide
+    pairs: Tensor | None
+    scores: Written
+    score_row: int
+    numbers: Written
+    stream: int
+
+
+class _WalkLaunch(NamedTuple):
+    """The arguments of `plan_walk` there."""
+
+    grad: Tensor
+    region_lengths: Tensor
+    word_lengths: Tensor
+    numbers: Written
+    stream: int
+
+
 # Launches, not operators: they write into what they are given and are called by the operators' implementation only.
 define("cuda_device_error", _Device, "int")
 define("cuda_multiply", _Product, "()")
+define("cuda_plan", _PlanLaunch, "()")
+define("cuda_plan_walk", _WalkLaunch, "()")
 
 
 def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Tensor:
@@ -60,6 +94,34 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
     call = _Product(left, right, result, lengths, item_rows, stream_of(left))
     _ops.cuda_multiply(*call)
     return result
+
+
+def plan(wanted: Wanted) -> Plan:
+    """Sort both sides and fill scores; the class of a listed pair is that of its words."""
+    numbers, made = new_plan(wanted)
+    regions = _planned_side(wanted.regions, wanted.region_lengths, True, made.regions)
+    words = _planned_side(wanted.words, wanted.word_lengths, False, made.words)
+    row = wanted.scores.stride(0) if wanted.pairs is None else 0
+    launch = _PlanLaunch(regions, words, wanted.pairs, wanted.scores, row, numbers, stream_of(numbers))
+    _ops.cuda_plan(*flatten(launch))
+    return made
+
+
+def _planned_side(features: Tensor, lengths: Tensor | None, halfway: bool, items: Items) -> _PlannedSide:
+    return _PlannedSide(lengths, features.shape[0], features.shape[1], halfway, len(items.sizes))
+
+
+def plan_walk(grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Walk:
+    """`plan_walk` of gpu/plan.py: of all pairs without a sort."""
+    if pairs is not None:
+        return plan_walk_of_list(grad, pairs, region_lengths, word_lengths)
+    grad, (images, captions) = grad.contiguous(), grad.shape
+    count = images * captions
+    parts = [count, count, images + 1, count, captions + 1, images + captions, count]
+    numbers = grad.new_empty(sum(parts), dtype=torch.int64)
+    _ops.cuda_plan_walk(*_WalkLaunch(grad, region_lengths, word_lengths, numbers, stream_of(grad)))
+    keys, order, image_starts, by_caption, caption_starts, _, _ = numbers.split(parts)
+    return Walk(keys, order, image_starts[images:], image_starts, by_caption, caption_starts)
 
 
 @constant_while_traced

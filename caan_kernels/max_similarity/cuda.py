@@ -4,14 +4,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..core import cuda  # noqa: F401
+from ..core.cuda import plan, plan_walk
 from ..core.gpu import stream_of
 from ..core.namespace import ops as _ops
 from ..core.records import Written, flatten
 from ..core.registration import define
 from .gpu.launch import Search, Terms
 
-__all__ = ["add_largest", "find_largest", "find_places", "sum_document_gradients", "sum_query_gradients"]
+__all__ = ["add_largest", "find_largest", "find_places", "plan", "plan_walk", "sum_document_gradients", "sum_query_gradients"]
 
 # Rows of documents that a block walks, unless blocks were too few to fill the largest GPU a few times over.
 MOST_WALKED = 2048

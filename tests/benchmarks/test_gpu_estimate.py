@@ -43,6 +43,8 @@ def test_rates_are_those_measured():
     rates = {row["name"]: row["value"] for row in json.loads(MEASURED.read_text())["rates"]}
     clocks = {pattern: value for pattern, _, value in gpu_estimate.RATES}
     assert clocks[r"HMMA\.16816"] == pytest.approx(2048 / rates["mma.sync.m16n8k16.bf16"], rel=1e-3)
+    assert clocks[r"HMMA\.1688"] == pytest.approx(1024 / rates["mma.sync.m16n8k8.bf16"], rel=1e-3)
+    assert clocks[r"HMMA\.1688\.F32\.TF32"] == pytest.approx(1024 / rates["mma.sync.m16n8k8.tf32"], rel=1e-3)
     assert clocks["MUFU"] == pytest.approx(32 / rates["tanh.approx.f32"], rel=1e-3)
     assert clocks["LDSM"] == pytest.approx(512 / rates["ldmatrix.x4"], rel=1e-3)
     assert clocks["LDS|STS"] == pytest.approx(128 / rates["ld.shared.u32"], rel=1e-3)
@@ -58,20 +60,29 @@ def test_instructions_find_their_pipes():
 
 
 def test_a_pair_by_hand(kernels):
-    """36 regions and 13 words: products of 40 by 16 cells, 24 a step of 16 hidden columns, tanh of 56 rows a column."""
+    """36 regions and 13 words: products of 40 by 16 cells, 20 a step of 16 hidden columns and 4 of half the depth, tanh of 52 rows
+    a column."""
     of = gpu_estimate.pair(kernels, 36, 13, 1024, 1024).phases
-    product = 2048 / 1355.5
+    product, half = 2048 / 1355.5, 1024 / 1011.2
     assert of["products"]["tensor"] == pytest.approx(64 * 10 * product, rel=0.01)
-    assert of["words"]["tensor"] + of["regions"]["tensor"] == pytest.approx(64 * 24 * product, rel=0.01)
-    assert of["words"]["special"] + of["regions"]["special"] == pytest.approx(56 * 1024 / 16, rel=0.01)
+    assert of["words"]["tensor"] + of["regions"]["tensor"] == pytest.approx(64 * (20 * product + 4 * half), rel=0.01)
+    assert of["words"]["special"] + of["regions"]["special"] == pytest.approx(52 * 1024 / 16, rel=0.01)
+
+
+def test_pairs_share_the_last_tile_of_columns(kernels):
+    """Of regions up to 36, of words up to 12: half of its tanh."""
+    tanh = {n: gpu_estimate.pair(kernels, *n, 1024, 1024).phases for n in ((36, 13), (37, 13), (36, 12))}
+    of = {n: (found["words"]["special"], found["regions"]["special"]) for n, found in tanh.items()}
+    assert of[37, 13][1] / of[36, 13][1] == pytest.approx(40 / 36, rel=0.01)
+    assert of[36, 13][0] / of[36, 12][0] == pytest.approx(16 / 12, rel=0.01)
 
 
 def test_regions_are_read_once_for_two_captions(kernels):
-    """Of 16 columns: three matrices of regions for both captions of a warp, and one of each caption's words."""
+    """Of 16 columns: two matrices and a half of regions for both captions of a warp, and one of each caption's words."""
     of = gpu_estimate.pair(kernels, 36, 13, 1024, 1024).phases
-    matrices = 64 * (3 / 2 + 1) * 512 / 125.92
+    matrices = 64 * (5 / 4 + 1) * 512 / 125.92
     for phase in ("words", "regions"):
-        assert matrices < of[phase]["shared"] < 1.5 * matrices
+        assert matrices < of[phase]["shared"] < 1.6 * matrices
 
 
 def test_a_larger_pair_by_hand(kernels):
@@ -87,11 +98,23 @@ def test_a_larger_pair_by_hand(kernels):
 
 
 def test_a_pair_in_float32_by_hand(in_float32):
-    """Three products of TF32 for one, tanh of an exponential and a reciprocal; the three strips of regions are three warps'."""
-    of = gpu_estimate.large(in_float32["large_kernel", "1"], 36, 13, 1024, 1024, single=True).phases
+    """Six products of bfloat16 parts for one, tanh of an exponential and a reciprocal; regions are 48 where they are summed over,
+    else 40."""
+    of = gpu_estimate.float_tile(in_float32["tile_kernel", "false"], 36, 13, 1024, 1024).phases
+    product, tanh = 6 * 16 * 1024 / 1355.5, 2 * 1024 / 15.998
+    assert of["products"]["tensor"] == pytest.approx(2 * 40 * product, rel=1e-3)
+    assert of["words"]["tensor"] == pytest.approx((48 + 16) * product, rel=1e-3)
+    assert of["regions"]["tensor"] == pytest.approx((48 + 2 * 40) * product, rel=1e-3)
+    assert of["words"]["special"] == pytest.approx(16 * tanh, rel=1e-3)
+    assert of["regions"]["special"] == pytest.approx(40 * tanh, rel=1e-3)
+
+
+def test_a_larger_pair_in_float32_by_hand(in_float32):
+    """Three products of TF32 for one; of four strips of regions each is a warp's."""
+    of = gpu_estimate.large(in_float32["large_kernel", "1"], 49, 13, 1024, 1024, single=True).phases
     product, tanh = 3 * 16 * 1024 / 677.78, 2 * 1024 / 15.998
     assert of["products"]["tensor"] == pytest.approx(2 * 64 * product, rel=1e-3)
-    assert of["sums"]["tensor"] == pytest.approx((2 * 48 + 16) * product, rel=1e-3)
+    assert of["sums"]["tensor"] == pytest.approx((2 * 64 + 16) * product, rel=1e-3)
     assert of["regions"]["tensor"] == pytest.approx(2 * 64 * product, rel=1e-3)
     assert of["sums"]["special"] == pytest.approx(16 * tanh, rel=1e-3)
     assert of["regions"]["special"] == pytest.approx(64 * tanh, rel=1e-3)
@@ -111,6 +134,15 @@ def test_derivatives_by_hand(kernels):
     width."""
     found = gpu_estimate.gradient(gpu_estimate.tile_loops(kernels["gradient_tile_kernel", ""]), 36, 13, 1024, 1024)
     assert sum(of.get("tensor", 0) for of in found.phases.values()) == pytest.approx(99 * 48 * 16 * 1024 / 1355.5, rel=1e-3)
+
+
+def test_derivatives_in_float32_by_hand(in_float32):
+    """The same loops, those of products alike; six tensor-core products stand for one."""
+    loops = gpu_estimate.tile_loops(in_float32["gradient_tile_kernel", ""])
+    assert (len(loops["times_made"]), len(loops["rows_made"]), len(loops["update"])) == (35, 7, 7)
+    assert loops["load"]
+    found = gpu_estimate.gradient(loops, 36, 13, 1024, 1024)
+    assert sum(of.get("tensor", 0) for of in found.phases.values()) == pytest.approx(6 * 41 * 48 * 16 * 1024 / 1355.5, rel=1e-3)
 
 
 def test_loops_are_not_those_of_blocks_out_of_line():
@@ -148,13 +180,13 @@ def test_every_shape_has_an_estimate(kernels, sizes):
 
 def test_figures(report):
     """Where the kernels stand; a change that costs more than a tenth shows here. The figures to reach are 15 and 20 ns for COCO
-    with and without overlap, 7 for H = 64 and 100 in float32, none of them reached, and 2.5 ms for a training step."""
+    with and without overlap and 7 for H = 64, none of them reached, 100 in float32 and 2.5 ms for a training step."""
     sets, shapes = report["sets"], report["shapes"]
     assert sets["coco, H = 1024"]["overlapped"] < 19 and sets["coco, H = 1024"]["apart"] < 27
     assert sets["coco, H = 64"]["overlapped"] < 8.8
     assert shapes["196 x 32, H = 1024"]["overlapped"] < 490 and shapes["576 x 64, H = 1024"]["overlapped"] < 1900
     assert shapes["1030 x 32, H = 1024"]["overlapped"] < 2200
-    assert report["float32"]["36 x 13, H = 1024"]["overlapped"] < 308
+    assert report["float32"]["36 x 13, H = 1024"]["apart"] < 100
     assert report["training"]["B = 128, H = 1024, ms"]["overlapped"] < 1.05
     assert report["training"]["B = 128, H = 1024, ms"]["apart"] < 1.18
 
@@ -170,6 +202,6 @@ def test_longer_captions_cost_little_more(report, bound, hidden):
 def test_committed_results_are_of_these_kernels(report):
     """Within what another compiler may change."""
     committed = json.loads(gpu_estimate.RESULTS.read_text())
-    for part in ("sets", "shapes", "float32", "training"):
+    for part in ("sets", "shapes", "float32", "training", "training in float32"):
         for name, row in report[part].items():
             assert committed[part][name]["overlapped"] == pytest.approx(row["overlapped"], rel=0.1), name

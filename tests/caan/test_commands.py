@@ -265,6 +265,8 @@ def test_every_line_of_validation_says_of_what_it_is(data, tmp_path, capsys, ima
     run = tmp_path / "run"
     assert main(["train", "--data", str(data), "--out", str(run), *SMALL, "--validation-images", str(images)]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if "rsum" in line or "validation" in line]
+    # What seven images teach may be no more than chance: a line below the last result warns of it.
+    lines = [line for line in lines if not line.startswith("Warning: ")]
     assert len(lines) == 4 and all(f"on {where}" in line for line in lines)
     with (run / "metrics.csv").open(newline="") as file:
         counts = {(row["validation_images"], row["split_images"]) for row in csv.DictReader(file) if row["rsum"]}

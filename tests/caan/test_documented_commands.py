@@ -204,7 +204,8 @@ def test_benchmarks_run(line, tmp_path, monkeypatch, capsys):
 def test_processes_start(line, given):
     given("data/f30k_precomp runs/f30k")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", *shlex.split(line)[1:]]
+    # Standalone: at a port that is free, since another test may have the usual one.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", *shlex.split(line)[1:]]
     job = subprocess.run(torchrun, env=environment, capture_output=True, text=True)
     # One of the processes prints the table.
     assert job.returncode == 0 and [row[:5] for row in job.stdout.splitlines()].count("test ") == 1, job.stderr

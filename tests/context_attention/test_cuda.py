@@ -74,22 +74,22 @@ def test_projections(dtype, sizes, monkeypatch):
 # Options are a matter of each kernel, not of its dtype.
 @pytest.mark.parametrize(
     ("dtype", "options"),
-    [(torch.bfloat16, {}), *((torch.float16, options) for options in cases.OPTIONS.values())],
+    [(torch.bfloat16, {}), (torch.float32, {}), *((torch.float16, options) for options in cases.OPTIONS.values())],
     ids=str,
 )
 def test_borders_of_tiles(dtype, options):
     """Items that just fit a tile, a multiple of 8 or 16, and that just do not: accurate, and with the bits of the item alone."""
-    regions, words = [1, 8, 9, 40, 41, 48, 64, 65], [1, 7, 8, 9, 15, 16, 17, 31, 32, 33]
+    regions, words = [1, 8, 36, 40, 41, 48, 64, 65], [1, 7, 8, 12, 15, 16, 17, 31, 32, 33]
     case = lengths_given((8, 65, 10, 33, *WIDTHS), regions, words, dtype)
     scores = assert_scores(case, **options)
-    for i, t in ((0, 0), (1, 5), (3, 6), (4, 8), (6, 9), (7, 3), (7, 9)):
+    for i, t in ((0, 0), (1, 5), (2, 3), (3, 6), (4, 8), (6, 9), (7, 3), (7, 9)):
         some = case.regions[i : i + 1, : regions[i]], case.words[t : t + 1, : words[t]]
         assert ck.context_attention(*some, case.weights, **options, backend="cuda").item() == scores[i, t].item()
 
 
 @pytest.mark.parametrize(
     ("dtype", "m", "n"),
-    [(torch.bfloat16, 36, 14), (torch.float16, 36, 30), (torch.float16, 64, 16), (torch.bfloat16, 49, 32)],
+    [(torch.bfloat16, 36, 14), (torch.float16, 36, 30), (torch.float16, 64, 16), (torch.bfloat16, 49, 32), (torch.float32, 36, 14)],
     ids=str,
 )
 def test_many_tiles(dtype, m, n):
@@ -101,7 +101,7 @@ def test_many_tiles(dtype, m, n):
     assert torch.equal(replace(case, pairs=pairs).call(backend="cuda").cpu(), scores[pairs[:, 0], pairs[:, 1]])
 
 
-@half
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_lists_of_all_kinds(dtype):
     """Runs of one image, of pairs that are listed several times, of several sizes, of empty items, in any order."""
     case = lengths_given((4, 70, 6, 40, 8, 16), [5, 0, 70, 64], [3, 20, 16, 0, 40, 32], dtype)
@@ -203,9 +203,9 @@ def test_split_launches(dtype, monkeypatch):
 def kernels(monkeypatch):
     """Names of what scores pairs, as they are launched; torch's setting of float32 products is undone after the test."""
     launched = []
-    for name in ("_score_large", "_score_pairs"):
+    for name in ("TileLaunch", "_score_large", "_score_pairs"):
         kernel = getattr(cuda, name)
-        monkeypatch.setattr(cuda, name, lambda *given, n=name, k=kernel, **named: (launched.append(n), k(*given, **named)))
+        monkeypatch.setattr(cuda, name, lambda *given, n=name, k=kernel, **named: launched.append(n) or k(*given, **named))
     before = torch.backends.cuda.matmul.fp32_precision
     yield launched
     torch.backends.cuda.matmul.fp32_precision = before
@@ -252,7 +252,7 @@ def assert_same_alone_and_listed(case, scores, **options):
     [
         *((torch.bfloat16, sizes) for sizes in ((70, 12), (36, 40), (196, 32), (576, 64))),
         *((torch.float16, sizes) for sizes in ((1030, 32), (20, 128), (90, 50))),
-        *((torch.float32, sizes) for sizes in ((36, 13), (70, 33), (20, 70))),
+        *((torch.float32, sizes) for sizes in ((41, 16), (70, 33), (20, 70))),
     ],
     ids=str,
 )
@@ -267,13 +267,14 @@ def test_large_pairs(dtype, sizes):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_options_of_large_pairs(dtype, options):
     m = 20 if dtype == torch.float32 else 90
-    case = lengths_given((1, m, 2, 40, 16, 136), [m], [40, 17], dtype)
+    # In float32 a caption of 9 words lies in a tile.
+    case = lengths_given((1, m, 3, 40, 16, 136), [m], [40, 17, 9], dtype)
     assert_same_alone_and_listed(case, assert_scores(case, **options), **options)
 
 
-@pytest.mark.parametrize(("precision", "kernel"), [("none", "_score_large"), ("tf32", "_score_large"), ("ieee", "_score_pairs")])
+@pytest.mark.parametrize(("precision", "kernel"), [("none", "TileLaunch"), ("tf32", "TileLaunch"), ("ieee", "_score_pairs")])
 def test_products_of_float32_are_as_torch_is_told(precision, kernel, kernels):
-    """Three of TF32 for one of float32, but for who wants IEEE's; both are as accurate as they have to be."""
+    """Six of bfloat16 for one of float32, but for who wants IEEE's; both are as accurate as they have to be."""
     case = cases.problem((1, 36, 2, 13, 1024, 256), torch.float32).on("cuda")
     torch.backends.cuda.matmul.fp32_precision = precision
     assert cases.score_error(case.call(backend="cuda").cpu(), cases.oracle(case)[0]) <= 1e-6
@@ -296,7 +297,7 @@ def test_float32_without_tensor_cores(kernels):
     """Widths that are not copied 16 bytes at a time."""
     for widths in ((6, 16), (16, 6), (12, 20)):
         assert_scores(cases.problem((2, 9, 3, 7, *widths), torch.float32).on("cuda"))
-    assert kernels == ["_score_pairs", "_score_pairs", "_score_large"]
+    assert kernels == ["_score_pairs", "_score_pairs", "TileLaunch"]
 
 
 @pytest.mark.parametrize(
@@ -304,11 +305,13 @@ def test_float32_without_tensor_cores(kernels):
     [
         *((torch.bfloat16, sizes) for sizes in ((36, 13), (196, 32), (576, 64), (90, 112))),
         *((torch.float16, sizes) for sizes in ((49, 20), (1030, 32), (70, 112))),
+        *((torch.float32, sizes) for sizes in ((36, 13), (400, 17), (64, 80), (20, 112))),
     ],
     ids=str,
 )
 def test_gradients_on_tensor_cores(dtype, sizes):
-    """Regions in one chunk and in several, of one strip and of more; words of a call that has shorter ones, too."""
+    """Regions in one chunk and in several, of one strip and of more; words of a call that has shorter ones, too. The last are more
+    than fit in float32, which takes another kernel."""
     m, n = sizes
     hidden = 72 if m < 50 else 16
     case = lengths_given((1, m, 2, n, 24, hidden), [m - 3], [n, n // 3 + 1], dtype)
@@ -323,7 +326,20 @@ def test_options_of_gradients_on_tensor_cores(options):
     assert_accurate(case, "cuda", options, score=1e-3, gradient=1e-5, of_reference=2.0)
 
 
-@pytest.mark.parametrize(("dtype", "value"), [(torch.bfloat16, float("nan")), (torch.float16, float("inf"))], ids=str)
+def test_gradients_with_products_of_either_kind(kernels):
+    """In float32: those of parts on tensor cores, and IEEE's for who asks for them, which have other bits."""
+    case = cases.problem((1, 36, 2, 13, 24, 72), torch.float32, lengths=False).on("cuda")
+    of_parts = cases.run(case, backend="cuda")[1]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    exact = cases.run(case, backend="cuda")[1]
+    for name, gradient in exact.items():
+        assert cases.gradient_error(of_parts[name], gradient.double().cpu()) <= 1e-5, name
+    assert not torch.equal(of_parts["regions"], exact["regions"])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [(torch.bfloat16, float("nan")), *((x, float("inf")) for x in (torch.float16, torch.float32))], ids=str
+)
 def test_gradients_beside_what_is_not_finite(dtype, value):
     """A word that is not finite spoils its caption's gradients, and images', but no other caption's."""
     case = lengths_given((2, 20, 3, 18, 24, 16), [20, 3], [18, 5, 17], dtype)
@@ -342,13 +358,13 @@ def test_gradients_beside_what_is_not_finite(dtype, value):
 @pytest.mark.parametrize(
     ("limit", "regions", "words"),
     [
-        ("TILE_LAUNCH", [3, 9] + [1] * 31, [12, 5]),
+        *((x, [3, 9] + [1] * 31, [12, 5]) for x in ("TILE_LAUNCH", "SINGLE_TILE_LAUNCH")),
         *((x, [66, 9], [129, 5, 33]) for x in ("SCORE_SCRATCH_BYTES", "LARGE_LAUNCH", "SINGLE_LAUNCH", "PAIR_LAUNCH")),
     ],
 )
 def test_scores_in_pieces(limit, regions, words, monkeypatch):
     """Blocks that have several pairs, one after another, and launches of few places, of pairs that each kernel takes."""
-    dtype = torch.float32 if limit == "SINGLE_LAUNCH" else torch.float16
+    dtype = torch.float32 if limit.startswith("SINGLE") else torch.float16
     case = lengths_given((len(regions), max(regions), len(words), max(words), 8, 16), regions, words, dtype)
     scores = case.call(backend="cuda").cpu()
     pairs = torch.cartesian_prod(torch.arange(len(regions)), torch.arange(len(words)))
@@ -377,16 +393,32 @@ def test_too_many_rows():
 
 
 def test_what_takes_many_rows():
-    """In half precision, scores and derivatives do, each up to so many words; maps do not."""
+    """On tensor cores scores and derivatives do, each up to so many words; maps do not."""
     case = cases.problem((1, 300, 1, 41, 8, 16), torch.float16, lengths=False).on("cuda")
     longer, too_long = (replace(case, words=case.words.repeat(1, k, 1)) for k in (3, 4))
     with_gradient = replace(longer, regions=longer.regions.clone().requires_grad_())
     assert longer.call(backend="cuda").isfinite().all()
-    for refused in (too_long, with_gradient):
+    longer = cases.problem((1, 300, 1, 65, 8, 16), torch.float32, lengths=False).on("cuda")
+    for refused in (too_long, with_gradient, longer):
         with pytest.raises(RuntimeError, match="it takes at most 340 regions and words together"):
             refused.call(backend="cuda")
     with pytest.raises(RuntimeError, match="it takes at most 340 regions and words together"):
         replace(case, pairs=torch.tensor([[0, 0]])).call(ck.attention_maps, backend="cuda")
+
+
+def test_many_rows_are_not_for_ieee_products(kernels):
+    """Whether these are asked for before a call, between its two passes, or after torch.compile has traced it."""
+    case = cases.problem((1, 330, 1, 20, 8, 16), torch.float32, lengths=False).on("cuda")
+    compiled = torch.compile(
+        lambda regions: ck.context_attention(regions, case.words, case.weights, backend="cuda"), backend="eager", fullgraph=True
+    )
+    found = compiled(case.regions)
+    scores = case.with_tensors(x.requires_grad_() for x in case.tensors().values()).call(backend="cuda")
+    assert torch.equal(found, scores)
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    for refused in (scores.sum().backward, lambda: case.call(backend="cuda"), lambda: compiled(case.regions.detach())):
+        with pytest.raises(RuntimeError, match="cannot run this call: it takes at most 340 regions and words together"):
+            refused()
 
 
 def test_a_scratch_that_is_too_small_is_refused(monkeypatch):
@@ -399,13 +431,16 @@ def test_a_scratch_that_is_too_small_is_refused(monkeypatch):
         cases.problem((1, 3, 1, 40, 8, 16), torch.float16, lengths=False).call(backend="cuda")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_slots_of_another_kernel_are_refused(dtype, monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float32, "ieee"), (torch.float32, "none"), (torch.bfloat16, "none")], ids=str
+)
+def test_slots_of_another_kernel_are_refused(dtype, precision, monkeypatch, kernels):
     """Each of the kernels for derivatives has slots of its own size."""
+    torch.backends.cuda.matmul.fp32_precision = precision
     numbers = cuda.pair_numbers
 
-    def other_numbers(*sizes, gradient, tiled):
-        return numbers(*sizes, gradient=gradient, tiled=gradient and not tiled)
+    def other_numbers(*sizes, gradient, parts):
+        return numbers(*sizes, gradient=gradient, parts=2 if gradient and not parts else 0)
 
     monkeypatch.setattr(cuda, "pair_numbers", other_numbers)
     case = cases.problem("odd", dtype).on("cuda")

@@ -8,7 +8,7 @@ import torch
 from .problems import SLOW
 
 # What a process with slow kernels tests: the rest is of the CPU's memory, or says the same of every backend.
-_SLOW_FILES = ["scores", "gradients", "gpu", "invariance", *(["operators", "ptx"] if cases.EMULATED else [])]
+_SLOW_FILES = ["scores", "gradients", "gpu", "invariance", *(["operators", "ptx", "ptx_triton"] if cases.EMULATED else [])]
 # On a GPU: the other files' tests have their tensors on the CPU.
 _GPU_FILES = ["test_scores", "test_gradients", "test_invariance"]
 collect_ignore = [x.name for x in Path(__file__).parent.glob("test_*.py") if x.stem[5:] not in _SLOW_FILES] if SLOW else []

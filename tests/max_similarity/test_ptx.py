@@ -8,7 +8,7 @@ import torch
 from support.ptx import PtxError, compilers, cuda_launches
 from support.ptx.faults import editing
 
-from .problems import OPTIONS, Problem, assert_accurate
+from .problems import OPTIONS, Problem, assert_accurate, run
 
 HALF, ALL = cases.HALF_DTYPES, (*cases.HALF_DTYPES, torch.float32)
 
@@ -123,6 +123,13 @@ def test_missing_order_is_found(name, kernel, what, place):
     problem = problem_of(CASES[name], torch.bfloat16)
     with pytest.raises(PtxError, match=f"(?s){message}"), cuda_launches.interpreted(editing(kernel, pattern, "", place)):
         problem.call(**CASES[name].options, backend="cuda")
+
+
+def test_missing_place_is_found():
+    """Backward reads where every row's largest product was."""
+    missing = editing("search_tiles_kernel<bfloat16,Tile<1,64>,true,true,int>", r"st\.global\.u32[^;]*;", "", None)
+    with pytest.raises(PtxError, match="places is read and was never written"), cuda_launches.interpreted(missing):
+        run(problem_of(CASES["list"], torch.bfloat16), backend="cuda")
 
 
 @pytest.mark.parametrize(

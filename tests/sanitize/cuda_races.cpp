@@ -168,6 +168,7 @@ int main() {
   // More regions than lie in shared memory at once, and two pieces of the widths.
   run_gradient_tiles<bfloat16>(paper, 65, 9, 16);
   run_gradient_tiles<float16>(paper, 9, 5, 72);
+  run_gradient_tiles<float>(paper, 9, 5, 72);
   run_tiles<bfloat16>(paper, 36, 14);
   run_tiles<float16>(paper, 64, 30);
   run_tiles<bfloat16>(one_term, 64, 14);

@@ -1,15 +1,14 @@
 """The operators of operators.py on a GPU: what every backend there shares. Plans are tensors on the device, memory is bounded by
 going through a call in pieces, and a backend's `Kernels` do the work."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ...core.autocast import without_autocast
-from ...core.gpu.plan import Items, Walk, exist, plan_items, plan_lengths, plan_walk
-from ...core.gpu.scores import fill_unscored
+from ...core.gpu.plan import Plan, Walk, Wanted, exist
 from ...core.ragged import new_scores
 from ..call import Call, CallGradient, Options, Projection, ProjectionGradient, Side, Vectors, beside
 from .checks import check_call, check_projection
@@ -32,6 +31,12 @@ KERNELS: dict[str, "Kernels"] = {}
 
 class Kernels(Protocol):
     """What a backend launches. Tensors are contiguous unless said otherwise, and nothing waits for the device."""
+
+    def plan(self, wanted: Wanted) -> Plan:
+        """Sort both sides and the list, and fill scores."""
+
+    def plan_walk(self, grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Walk:
+        """Find the pairs whose gradient, (I, T) or (P,) with pairs, is not 0, and that have regions and words."""
 
     def product(self, left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Tensor:
         """(rows, depth) times (depth, columns), of any strides, in their dtype; what scores are made of.
@@ -66,8 +71,14 @@ def project(call: Projection) -> Tensor:
     """`reference.project`."""
     check_projection(call)
     items, weight = call.items, call.weight
-    lengths = plan_lengths(items, call.lengths)
-    product = KERNELS[call.backend].product(items.flatten(0, 1), weight, lengths, items.shape[1])
+    return _products(items, weight, call.lengths, KERNELS[call.backend])
+
+
+def _products(items: Tensor, weight: Tensor, lengths: Tensor | None, kernels: Kernels) -> Tensor:
+    # Of an item whose length is out of range nobody reads the products.
+    if lengths is None:
+        lengths = torch.full(items.shape[:1], items.shape[1], device=items.device)
+    product = kernels.product(items.flatten(0, 1), weight, lengths, items.shape[1])
     return product.view(*items.shape[:2], weight.shape[1])
 
 
@@ -85,12 +96,13 @@ def project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
 def _project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
     items, weight, lengths, _ = call.projection
     of_items = torch.empty_like(items) if call.need_items else items.new_empty(0)
-    of_weight = weight.new_zeros(weight.shape if call.need_weight and not len(items) else (0,))
+    of_weight = weight.new_zeros(weight.shape) if call.need_weight and not len(items) else weight.new_empty(0)
     item_bytes = max(1, items.shape[1] * (items.shape[2] + weight.shape[1]) * items.element_size())
     step = max(1, ROW_BYTES // item_bytes)
     exists = None
     if lengths is not None:
-        exists = (torch.arange(items.shape[1], device=items.device) < plan_lengths(items, lengths)[:, None])[:, :, None]
+        real = torch.where(lengths > items.shape[1], 0, lengths)
+        exists = (torch.arange(items.shape[1], device=items.device) < real[:, None])[:, :, None]
 
     def real_rows(x: Tensor, some: slice) -> Tensor:
         """Below each other, those beyond lengths 0: they may hold NaN, which no product with 0 makes 0."""
@@ -113,9 +125,14 @@ def pair_scores(call: Call) -> Tensor:
     """
     planned = _planned(call)
     V, U, pairs = planned.V, planned.U, planned.pairs
-    scores = _unscored(planned)
+    scores = new_scores(V.features, U.features, pairs)
+    if not (len(V) and len(U)):
+        return scores.fill_(torch.nan)
+    if V.weight is None and U.weight is None:
+        _score(planned, scores)
+        return scores
     images, captions, listed = _blocks(V, U)
-    if pairs is not None and len(V) and len(U) and (len(V) > images or len(U) > captions):
+    if pairs is not None and (len(V) > images or len(U) > captions):
         # A gallery is not projected for a few pairs, nor kept for many: each block of the list brings its own items.
         for start in range(0, len(pairs), listed):
             some = pairs[start : start + listed]
@@ -123,17 +140,16 @@ def pair_scores(call: Call) -> Tensor:
             sides = (side.chosen(some[:, column]).projected(planned.kernels) for column, side in enumerate((V, U)))
             _score(planned.of(*sides, own), scores[start : start + len(some)])
         return scores
-    # Images pass by once for each block of captions. What is planned of them is planned once.
-    parts = [(i, V.part(i, images)) for i in range(0, len(V), images)]
+    # Images pass by once for each block of captions.
     some_U = some_V = None
     for t in range(0, len(U), captions):
         # Two blocks of one side have no room.
         some_U = None
         some_U = U.part(t, captions).projected(planned.kernels)
-        for i, part in parts:
-            if some_V is None or len(parts) > 1:
+        for i in range(0, len(V), images):
+            if some_V is None or images < len(V):
                 some_V = None
-                some_V = part.projected(planned.kernels)
+                some_V = V.part(i, images).projected(planned.kernels)
             _score(planned.of(some_V, some_U, pairs), scores if pairs is not None else scores[i : i + images, t : t + captions])
     return scores
 
@@ -193,16 +209,9 @@ class PlannedSide:
     products: Tensor | None
     weight: Tensor | None
     lengths: Tensor | None
-    _plans: dict[bool, Items] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
-        return len(self.features)
-
-    def plan(self, halfway: bool = False) -> Items:
-        """`plan_items`, once for a side and what is projected of it."""
-        if halfway not in self._plans:
-            self._plans[halfway] = plan_items(self.features, self.lengths, halfway)
-        return self._plans[halfway]
+        return self.features.shape[0]
 
     @property
     def item_bytes(self) -> int:
@@ -216,29 +225,22 @@ class PlannedSide:
         copied = sum(x.shape[2] for x in (self.features, self.products) if x is not None)
         return self.features.shape[1] * copied * self.features.element_size() + self.item_bytes
 
-    @property
-    def real_lengths(self) -> Tensor:
-        """`plan_lengths`, which every plan has."""
-        return (next(iter(self._plans.values()), None) or self.plan()).lengths
-
     def part(self, start: int, count: int) -> "PlannedSide":
         return self if count >= len(self) else self._of(lambda x: x[start : start + count])
 
     def chosen(self, items: Tensor) -> "PlannedSide":
-        # An index out of range has no item; `_unscored` has marked its score, and an item without rows leaves it alone.
+        # An index out of range has no item: neither has one whose length is out of range.
         inside = (items >= 0) & (items < len(self.features))
         items = torch.where(inside, items, 0)
         side = self._of(lambda x: x.index_select(0, items))
         rows = self.features.shape[1]
         lengths = torch.full_like(items, rows) if side.lengths is None else side.lengths
-        return replace(side, lengths=torch.where(inside, lengths, 0))
+        return replace(side, lengths=torch.where(inside, lengths, -1))
 
     def projected(self, kernels: Kernels) -> "PlannedSide":
         if self.weight is None:
             return self
-        rows, item_rows = self.features.flatten(0, 1), self.features.shape[1]
-        product = kernels.product(rows, self.weight, self.real_lengths, item_rows)
-        return replace(self, products=product.view(*self.features.shape[:2], self.weight.shape[1]), weight=None)
+        return replace(self, products=_products(self.features, self.weight, self.lengths, kernels), weight=None)
 
     def _of(self, some) -> "PlannedSide":
         tensors = (None if x is None else some(x) for x in (self.features, self.products, self.lengths))
@@ -247,7 +249,7 @@ class PlannedSide:
 
 
 class PlannedCall(NamedTuple):
-    """A call whose sides know their plans, and the kernels that run it."""
+    """A call on its way to being scored, the kernels that run it, and its plan, once there is one."""
 
     V: PlannedSide
     U: PlannedSide
@@ -255,10 +257,20 @@ class PlannedCall(NamedTuple):
     pairs: Tensor | None
     options: Options
     kernels: Kernels
+    plan: Plan | None = None
 
     def of(self, V: PlannedSide, U: PlannedSide, pairs: Tensor | None) -> "PlannedCall":
-        """The same call of other items."""
-        return self._replace(V=V, U=U, pairs=pairs)
+        """The same call of other items, without a plan."""
+        return self._replace(V=V, U=U, pairs=pairs, plan=None)
+
+    def planned(self, scores: Tensor | None = None) -> "PlannedCall":
+        """With its plan, which fills scores; without scores only its sides are planned."""
+        V, U = self.V, self.U
+        if scores is None:
+            wanted = Wanted(V.features, V.lengths, U.features, U.lengths, None, V.features.new_empty(0, dtype=torch.float32))
+        else:
+            wanted = Wanted(V.features, V.lengths, U.features, U.lengths, self.pairs, scores)
+        return self._replace(plan=self.kernels.plan(wanted))
 
 
 def _planned(call: Call) -> PlannedCall:
@@ -280,25 +292,18 @@ def _with_products(call: Call) -> PlannedCall:
     return _planned(call)
 
 
-def _unscored(call: PlannedCall) -> Tensor:
-    """Scores before any is made."""
-    V, U, pairs = call.V, call.U, call.pairs
-    wrong = tuple(None if x.lengths is None else x.lengths != x.real_lengths for x in (V, U))
-    scores = new_scores(V.features, U.features, pairs)
-    fill_unscored(scores, (len(V), len(U)), wrong, pairs)
-    return scores
-
-
 def _score(call: PlannedCall, scores: Tensor) -> None:
     """Write the scores of projected sides: in tiles where tiles hold them, else one by one."""
     V, U, pairs = call.V, call.U, call.pairs
-    if scores.numel() == 0 or not V.features.numel() or not U.features.numel():
+    if scores.numel() == 0:
         return
     if pairs is not None and len(pairs) > MOST_LISTED:
         for start in range(0, len(pairs), MOST_LISTED):
             some = slice(start, start + MOST_LISTED)
             _score(call.of(V, U, pairs[some]), scores[some])
-    elif call.kernels.score_tiles(call, scores):
+        return
+    call = call.planned(scores)
+    if V.features.numel() and U.features.numel() and call.kernels.score_tiles(call, scores):
         call.kernels.score_rest(Slots(call, SCORE_SCRATCH_BYTES, gradient=False), scores)
 
 
@@ -306,7 +311,7 @@ class Slots:
     """Scratch memory for pairs that are worked on one by one, and the sizes that its kernels need.
 
     Attributes:
-        call: whose pairs they are.
+        call: whose pairs they are, with its plan.
         most_bytes: that they may take.
         regions, words: the plans of its sides.
         rows: M and N.
@@ -318,7 +323,7 @@ class Slots:
 
     def __init__(self, call: PlannedCall, most_bytes: int, gradient: bool):
         self.call, self.most_bytes = call, most_bytes
-        self.regions, self.words = call.V.plan(), call.U.plan()
+        self.regions, self.words, _ = call.plan
         self.rows = call.V.features.shape[1], call.U.features.shape[1]
         self.width = call.V.features.shape[2]
         self.numbers = call.kernels.slot_numbers(call, gradient)
@@ -347,14 +352,14 @@ def _differentiate(call: PlannedCall, grad: Tensor, sums: tuple[Tensor, ...]) ->
             window = of_V[some], of_VQ[some], of_U, of_UQ, *(x[some] for x in of_vectors)
             _differentiate(call.of(V.part(start, step), U, None), grad[some], window)
         return
-    slots = Slots(call, SCRATCH_BYTES, gradient=True)
-    walk = plan_walk(grad != 0, call.pairs, slots.regions, slots.words)
+    slots = Slots(call.planned(), SCRATCH_BYTES, gradient=True)
+    walk = call.kernels.plan_walk(grad, pairs, slots.regions.lengths, slots.words.lengths)
     call.kernels.differentiate(slots, walk, grad, sums)
 
 
 def _trace(call: PlannedCall, maps: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> None:
     """Write f, g, A, C and R of the pairs that have any."""
-    slots, pairs = Slots(call, SCRATCH_BYTES, gradient=False), call.pairs
+    slots, pairs = Slots(call.planned(), SCRATCH_BYTES, gradient=False), call.pairs
     unused = torch.empty(len(pairs), dtype=torch.float32, device=pairs.device)
     regions, words = (torch.arange(x, device=pairs.device) for x in slots.rows)
     for first in range(0, len(pairs), slots.count):

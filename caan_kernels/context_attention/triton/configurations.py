@@ -51,10 +51,9 @@ def products(dtype: torch.dtype, precision: str, words: int | None) -> Configura
     if dtype == torch.float32 and precision == "ieee":
         return Configuration({"WORD_BLOCK": 16, "REGION_BLOCK": 32, "DEPTH_BLOCK": 16}, 2, 1, 255)
     if dtype == torch.float32:
-        return Configuration({"WORD_BLOCK": min(words or 32, 32), "REGION_BLOCK": 64, "DEPTH_BLOCK": 16}, 2, 2, 255)
-    if words is not None:
-        return Configuration({"WORD_BLOCK": min(words, 64), "REGION_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3, 255)
-    return Configuration({"WORD_BLOCK": 64, "REGION_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3, 255)
+        return Configuration({"WORD_BLOCK": 32 if words is None else 16, "REGION_BLOCK": 64, "DEPTH_BLOCK": 16}, 2, 2, 255)
+    # With more words of one caption registers spill.
+    return Configuration({"WORD_BLOCK": 64 if words is None else min(words, 32), "REGION_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3, 255)
 
 
 def tiles(regions: int, words: int) -> Configuration:
@@ -96,19 +95,27 @@ def region_block(words: int) -> int:
 
 def pairs(gradient: bool, regions: int, precision: str, capability: tuple[int, int]) -> Configuration:
     """For `pair_kernel`: panels that leave no register to spill."""
-    # On Hopper four warps multiply 64 rows. Eight would share the columns of 64, and Triton pads a product of eight columns
-    # with shared memory that it has not allocated (triton-lang/triton issues 7981 and 10629).
-    warps = 4 if capability[0] == 9 and precision == "tf32" and size_of(regions) == 64 else 8
+    warps = warps_of(regions, precision, capability)
     if precision == "ieee":
         tile = SHORTEST if gradient and regions > 64 else 16
         return Configuration({"TILE": tile, "WIDTH_BLOCK": 16, "HIDDEN_BLOCK": 16}, warps, 1, 255)
     return Configuration({"TILE": 16, "WIDTH_BLOCK": 32, "HIDDEN_BLOCK": 16 if gradient else 32}, warps, 1, 255)
 
 
-def items(dtype: torch.dtype, regions: int, capability: tuple[int, int]) -> Configuration:
+def warps_of(regions: int, precision: str, capability: tuple[int, int]) -> int:
+    """Of a program that multiplies as many rows as an image has regions.
+
+    On Hopper four warps multiply 64 rows. Eight would share the columns of 64, and Triton pads a product of eight columns with
+    shared memory that it has not allocated (triton-lang/triton issues 7981 and 10629).
+    """
+    return 4 if capability[0] == 9 and precision == "tf32" and size_of(regions) == 64 else 8
+
+
+def items(dtype: torch.dtype, precision: str, regions: int, capability: tuple[int, int]) -> Configuration:
     """For the kernels that sum gradients over the pairs of an image or of a caption, with images of up to `regions` regions."""
     if dtype == torch.float32:
-        return Configuration({"TILE": 16, "WIDTH_BLOCK": 64 if regions <= 64 else 16, "HIDDEN_BLOCK": 16}, 8, 1, 255)
+        blocks = {"TILE": 16, "WIDTH_BLOCK": 64 if regions <= 64 else 16, "HIDDEN_BLOCK": 16}
+        return Configuration(blocks, warps_of(regions, precision, capability), 1, 255)
     narrow = capability < (9, 0) or regions > 64
     blocks = {"TILE": 16, "WIDTH_BLOCK": 64 if regions <= 128 else 32, "HIDDEN_BLOCK": 16 if narrow else 32}
     return Configuration(blocks, 4 if regions <= 128 else 8, 1, 255)

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ...core.gpu import aligned
-from ...core.gpu.plan import Items, Walk, parts_of, size_of
+from ...core.gpu.plan import Items, Listed, Plan, Walk, Wanted, parts_of, plan_walk, size_of, sort_list
 from ...core.triton.capture import refuse_in_capture
+from ...core.triton.plan import plan_kernel, planning
 from ...core.triton.product import product_kernel
 from ..call import Options, Vectors
 from ..gpu.launch import PlannedCall, Slots
@@ -22,7 +23,7 @@ from .gradients import (
     pair_numbers,
 )
 from .pairs import factors_kernel, finish_kernel, logits_kernel
-from .plan import Class, Listed, Round, classes_of, plan_list, rounds
+from .plan import SMALL_REGIONS, SMALL_WORDS, Class, Ranks, Round, classes_of, rank, rounds
 from .products import products_kernel
 from .tiles import tile_kernel
 
@@ -32,7 +33,7 @@ WORKSPACE_BYTES = 24 * 2**20
 # The interpreter's functions are never compiled.
 refuse_in_capture(x for x in list(globals().values()) if hasattr(x, "_do_compile"))
 
-__all__ = ["differentiate", "fill", "maps", "product", "score_tiles", "slot_numbers"]
+__all__ = ["differentiate", "fill", "maps", "plan", "plan_walk", "product", "score_tiles", "slot_numbers"]
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -61,6 +62,13 @@ def capability_of(device: torch.device) -> tuple[int, int]:
 def gradient_precision(dtype: torch.dtype) -> str:
     """The same for what is differentiated: TF32 holds all that a half-precision number does."""
     return precision_of(dtype) if dtype == torch.float32 else "tf32"
+
+
+def plan(wanted: Wanted) -> Plan:
+    half = wanted.regions.dtype != torch.float32
+    made, programs, arguments, constants = planning(wanted, *((SMALL_REGIONS, SMALL_WORDS) if half else (0, 0)))
+    plan_kernel[programs](*arguments, **constants)
+    return made
 
 
 def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Tensor:
@@ -111,19 +119,20 @@ def _scaled(vectors: Vectors) -> Scaled:
 
 def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
     """Every pair, so that nothing is left out."""
-    V, U, vectors, pairs, _, _ = call
+    V, U, vectors, *_ = call
     half = V.features.dtype != torch.float32
-    regions, words = V.plan(halfway=True), U.plan()
+    regions, words, _ = call.plan
+    listed = sort_list(call.plan)
     classes = classes_of(regions, words, (V.features.shape[1], U.features.shape[1]), half)
-    listed = None if pairs is None else plan_list(pairs, regions, words, classes)
+    ranks = None if listed is None else rank(listed, len(V), classes)
     sides = Sides(*(aligned(x) for x in (V.features, V.products, U.features, U.products)))
-    scoring = Scoring(call, sides, regions, words, listed, scores)
+    scoring = Scoring(call, sides, regions, words, listed, ranks, scores)
     scaled = _scaled(vectors) if any(each.small for each in classes) else None
-    for number, each in enumerate(classes):
+    for each in classes:
         if each.small:
-            scoring.score_small(number, each, scaled)
+            scoring.score_small(each, scaled)
         else:
-            scoring.score_large(number, each)
+            scoring.score_large(each)
     return False
 
 
@@ -144,9 +153,10 @@ class Scoring(NamedTuple):
     regions: Items
     words: Items
     listed: Listed | None
+    ranks: Ranks | None
     scores: Tensor
 
-    def score_small(self, number: int, kind: Class, scaled: Scaled) -> None:
+    def score_small(self, kind: Class, scaled: Scaled) -> None:
         """Pairs of a class of which a program takes several at once."""
         config = configurations.tiles(*kind.sizes)
         S, X, most = self._products(kind, 4 * sum(kind.rows))
@@ -154,7 +164,7 @@ class Scoring(NamedTuple):
         _, inter, intra = self.call.options
         together = config.blocks["TOGETHER"]
         for part in self._rounds(kind, most):
-            self._multiply(number, kind, part, S, X)
+            self._multiply(kind, part, S, X)
             if inter or intra:
                 tile_kernel[(part.pairs if self.listed else part.images * -(-part.captions // together),)](
                     self.sides.region_products,
@@ -162,10 +172,10 @@ class Scoring(NamedTuple):
                     *scaled.halves,
                     scaled.scales,
                     *self._places(),
-                    self.regions.order if self.listed is None else self.listed.ranks,
+                    self.regions.order if self.listed is None else self.ranks.ranks,
                     S,
                     logits,
-                    *self._piece(number, kind, part),
+                    *self._piece(kind, part),
                     *self._item_rows,
                     *kind.rows,
                     LISTED=self.listed is not None,
@@ -178,9 +188,9 @@ class Scoring(NamedTuple):
                     WORDS=kind.sizes[1],
                     **config.arguments(),
                 )
-            self._finish(number, kind, part, X, logits, 1 if inter or intra else 0)
+            self._finish(kind, part, X, logits, 1 if inter or intra else 0)
 
-    def score_large(self, number: int, kind: Class) -> None:
+    def score_large(self, kind: Class) -> None:
         """Pairs of any other class."""
         (m, n), words, dtype, (_, inter, intra) = kind.rows, kind.sizes[1], self.sides.regions.dtype, self.call.options
         precision = score_precision(dtype)
@@ -193,9 +203,9 @@ class Scoring(NamedTuple):
         made = C_units, R_units, region_norms, word_norms, Hu
         shape = {"LISTED": self.listed is not None, "INTRA": intra, "GRAM": gram, "WORDS": words, "PRECISION": precision}
         for part in self._rounds(kind, most):
-            self._multiply(number, kind, part, S, X)
+            self._multiply(kind, part, S, X)
             if panels:
-                piece = self._piece(number, kind, part)
+                piece = self._piece(kind, part)
                 factors = configurations.factors(dtype, words).arguments()
                 factors_kernel[(part.pairs,)](*self._places(), S, *made, *piece, *kind.rows, **shape, **factors)
                 logits_kernel[(part.pairs * panels,)](
@@ -215,9 +225,9 @@ class Scoring(NamedTuple):
                     HIDDEN=self._hidden,
                     **config.arguments(),
                 )
-            self._finish(number, kind, part, X, logits, panels)
+            self._finish(kind, part, X, logits, panels)
 
-    def _finish(self, number: int, kind: Class, part: Round, X: Tensor, logits: Tensor, panels: int) -> None:
+    def _finish(self, kind: Class, part: Round, X: Tensor, logits: Tensor, panels: int) -> None:
         """Scores of a round's pairs from X and logits, which are sums over so many panels of the hidden width."""
         finish_kernel[(part.pairs,)](
             self.sides.regions,
@@ -226,7 +236,7 @@ class Scoring(NamedTuple):
             X,
             logits,
             self.scores,
-            *self._piece(number, kind, part),
+            *self._piece(kind, part),
             0 if self.listed else self.scores.stride(0),
             *self._item_rows,
             *kind.rows,
@@ -238,7 +248,7 @@ class Scoring(NamedTuple):
             **configurations.finish(kind.sizes[1]).arguments(),
         )
 
-    def _multiply(self, number: int, kind: Class, part: Round, S: Tensor, X: Tensor) -> None:
+    def _multiply(self, kind: Class, part: Round, S: Tensor, X: Tensor) -> None:
         """S and X of the pairs of a round."""
         (m, n), listed = kind.rows, self.listed is not None
         dtype = self.sides.regions.dtype
@@ -253,7 +263,7 @@ class Scoring(NamedTuple):
             *self._places(),
             S,
             X,
-            *self._piece(number, kind, part, images=True),
+            *self._piece(kind, part, images=True),
             *self._item_rows,
             *kind.rows,
             LISTED=listed,
@@ -277,12 +287,12 @@ class Scoring(NamedTuple):
     def _places(self) -> tuple[Tensor, ...]:
         """Lengths, and what says which pairs there are."""
         regions, words, listed = self.regions, self.words, self.listed
-        of_list = (regions.order,) * 3 if listed is None else (self.call.pairs, listed.order, listed.starts)
+        of_list = (regions.order,) * 3 if listed is None else (self.call.pairs, listed.order, self.ranks.starts)
         return regions.lengths, words.lengths, regions.order, regions.starts, words.order, words.starts, *of_list
 
-    def _piece(self, number: int, kind: Class, part: Round, images: bool = False) -> tuple[int, ...]:
+    def _piece(self, kind: Class, part: Round, images: bool = False) -> tuple[int, ...]:
         """Where the pairs of a round lie in the plan, and how many captions, or images and captions, it has."""
-        bucket = kind.word_bucket if self.listed is None else number
+        bucket = kind.word_bucket if self.listed is None else kind.number
         return (
             *kind.region_buckets,
             bucket,
@@ -329,7 +339,7 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
 
 def _run_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
     """`pair_kernel` for `count` pairs from `first`, of the call's list or of a walk, whose `scores` are gradients."""
-    V, U, vectors, pairs, options, _ = slots.call
+    V, U, vectors, pairs, options, *_ = slots.call
     dtype, unused = V.features.dtype, slots.regions.lengths
     # TF32 products of so many regions spill registers, or have eight columns, which Triton pads wrongly on Hopper.
     precision = "ieee" if slots.rows[0] > 128 else gradient_precision(dtype)
@@ -371,14 +381,15 @@ def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
 
 
 def _sum_gradients(slots: Slots, walk: Walk, first: int, sums: tuple[Tensor, ...]) -> None:
-    V, U, (region_score, word_score), _, (_, inter, intra), _ = slots.call
+    V, U, (region_score, word_score), _, (_, inter, intra), *_ = slots.call
     vector_sums = sums[4:]
     lengths = slots.regions.lengths, slots.words.lengths
     images, captions, hidden = len(V), len(U), len(region_score)
-    config = configurations.items(V.features.dtype, slots.rows[0], capability_of(V.features.device))
+    precision = gradient_precision(V.features.dtype)
+    config = configurations.items(V.features.dtype, precision, slots.rows[0], capability_of(V.features.device))
     width_blocks, hidden_blocks = (-(-x // config.blocks[b]) for x, b in ((slots.width, "WIDTH_BLOCK"), (hidden, "HIDDEN_BLOCK")))
     shape = {"WIDTH": slots.width, "HIDDEN": hidden, "REGIONS": size_of(slots.rows[0]), **config.arguments()}
-    shape["PRECISION"] = gradient_precision(V.features.dtype)
+    shape["PRECISION"] = precision
     of_width = {name: x for name, x in shape.items() if name != "HIDDEN_BLOCK"}
     of_hidden = {name: x for name, x in shape.items() if name != "WIDTH_BLOCK"}
     of_hidden |= {"INTER": inter, "INTRA": intra}

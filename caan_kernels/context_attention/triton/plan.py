@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...core.gpu.plan import Items, exist
+from ...core.gpu.plan import Items, Listed
 
 # Pairs of up to so many regions and words have kernels of their own in half precision, several captions a program.
 SMALL_REGIONS, SMALL_WORDS = 64, 32
@@ -21,6 +21,7 @@ class Class(NamedTuple):
         word_bucket: the bucket of words.
         rows: most regions and words of a pair in this call.
         sizes: the block of a small pair's regions, 0 for others, and the block of words.
+        number: what lists are sorted by.
     """
 
     small: bool
@@ -28,6 +29,7 @@ class Class(NamedTuple):
     word_bucket: int
     rows: tuple[int, int]
     sizes: tuple[int, int]
+    number: int
 
 
 def classes_of(regions: Items, words: Items, rows: tuple[int, int], half: bool) -> list[Class]:
@@ -38,39 +40,30 @@ def classes_of(regions: Items, words: Items, rows: tuple[int, int], half: bool) 
         first = few if words_size <= SMALL_WORDS else 0
         most = min(words_size, rows[1])
         for i, size in enumerate(regions.sizes[:first]):
-            classes.append(Class(True, (i, i + 1), t, (min(size, rows[0]), most), (size, words_size)))
+            classes.append(Class(True, (i, i + 1), t, (min(size, rows[0]), most), (size, words_size), i * len(words.sizes) + t))
         if first < len(regions.sizes):
-            classes.append(Class(False, (first, len(regions.sizes)), t, (rows[0], most), (0, words_size)))
+            number = few * len(words.sizes) + t
+            classes.append(Class(False, (first, len(regions.sizes)), t, (rows[0], most), (0, words_size), number))
     return classes
 
 
-class Listed(NamedTuple):
-    """A list of pairs sorted by class, and by image within it.
+class Ranks(NamedTuple):
+    """Runs of a sorted list.
 
     Attributes:
-        order: (P,) int64, places in the list.
         ranks: (P,) int64, how many pairs of the same class and image come before.
-        starts: (classes + 1,) int64, where in `order` each class begins.
+        starts: int64, where in the list each class begins, and the last ends.
     """
 
-    order: Tensor
     ranks: Tensor
     starts: Tensor
 
 
-def plan_list(pairs: Tensor, regions: Items, words: Items, classes: list[Class]) -> Listed:
-    """Sort (P, 2) pairs; what has an empty side or does not exist comes behind all classes."""
-    images, captions = len(regions.lengths), len(words.lengths)
-    image, caption = torch.where(exist(pairs, images, captions)[:, None], pairs, 0).unbind(1)
-    region_bucket, word_bucket = regions.buckets[image], words.buckets[caption]
-    real = exist(pairs, images, captions)
-    number = torch.full_like(image, len(classes))
-    for k, (_, (first, end), bucket, *_) in enumerate(classes):
-        number.masked_fill_(real & (region_bucket >= first) & (region_bucket < end) & (word_bucket == bucket), k)
-    keys, order = torch.sort(number * images + image, stable=True)
-    ranks = torch.arange(len(keys), device=keys.device) - torch.searchsorted(keys, keys)
-    starts = torch.searchsorted(keys, torch.arange(len(classes) + 1, device=keys.device) * images)
-    return Listed(order, ranks, starts)
+def rank(listed: Listed, images: int, classes: list[Class]) -> Ranks:
+    """Find the runs of a list of pairs of so many images."""
+    keys = listed.keys
+    ranks = torch.arange(keys.shape[0], device=keys.device) - torch.searchsorted(keys, keys)
+    return Ranks(ranks, torch.searchsorted(keys, torch.arange(max(x.number for x in classes) + 2, device=keys.device) * images))
 
 
 class Round(NamedTuple):

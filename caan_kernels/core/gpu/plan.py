@@ -6,7 +6,6 @@ is in the call. That makes its score batch invariant.
 """
 
 import functools
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -21,13 +20,14 @@ def size_of(rows: int) -> int:
     return max(SMALLEST, 1 << (max(rows, 1) - 1).bit_length())
 
 
-def sizes_up_to(rows: int, halfway: bool) -> list[int]:
+@functools.cache
+def sizes_up_to(rows: int, halfway: bool) -> tuple[int, ...]:
     """Sizes that items of up to `rows` rows may need: powers of two, and with `halfway` what lies between two of them."""
     sizes = [SMALLEST]
     while sizes[-1] < rows:
         power = size_of(sizes[-1])
         sizes.append(power * 3 // 2 if halfway and power == sizes[-1] > SMALLEST else 2 * power if power == sizes[-1] else power)
-    return sizes
+    return tuple(sizes)
 
 
 def parts_of(size: int) -> tuple[int, int]:
@@ -36,81 +36,96 @@ def parts_of(size: int) -> tuple[int, int]:
     return (size, 0) if power == size else (power // 2, size - power // 2)
 
 
-@dataclass(frozen=True)
-class Items:
-    """One side of a call, sorted where somebody asks: each step is a launch, and few calls need all of them.
+class Wanted(NamedTuple):
+    """What is planned. Lengths may hold anything, and pairs may name items that do not exist.
 
     Attributes:
-        lengths: (B,) int64, each from 0 to the rows of the tensor.
-        sizes: blocks that may hold an item, in rising order.
-        alike: whether all items are as long as the tensor, and so in the only bucket.
-        buckets: (B,) int64, the place in `sizes` of each item's block; len(sizes) for an item without rows.
-        order: (B,) int64, the items sorted by bucket.
+        regions: (I, M, D).
+        region_lengths: (I,) int64, or None.
+        words: (T, N, D).
+        word_lengths: (T,) int64, or None.
+        pairs: (P, 2) int64 of (image, caption), or None.
+        scores: (I, T) with rows of any stride, or (P,) with pairs; empty where none are wanted. Planning fills them: 0 is the score
+            of a pair with an empty side, and NaN is that of one whose index, or an item's length, is out of range.
+    """
+
+    regions: Tensor
+    region_lengths: Tensor | None
+    words: Tensor
+    word_lengths: Tensor | None
+    pairs: Tensor | None
+    scores: Tensor
+
+
+class Items(NamedTuple):
+    """One side of a call, sorted.
+
+    Attributes:
+        lengths: (B,) int64, each from 0 to the rows of the tensor; 0 for one out of range.
+        sizes: blocks that may hold an item, in rising order; without given lengths the one that holds all.
+        order: (B,) int64, items sorted by bucket, the place in `sizes` of an item's block; those without rows come last. In
+            a bucket the items of up to three quarters of the block come first: tiles that have these alone have less to do.
         starts: (len(sizes) + 1,) int64, where in `order` each bucket begins.
     """
 
     lengths: Tensor
-    sizes: list[int]
-    alike: bool
-
-    @functools.cached_property
-    def buckets(self) -> Tensor:
-        buckets = torch.where(self.lengths > 0, 0, len(self.sizes))
-        for size in self.sizes[:-1]:
-            buckets += self.lengths > size
-        return buckets
-
-    @functools.cached_property
-    def _sorted(self) -> tuple[Tensor, Tensor]:
-        return torch.sort(self.buckets, stable=True)
-
-    @functools.cached_property
-    def order(self) -> Tensor:
-        return torch.arange(len(self.lengths), device=self.lengths.device) if self.alike else self._sorted[1]
-
-    @functools.cached_property
-    def starts(self) -> Tensor:
-        return torch.searchsorted(self._sorted[0], torch.arange(len(self.sizes) + 1, device=self.lengths.device))
+    sizes: tuple[int, ...]
+    order: Tensor
+    starts: Tensor
 
 
-def plan_lengths(features: Tensor, lengths: Tensor | None) -> Tensor:
-    """Lengths of (B, L, D) features, (B,) int64; 0 for one out of range: the operator says what becomes of its scores."""
-    count, rows = features.shape[:2]
-    if lengths is None:
-        return torch.full((count,), rows, device=features.device)
-    # A remainder leaves alone what is in range, and nothing else.
-    return torch.where(lengths.remainder(rows + 1) == lengths, lengths, 0)
+class Plan(NamedTuple):
+    """A planned call.
 
+    Attributes:
+        regions, words: both sides.
+        keys: (P,) int64, class · images + image of each pair of a list; None without one. A backend says how many buckets of
+            regions, `few`, and of words are small. In both, the class is bucket of regions · buckets of words + bucket of words;
+            elsewhere `few` stands for the bucket of regions. A pair with an empty side, or that does not exist, has a class beyond
+            all others.
+    """
 
-def plan_items(features: Tensor, lengths: Tensor | None, halfway: bool = False) -> Items:
-    """Sort the items of (B, L, D) features by size, one of `sizes_up_to`; without lengths all are of one."""
-    sizes = sizes_up_to(features.shape[1], halfway)
-    return Items(plan_lengths(features, lengths), sizes[-1:] if lengths is None else sizes, lengths is None)
+    regions: Items
+    words: Items
+    keys: Tensor | None
 
 
 class Listed(NamedTuple):
-    """A list of pairs in the order in which tiles take it: by bucket, then by image.
+    """A list of pairs in the order in which tiles take it: by class, then by image.
 
     Attributes:
+        keys: (P,) int64, those of the plan, in rising order.
         order: (P,) int64, places in the list.
-        keys: (P,) int64, bucket of the pair · images + image; a bucket beyond all others for a pair with an empty side.
     """
 
-    order: Tensor
     keys: Tensor
+    order: Tensor
 
 
-def plan_list(pairs: Tensor, regions: Items, words: Items) -> Listed:
-    """Sort (P, 2) pairs. The bucket of a pair is that of its image times the number of words' buckets, plus its caption's."""
-    images, captions = len(regions.lengths), len(words.lengths)
-    image, caption = pairs.unbind(1)
-    inside = exist(pairs, images, captions)
-    image, caption = torch.where(inside, image, 0), torch.where(inside, caption, 0)
-    region_bucket, word_bucket = regions.buckets[image], words.buckets[caption]
-    real = inside & (region_bucket < len(regions.sizes)) & (word_bucket < len(words.sizes))
-    bucket = torch.where(real, region_bucket * len(words.sizes) + word_bucket, len(regions.sizes) * len(words.sizes))
-    keys, order = torch.sort(bucket * images + image, stable=True)
-    return Listed(order, keys)
+def sort_list(plan: Plan) -> Listed | None:
+    """The list of a plan, sorted."""
+    return None if plan.keys is None else Listed(*torch.sort(plan.keys, stable=True))
+
+
+def new_plan(wanted: Wanted) -> tuple[Tensor, Plan]:
+    """A plan that a kernel is to write, and the tensor that holds its numbers.
+
+    In that, one behind the other, lie lengths, order and starts of regions, those of words, and keys.
+    """
+    region_sizes = _sizes_of(wanted.regions, wanted.region_lengths, True)
+    word_sizes = _sizes_of(wanted.words, wanted.word_lengths, False)
+    images, captions = wanted.regions.shape[0], wanted.words.shape[0]
+    parts = [images, images, len(region_sizes) + 1, captions, captions, len(word_sizes) + 1]
+    parts.append(0 if wanted.pairs is None else wanted.pairs.shape[0])
+    numbers = wanted.regions.new_empty(sum(parts), dtype=torch.int64)
+    m, image_order, image_starts, n, caption_order, caption_starts, keys = numbers.split(parts)
+    regions, words = Items(m, region_sizes, image_order, image_starts), Items(n, word_sizes, caption_order, caption_starts)
+    return numbers, Plan(regions, words, None if wanted.pairs is None else keys)
+
+
+def _sizes_of(features: Tensor, lengths: Tensor | None, halfway: bool) -> tuple[int, ...]:
+    sizes = sizes_up_to(features.shape[1], halfway)
+    return sizes[-1:] if lengths is None else sizes
 
 
 def exist(pairs: Tensor, images: int, captions: int) -> Tensor:
@@ -127,7 +142,7 @@ class Walk(NamedTuple):
         order: (P,) int64, place of each in the call.
         count: (1,) int64.
         image_starts: (I + 1,) int64, where in `keys` each image's pairs begin.
-        by_caption: (P,) int64, places in `keys`, those of one caption after each other and by image within it.
+        by_caption: (P,) int64, of which `count` say places in `keys`, those of one caption after each other and by image within it.
         caption_starts: (T + 1,) int64, where in `by_caption` each caption's begin.
     """
 
@@ -139,18 +154,18 @@ class Walk(NamedTuple):
     caption_starts: Tensor
 
 
-def plan_walk(wanted: Tensor, pairs: Tensor | None, regions: Items, words: Items) -> Walk:
-    """Find the pairs that `wanted` marks ((I, T), or (P,) with pairs) and that have regions and words."""
-    images, captions = len(regions.lengths), len(words.lengths)
+def plan_walk(grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Walk:
+    """Find the pairs whose gradient ((I, T), or (P,) with pairs) is not 0 and that have regions and words."""
+    wanted, images, captions = grad != 0, region_lengths.shape[0], word_lengths.shape[0]
     none = images * captions
     places = torch.arange(max(none if pairs is None else 0, images + 1, captions + 1), device=wanted.device)
     if pairs is None:
-        real = (wanted & (regions.lengths > 0)[:, None] & (words.lengths > 0)).flatten()
+        real = (wanted & (region_lengths > 0)[:, None] & (word_lengths > 0)).flatten()
         keys = places[:none]
     else:
         inside = exist(pairs, images, captions)
         image, caption = torch.where(inside[:, None], pairs, 0).unbind(1)
-        real = wanted & inside & (regions.lengths[image] > 0) & (words.lengths[caption] > 0)
+        real = wanted & inside & (region_lengths[image] > 0) & (word_lengths[caption] > 0)
         keys = image * captions + caption
     keys, order = torch.sort(torch.where(real, keys, none), stable=True)
     image_starts = torch.searchsorted(keys, places[: images + 1] * captions)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.gpu import aligned
-from ...core.gpu.plan import plan_lengths, plan_walk
-from ...core.gpu.scores import fill_unscored
+from ...core.gpu.plan import Plan, Walk, Wanted
 from ...core.ragged import new_scores
 from ...core.records import Items
 from ..call import Call, CallGradient
@@ -87,6 +86,12 @@ class Terms(NamedTuple):
 class Kernels(Protocol):
     """What a backend launches. Tensors are contiguous unless said otherwise, and nothing waits for the device."""
 
+    def plan(self, wanted: Wanted) -> Plan:
+        """Sort both sides, and fill scores."""
+
+    def plan_walk(self, grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Walk:
+        """Find the pairs whose gradient, (I, T) or (P,) with pairs, is not 0, and that have regions and words."""
+
     def find_largest(self, search: Search, largest: Tensor) -> None:
         """Write the largest product of every row of queries: NaN if one is.
 
@@ -111,10 +116,7 @@ def max_similarity(call: Call) -> Tensor:
     check_call(call)
     scores = new_scores(call.regions.features, call.words.features, call.pairs)
     for part, some in pieces_of(call, scores):
-        search = search_of(part)
-        sides = (search.queries, search.documents) if search.over_regions else (search.documents, search.queries)
-        wrong = tuple(None if x.lengths is None else x.lengths != y.lengths for x, y in zip(part[:2], sides, strict=True))
-        fill_unscored(some, tuple(len(x.features) for x in part[:2]), wrong, part.pairs)
+        search = search_of(part, some)
         queries, documents = search.queries.features, search.documents.features
         if some.numel() == 0 or queries.shape[1] == 0 or documents.shape[1] == 0:
             continue
@@ -127,15 +129,17 @@ def max_similarity(call: Call) -> Tensor:
     return scores
 
 
-def search_of(call: Call) -> Search:
-    """A call, or a piece of one, as kernels take it."""
-    regions, words = (_planned(side, call.pairs is None) for side in (call.regions, call.words))
+def search_of(call: Call, scores: Tensor) -> Search:
+    """A call, or a piece of one, as kernels take it; its scores are filled."""
+    wanted = Wanted(*call.regions, *call.words, call.pairs, scores)
+    made = KERNELS[call.backend].plan(wanted)
+    packed = call.pairs is None
+    regions, words = (_rows(x, y.lengths, packed) for x, y in zip((call.regions, call.words), made[:2], strict=True))
     queries, documents = (regions, words) if call.options.over_regions else (words, regions)
     return Search(queries, documents, call.pairs, call.options.over_regions)
 
 
-def _planned(side: Items, packed: bool) -> Rows:
-    lengths = plan_lengths(*side)
+def _rows(side: Items, lengths: Tensor, packed: bool) -> Rows:
     starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0)) if packed else None
     return Rows(aligned(side.features), lengths, starts)
 
@@ -233,10 +237,11 @@ def _add_list(call: Call, grad: Tensor, sums: list[Tensor | None]) -> None:
 def _add(call: Call, grad: Tensor, sums: list[Tensor | None]) -> None:
     """Find the pairs with a gradient, the places of their largest products, and add what they give."""
     kernels, captions = KERNELS[call.backend], len(call.words.features)
-    regions, words = (_planned(x, packed=False) for x in call[:2])
+    made = kernels.plan(Wanted(*call.regions, *call.words, None, grad.new_empty(0)))
+    regions, words = (_rows(x, y.lengths, False) for x, y in zip(call[:2], made[:2], strict=True))
     over_regions = call.options.over_regions
     queries, documents = (regions, words) if over_regions else (words, regions)
-    walk = plan_walk(grad != 0, call.pairs, regions, words)
+    walk = kernels.plan_walk(grad, call.pairs, regions.lengths, words.lengths)
     orders = (walk.image_starts, None), (walk.caption_starts, walk.by_caption)
     flat, rows = grad.flatten(), queries.features.shape[1]
     step = max(1, PLACES_BYTES // (4 * rows))

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
+from ...core.gpu.plan import Plan, Wanted, plan_walk
+from ...core.triton.plan import plan_kernel, planning
 from ..gpu.launch import Rows, Search, Terms
 from .kernels import add_kernel, document_gradients_kernel, query_gradients_kernel, search_kernel
 
-__all__ = ["add_largest", "find_largest", "find_places", "sum_document_gradients", "sum_query_gradients"]
+__all__ = ["add_largest", "find_largest", "find_places", "plan", "plan_walk", "sum_document_gradients", "sum_query_gradients"]
 
 SEARCH = {"QUERY_ROWS": 32, "DOCUMENT_ROWS": 64}
 ADD = {"PAIRS": 128, "CHAIN": 32}
@@ -15,6 +17,12 @@ QUERY_SUMS = {"ROWS": 16, "COLUMNS": 64}
 DOCUMENT_SUMS = {"ROWS": 64, "COLUMNS": 64}
 # Threads that hold the same sum would fuse different products into it, and which of them is written is chance.
 COMPILED = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": False}
+
+
+def plan(wanted: Wanted) -> Plan:
+    made, programs, arguments, constants = planning(wanted)
+    plan_kernel[programs](*arguments, **constants)
+    return made
 
 
 def find_largest(search: Search, largest: Tensor) -> None:

@@ -11,7 +11,6 @@ namespace {
 
 using namespace caan;
 using namespace caan::context_attention;
-using torch::headeronly::ScalarType;
 
 struct SideTensors {
   Tensor regions, region_products, words, word_products, region_score, word_score, region_lengths, word_lengths;
@@ -71,11 +70,6 @@ void check_copied(const SideTensors& sides) {
         "expected tensors that begin, and rows that end, at a multiple of 16 bytes");
 }
 
-template <typename Body>
-void with_half(const Tensor& tensor, Body body) {
-  tensor.scalar_type() == ScalarType::BFloat16 ? body(bfloat16{}) : body(float16{});
-}
-
 void score_large_(Arguments& in) {
   const SideTensors tensors = next_sides(in);
   const Tensor scores = in.next<Tensor>(), scratch = in.next<Tensor>();
@@ -114,7 +108,7 @@ void score_tiles_(Arguments& in) {
                     word_buckets,
                     buckets,
                     strips};
-  with_half(tensors.regions, [&](auto type) {
+  with_type(tensors.regions, [&](auto type) {
     score_tiles(sides_of<decltype(type)>(tensors), tiles, options, mutable_data<float>(scores), stream);
   });
 }
@@ -136,8 +130,8 @@ void differentiate_(Arguments& in) {
   with_type(tensors.regions, [&](auto type) {
     using T = decltype(type);
     const auto sides = sides_of<T>(tensors);
-    STD_TORCH_CHECK(!tiled || (sizeof(T) == 2 && sides.N <= MOST_GRADIENT_WORDS), "tiled: expected half precision and at most ",
-                    MOST_GRADIENT_WORDS, " words, got ", sides.N);
+    STD_TORCH_CHECK(!tiled || sides.N <= MOST_GRADIENT_WORDS<T>, "tiled: expected at most ", MOST_GRADIENT_WORDS<T>, " words, got ",
+                    sides.N);
     check_scratch(scratch,
                   tiled ? TiledShape<T>{sides.M, sides.N, sides.D}.size() : SlotShape{sides.M, sides.N, sides.D, true}.size());
     differentiate(sides, walk, first, most, options, data<float>(score_gradients), mutable_data<float>(scratch), scratch.size(0),

@@ -158,11 +158,9 @@ void differentiate(const Sides<T>& s, const Walk& walk, int64_t first, int64_t m
   const int64_t panels = (s.H + columns - 1) / columns + (s.D + columns - 1) / columns;
   const int64_t round_turns = (most < slots ? most : slots) + (s.images + s.captions) * panels;
   const int64_t blocks = round_turns < MOST_BLOCKS ? round_turns : MOST_BLOCKS;
-  if constexpr (sizeof(T) == 2) {
-    if (tiled)
-      return launch<gradient_tile_kernel<T>>(blocks, THREADS, TURN_BYTES + InTiles<T>::shared_bytes(s), stream, s, walk, first,
-                                             first + most, o, score_gradients, scratch, slots, sums, turns);
-  }
+  if (tiled)
+    return launch<gradient_tile_kernel<T>>(blocks, THREADS, TURN_BYTES + InTiles<T>::shared_bytes(s), stream, s, walk, first,
+                                           first + most, o, score_gradients, scratch, slots, sums, turns);
   launch<gradient_kernel<T>>(blocks, THREADS, TURN_BYTES + InPanels<T>::shared_bytes(s), stream, s, walk, first, first + most, o,
                              score_gradients, scratch, slots, sums, turns);
 }

@@ -32,18 +32,21 @@ struct Pairs {
 };
 
 // Which kernels score a pair on tensor cores, where rows can be copied 16 bytes at a time: its own lengths decide. Otherwise, and
-// of float32 where products are IEEE's, `score_pairs` scores all. float32 has no tiles.
-constexpr int MOST_REGIONS = 64, MOST_WORDS = 32;
+// of float32 where products are IEEE's, `score_pairs` scores all. In float32 tiles are smaller and have no cosine.
+template <typename T>
+constexpr int MOST_REGIONS = sizeof(T) == 2 ? 64 : 40;
+template <typename T>
+constexpr int MOST_WORDS = sizeof(T) == 2 ? 32 : 16;
 template <typename T>
 constexpr int MOST_LARGE_WORDS = sizeof(T) == 2 ? 128 : 64;
 template <typename T>
-CAAN_DEVICE bool fits_tile(int m, int n) {
-  return sizeof(T) == 2 && m <= MOST_REGIONS && n <= MOST_WORDS;
+CAAN_DEVICE bool fits_tile(int m, int n, const Options& o) {
+  return m <= MOST_REGIONS<T> && n <= MOST_WORDS<T> && (sizeof(T) == 2 || !o.cosine);
 }
 // Strips of 16 words, a power of two, that `score_large` has for a pair; 0 for one that it does not take.
 template <typename T>
-CAAN_DEVICE int large_strips(int m, int n) {
-  if (fits_tile<T>(m, n) || n > MOST_LARGE_WORDS<T>) return 0;
+CAAN_DEVICE int large_strips(int m, int n, const Options& o) {
+  if (fits_tile<T>(m, n, o) || n > MOST_LARGE_WORDS<T>) return 0;
   return n <= 16 ? 1 : n <= 32 ? 2 : n <= 64 ? 4 : 8;
 }
 
@@ -78,7 +81,8 @@ struct Slot {
   }
 };
 
-// bfloat16 numbers that add up to a feature, nothing lost, and to what is made in float32, 16 bits of it (parts.h).
+// bfloat16 numbers that add up to a feature, nothing lost, and to what is made in float32 (parts.h): all of it where the features
+// are float32, else 16 bits.
 template <typename T>
 struct Parts {
   static constexpr int OF_FEATURES = 1, OF_MADE = 2;
@@ -87,13 +91,18 @@ template <>
 struct Parts<float16> {
   static constexpr int OF_FEATURES = 2, OF_MADE = 2;
 };
+template <>
+struct Parts<float> {
+  static constexpr int OF_FEATURES = 3, OF_MADE = 3;
+};
 
 // Rows of a tensor-core product.
 constexpr int STRIP = 16;
 CAAN_BOTH int strips_of(int rows) { return (rows + STRIP - 1) / STRIP; }
 
-// Words of a caption up to which tensor cores differentiate pairs in half precision: the padded ones of the call decide.
-constexpr int MOST_GRADIENT_WORDS = 112;
+// Words of a caption up to which tensor cores differentiate pairs, for want of shared memory: the padded ones of the call decide.
+template <typename T>
+constexpr int MOST_GRADIENT_WORDS = sizeof(T) == 2 ? 112 : 80;
 // Matrices of weights that they take as factors, C, C_unit, R, R_unit and dS, each with its transpose.
 constexpr int FACTORS = 10;
 
@@ -147,7 +156,7 @@ struct Sums {
 
 // Adds what `most` walked pairs from `first` give, as far as there are so many, from the gradients of their scores. As many of them
 // as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before. `tiled`: on
-// tensor cores, in slots of TiledShape; half precision, up to MOST_GRADIENT_WORDS words.
+// tensor cores, in slots of TiledShape; up to MOST_GRADIENT_WORDS words.
 template <typename T>
 void differentiate(const Sides<T>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
                    const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, bool tiled,

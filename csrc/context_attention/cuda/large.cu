@@ -1,5 +1,5 @@
-// Scores of pairs on tensor cores, those too large for a tile and all of float32: a block has one pair, of up to 128 words and any
-// number of regions.
+// Scores of pairs on tensor cores that are too large for a tile, and of the cosine in float32: a block has one pair, of up to 128
+// words and any number of regions.
 //
 //   products   S = V (U affinityT)T and X = V UT             64 regions by all words at a time, a piece of the width at a time
 //   weights    C, C_unit, RT and their like                  from S, in blocks of 16 regions by 16 words
@@ -405,7 +405,7 @@ CAAN_KERNEL void CAAN_BOUNDS(S::THREADS, S::BLOCKS)
   CAAN_SHARED;
   auto& vectors = *reinterpret_cast<Vectors<S>*>(shared_memory + S::MEMORY);
   const LargeSlot<S, T> slot{scratch + blockIdx.x * LargeSlot<S, T>::floats(s.M), s.M};
-  const auto wanted = [](int m, int n) { return large_strips<T>(m, n) == S::STRIPS; };
+  const auto wanted = [&](int m, int n) { return large_strips<T>(m, n, o) == S::STRIPS; };
   for_each_pair(s, pairs, vectors.marks, wanted, [&](int64_t place, const Found& pair) {
     if (threadIdx.x == 0) vectors.pair = pair;
     block_barrier();
@@ -444,9 +444,9 @@ void score_large(const Sides<T>& s, const Pairs& all, const Options& o, float* s
   const int64_t last = all.first + all.count;
   for (Pairs pairs = all; pairs.first < last; pairs.first += launch_pairs) {
     pairs.count = last - pairs.first < launch_pairs ? last - pairs.first : launch_pairs;
-    const bool beyond_tiles = sizeof(T) == 4 || s.M > MOST_REGIONS;
+    const bool beyond_tiles = !fits_tile<T>(s.M, 1, o);
     if (beyond_tiles) launch_large<1>(s, pairs, o, to, stream);
-    if (beyond_tiles && s.N > 16) launch_large<2>(s, pairs, o, to, stream);
+    if ((beyond_tiles || MOST_WORDS<T> <= 16) && s.N > 16) launch_large<2>(s, pairs, o, to, stream);
     if (s.N > 32) launch_large<4>(s, pairs, o, to, stream);
     // In float32 its numbers would not fit in registers.
     if constexpr (sizeof(T) == 2)

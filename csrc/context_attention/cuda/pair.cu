@@ -11,7 +11,7 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
     score_kernel(Sides<T> s, Pairs pairs, Options o, float* scores, int64_t score_row, bool rest, float* scratch) {
   CAAN_SHARED;
   float* const slot = scratch + blockIdx.x * SlotShape{s.M, s.N, s.D, false}.size();
-  const auto wanted = [&](int m, int n) { return !rest || !(fits_tile<T>(m, n) || large_strips<T>(m, n)); };
+  const auto wanted = [&](int m, int n) { return !rest || !(fits_tile<T>(m, n, o) || large_strips<T>(m, n, o)); };
   for_each_pair<THREADS>(s, pairs, reinterpret_cast<bool*>(shared_memory), wanted, [&](int64_t place, const Found& pair) {
     const OnPanels<T> on(s, o, pair.image, pair.caption, slot, false, shared_memory + THREADS);
     // A pointer: nvcc takes what is captured by reference for a local variable.

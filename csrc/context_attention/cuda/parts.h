@@ -21,17 +21,6 @@ struct Piece {
 // What a product of 16 rows and 16 columns leaves in a lane: two of 8 columns.
 using Cells = float[2][4];
 
-// parts[i] has the i-th of both numbers.
-template <int PARTS>
-CAAN_DEVICE void split(uint32_t (&parts)[PARTS], float first, float second) {
-#pragma unroll
-  for (int i = 0; i < PARTS; ++i) {
-    parts[i] = pack(first, second, bfloat16{});
-    first -= first_of<bfloat16>(parts[i]);
-    second -= second_of<bfloat16>(parts[i]);
-  }
-}
-
 template <int LEFT, int RIGHT>
 CAAN_DEVICE void multiply_parts(Cells& sums, const uint32_t (&left)[LEFT][4], const uint32_t (&right)[RIGHT][4]) {
   constexpr int MOST = LEFT > RIGHT ? LEFT : RIGHT;

@@ -50,7 +50,54 @@ CAAN_DEVICE Piece next_piece(const Tile<S, T>& tile, const ContextRows<S>& rows,
           reinterpret_cast<const uint32_t*>(tile.items.weights[piece % 2] + 8 * tile.row)};
 }
 
-template <typename S, typename T>
+// logits += tanh(X) weights, of the two rows that a lane has.
+CAAN_DEVICE void add_tanh(float (&logits)[2], const float (&X)[4], float at_row, float on) {
+#pragma unroll
+  for (int e = 0; e < 2; ++e) logits[e] = fmaf(rough_tanh(X[2 + e]), on, fmaf(rough_tanh(X[e]), at_row, logits[e]));
+}
+
+// A warp's two pairs SHARE the last tile of 8 columns where no pair of the block has more than four there: those of the second pair
+// then lie in columns 4 to 7, so that one tile holds both, and a lane makes half as many tanh.
+template <int COUNT>
+CAAN_DEVICE bool share(const int (&lengths)[COUNT], int tiles) {
+  int longest = 0;
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) longest = lengths[i] > longest ? lengths[i] : longest;
+  return longest <= 8 * tiles - 4;
+}
+
+// The second pair's right factor with its halves of columns exchanged.
+CAAN_DEVICE void exchange_halves(uint32_t& factor, bool shares) {
+  const float exchanged = shuffle_xor(from_bits(factor), 16);
+  if (shares) factor = bits_of(exchanged);
+}
+
+// Of all pairs' last tiles X.
+template <bool SHARE, int PAIRS, int TILES>
+CAAN_DEVICE void add_last_tanh(float (&logits)[PAIRS][TILES][2], const float (&X)[PAIRS][4], float at_row, float on) {
+  if constexpr (SHARE) {
+    const bool of_first = threadIdx.x % 4 < 2;
+    float both[4];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) both[e] = of_first ? X[0][e] : X[1][e];
+    add_tanh(logits[0][TILES - 1], both, at_row, on);
+  } else {
+#pragma unroll
+    for (int p = 0; p < PAIRS; ++p) add_tanh(logits[p][TILES - 1], X[p], at_row, on);
+  }
+}
+
+// To the second pair what is its own.
+template <int TILES>
+CAAN_DEVICE void part_last_tile(float (&logits)[2][TILES][2], bool shares) {
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const float shared = shuffle_xor(logits[0][TILES - 1][e], 2);
+    if (shares) logits[1][TILES - 1][e] = shared;
+  }
+}
+
+template <bool SHARE, typename S, typename T>
 CAAN_DEVICE void add_word_logits(const Tile<S, T>& tile, const ContextRows<S>& rows,
                                  const Factors<S::STRIPS, S::TILES> (&R)[S::PAIRS],
                                  const uint32_t (&H)[S::PAIRS][S::STRIPS][2 * S::STRIPS][2],
@@ -61,13 +108,15 @@ CAAN_DEVICE void add_word_logits(const Tile<S, T>& tile, const ContextRows<S>& r
 #pragma unroll S::UNROLLED
     for (int k = 0; k < PIECE / 16; ++k) {
       const float at_row = first_of<T>(piece.weights[k]), on = second_of<T>(piece.weights[k]);
-      float X[S::PAIRS][2 * S::STRIPS][4] = {};
+      constexpr int LAST = 2 * S::STRIPS - 1;
+      float X[S::PAIRS][LAST][4] = {}, last[S::PAIRS][4] = {};
+      const auto sums = [&](int p, int j) -> float (&)[4] { return j < LAST ? X[p][j] : last[p]; };
       if (tile.o.inter)
         each_depth(tile, piece.regions, k, [&](int depth, const auto& left) {
 #pragma unroll
           for (int p = 0; p < S::PAIRS; ++p)
 #pragma unroll
-            for (int j = 0; j < 2 * S::STRIPS; ++j) add_regions<T>(X[p][j], left, R[p][depth][j]);
+            for (int j = 0; j < 2 * S::STRIPS; ++j) add_regions<T>(sums(p, j), left, R[p][depth][j]);
         });
       if (tile.o.intra)
 #pragma unroll
@@ -77,15 +126,13 @@ CAAN_DEVICE void add_word_logits(const Tile<S, T>& tile, const ContextRows<S>& r
             uint32_t left[4];
             left_columns(left, piece.words, p * S::STRIPS + w, k);
 #pragma unroll
-            for (int j = 0; j < 2 * S::STRIPS; ++j) multiply_add(X[p][j], left, H[p][w][j][0], H[p][w][j][1], T{});
+            for (int j = 0; j < 2 * S::STRIPS; ++j) multiply_add(sums(p, j), left, H[p][w][j][0], H[p][w][j][1], T{});
           }
 #pragma unroll
       for (int p = 0; p < S::PAIRS; ++p)
 #pragma unroll
-        for (int j = 0; j < 2 * S::STRIPS; ++j)
-#pragma unroll
-          for (int e = 0; e < 2; ++e)
-            logits[p][j][e] = fmaf(rough_tanh(X[p][j][2 + e]), on, fmaf(rough_tanh(X[p][j][e]), at_row, logits[p][j][e]));
+        for (int j = 0; j < LAST; ++j) add_tanh(logits[p][j], X[p][j], at_row, on);
+      add_last_tanh<SHARE>(logits, last, at_row, on);
     }
   }
 }
@@ -97,7 +144,7 @@ struct RegionFactors {
   uint32_t turned[S::STRIPS][S::TILES][2], unit_turned[S::STRIPS][S::TILES][2];
 };
 
-template <typename S, typename T>
+template <bool SHARE, typename S, typename T>
 CAAN_DEVICE void add_region_logits(const Tile<S, T>& tile, const ContextRows<S>& rows, const RegionFactors<S> (&C)[S::PAIRS],
                                    float (&logits)[S::PAIRS][S::TILES][2]) {
 #pragma unroll 1
@@ -106,7 +153,7 @@ CAAN_DEVICE void add_region_logits(const Tile<S, T>& tile, const ContextRows<S>&
 #pragma unroll S::UNROLLED
     for (int k = 0; k < PIECE / 16; ++k) {
       const float at_row = first_of<T>(piece.weights[k]), on = second_of<T>(piece.weights[k]);
-      float z[S::PAIRS][S::STRIPS][2][4] = {};
+      float z[S::PAIRS][S::STRIPS][2][4] = {}, last[S::PAIRS][4] = {};
       if (tile.o.intra)
         each_depth(tile, piece.regions, k, [&](int depth, const auto& left) {
 #pragma unroll
@@ -127,17 +174,16 @@ CAAN_DEVICE void add_region_logits(const Tile<S, T>& tile, const ContextRows<S>&
         }
 #pragma unroll
         for (int t = 0; t < S::TILES; ++t) {
-          float Y[4] = {};
+          float other[4] = {}, (&Y)[4] = t == S::TILES - 1 ? last[p] : other;
 #pragma unroll
           for (int w = 0; w < S::STRIPS; ++w) {
             if (tile.o.intra) multiply_add(Y, Z[w], C[p].unit_turned[w][t][0], C[p].unit_turned[w][t][1], T{});
             if (tile.o.inter) multiply_add(Y, UQ2[w], C[p].turned[w][t][0], C[p].turned[w][t][1], T{});
           }
-#pragma unroll
-          for (int e = 0; e < 2; ++e)
-            logits[p][t][e] = fmaf(rough_tanh(Y[2 + e]), on, fmaf(rough_tanh(Y[e]), at_row, logits[p][t][e]));
+          if (t < S::TILES - 1) add_tanh(logits[p][t], Y, at_row, on);
         }
       }
+      add_last_tanh<SHARE>(logits, last, at_row, on);
     }
   }
 }
@@ -158,7 +204,19 @@ CAAN_DEVICE void add_logits(const Tile<S, T>& tile, const ContextRows<S>& rows, 
         [&](int w, int, int e) { return scales[p].of_R[w][e / 2]; });
     word_affinity<T, STRIPS, TILES>(H[p], turnable);
   }
-  add_word_logits(tile, rows, R, H, of_words);
+  if constexpr (PAIRS == 2) {
+    const bool shares = share(tile.items.n, 2);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int depth = 0; depth < S::DEPTHS; ++depth) exchange_halves(R[1][depth][1][half], shares);
+      exchange_halves(H[1][0][1][half], shares);
+    }
+    shares ? add_word_logits<true>(tile, rows, R, H, of_words) : add_word_logits<false>(tile, rows, R, H, of_words);
+    part_last_tile(of_words, shares);
+  } else {
+    add_word_logits<false>(tile, rows, R, H, of_words);
+  }
   RegionFactors<S> C[PAIRS];
 #pragma unroll
   for (int p = 0; p < PAIRS; ++p) {
@@ -175,7 +233,18 @@ CAAN_DEVICE void add_logits(const Tile<S, T>& tile, const ContextRows<S>& rows, 
           C[p].unit_turned[w][t][half] = transpose_matrix(C[p].unit[t / 2][2 * w + half][t % 2]);
         }
   }
-  add_region_logits(tile, rows, C, of_regions);
+  if constexpr (PAIRS == 2) {
+    const bool shares = share(tile.items.m, TILES);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      exchange_halves(C[1].turned[0][TILES - 1][half], shares);
+      exchange_halves(C[1].unit_turned[0][TILES - 1][half], shares);
+    }
+    shares ? add_region_logits<true>(tile, rows, C, of_regions) : add_region_logits<false>(tile, rows, C, of_regions);
+    part_last_tile(of_regions, shares);
+  } else {
+    add_region_logits<false>(tile, rows, C, of_regions);
+  }
 }
 
 } // namespace caan::context_attention

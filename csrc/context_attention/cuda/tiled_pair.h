@@ -28,7 +28,7 @@ struct TiledMemory {
 
   CAAN_BOTH TiledMemory(int M, int N) {
     const int of_words = strips_of(N), left = (MOST - of_words * (STRIP_BYTES + SUM_BYTES)) / STRIP_BYTES;
-    const bool whole = strips_of(M) <= MOST_CHUNK;
+    const bool whole = strips_of(M) <= MOST_CHUNK && (strips_of(M) + of_words) * STRIP_BYTES <= MOST;
     chunk = whole ? strips_of(M) : left < MOST_CHUNK ? left : MOST_CHUNK;
     bytes = (chunk + of_words) * STRIP_BYTES + (whole ? 0 : of_words * SUM_BYTES);
   }
@@ -132,13 +132,14 @@ struct OnTiles {
     for (int j = 0; j < words; ++j) {
       float4* const mine = open + (j * WARPS + warp) * 2 * WARP + lane;
       Cells cells = {};
+      add(j, cells);
+      // Tensor cores cut their sums off: a chunk's stands alone, and is added to the others in float32 arithmetic.
       if (first > 0)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const float4 x = mine[half * WARP];
-          cells[half][0] = x.x, cells[half][1] = x.y, cells[half][2] = x.z, cells[half][3] = x.w;
+          cells[half][0] += x.x, cells[half][1] += x.y, cells[half][2] += x.z, cells[half][3] += x.w;
         }
-      add(j, cells);
       if (first + count < regions) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) mine[half * WARP] = {cells[half][0], cells[half][1], cells[half][2], cells[half][3]};

@@ -1,7 +1,7 @@
-// Scores of many pairs a block, float16 and bfloat16: a warp has one or two pairs of up to 64 regions and 32 words.
+// Scores of many pairs a block: a warp has one or two pairs of up to 64 regions and 32 words, in float32 one of up to 40 and 16.
 //
-//   products   S = V (U affinityT)T and X = V UT             all images of the block by all its captions, words packed where that
-//   saves a warp weights    A, C, R, C_unit, R_unit from S                in registers, as factors of what follows (attention.h)
+//   products   S = V (U affinityT)T and X = V UT             all images of the block by all its captions
+//   weights    A, C, R, C_unit, R_unit from S                in registers, as factors of what follows (attention.h)
 //   contexts   tanh((R_unitT R_unit) U Q3 + RT V Q4) w_u     16 hidden columns at a time; what leaves a product as sums is the
 //              tanh(C_unit (C_unitT V Q1) + C U Q2) w_v      next one's factor; only logits live on
 //   score      fT X g, which is v.u                          for the cosine: v = f V, u = g U, v.u, |v|^2, |u|^2
@@ -15,6 +15,7 @@
 //
 // Batch invariance: S and X of a pair are sums over the width in one order, wherever a word's row lies; a caption's words begin at
 // a multiple of 16 where they are summed over, and what else lies in the tile adds exact zeros; pairs of one bucket have one shape.
+#include "context_attention/cuda/float_products.h"
 #include "context_attention/cuda/tile_contexts.h"
 #include "context_attention/cuda/tile_products.h"
 
@@ -26,7 +27,10 @@ namespace {
 template <typename S, typename T>
 CAAN_DEVICE void find_scores(const Tile<S, T>& tile, float (&scores)[S::PAIRS]) {
   Cells<S> A = {}, X = {};
-  multiply_rows(tile, A, X);
+  if constexpr (sizeof(T) == 4)
+    multiply_parts_of_rows(tile, A, X);
+  else
+    multiply_rows(tile, A, X);
   if (tile.items.packs()) {
     hand_over(tile, A);
     if (!tile.o.cosine) hand_over(tile, X);
@@ -35,9 +39,13 @@ CAAN_DEVICE void find_scores(const Tile<S, T>& tile, float (&scores)[S::PAIRS]) 
   if (!tile.o.cosine) each_parked(tile, X, [](float4& to, const float (&x)[4]) { to = {x[0], x[1], x[2], x[3]}; });
   float region_logits[S::PAIRS][S::TILES][2] = {}, word_logits[S::PAIRS][2 * S::STRIPS][2] = {};
   if (tile.o.inter || tile.o.intra) {
-    const ContextRows<S> rows{BlockRows<S, S::REGION_ROWS>(tile.items.regions), BlockRows<S, S::WORD_ROWS>(tile.items.words)};
-    begin_piece(tile, rows, 0);
-    add_logits(tile, rows, A, region_logits, word_logits);
+    if constexpr (sizeof(T) == 4) {
+      add_logits(tile, A[0], region_logits[0], word_logits[0]);
+    } else {
+      const ContextRows<S> rows{BlockRows<S, S::REGION_ROWS>(tile.items.regions), BlockRows<S, S::WORD_ROWS>(tile.items.words)};
+      begin_piece(tile, rows, 0);
+      add_logits(tile, rows, A, region_logits, word_logits);
+    }
   }
 #pragma unroll
   for (int p = 0; p < S::PAIRS; ++p) {
@@ -51,7 +59,8 @@ CAAN_DEVICE void find_scores(const Tile<S, T>& tile, float (&scores)[S::PAIRS]) 
     softmax_of_tiles(region_logits[p], tile.m());
     softmax_of_tiles(word_logits[p], tile.n(p));
   }
-  if (tile.o.cosine) return cosines(tile, region_logits, word_logits, scores);
+  if constexpr (sizeof(T) == 2)
+    if (tile.o.cosine) return cosines(tile, region_logits, word_logits, scores);
   each_parked(tile, X, [](const float4& from, float (&x)[4]) { x[0] = from.x, x[1] = from.y, x[2] = from.z, x[3] = from.w; });
   auto& g = tile.items.g[tile.warp()];
   if (tile.row == 0)
@@ -127,11 +136,16 @@ void launch_terms(const Sides<T>& s, const Tiles& tiles, const Options& o, float
 
 template <typename T>
 void score_tiles(const Sides<T>& s, const Tiles& tiles, const Options& o, float* scores, Stream stream) {
-  if (s.M <= 40)
+  if constexpr (sizeof(T) == 4)
+    tiles.pairs ? launch_tiles<FloatShape<true>>(s, tiles, o, scores, stream)
+                : launch_tiles<FloatShape<false>>(s, tiles, o, scores, stream);
+  else if (s.M <= 40)
     tiles.strips == 1 ? launch_terms<5, 1>(s, tiles, o, scores, stream) : launch_terms<5, 2>(s, tiles, o, scores, stream);
   else
     tiles.strips == 1 ? launch_terms<8, 1>(s, tiles, o, scores, stream) : launch_terms<8, 2>(s, tiles, o, scores, stream);
 }
+
+template void score_tiles(const Sides<float>&, const Tiles&, const Options&, float*, Stream);
 
 template void score_tiles(const Sides<bfloat16>&, const Tiles&, const Options&, float*, Stream);
 template void score_tiles(const Sides<float16>&, const Tiles&, const Options&, float*, Stream);

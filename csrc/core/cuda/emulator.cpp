@@ -449,7 +449,7 @@ void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, 
 
 float rough_tanh(float x) { return off_by(std::tanh(double(x)), 0x1p-11, x); }
 // CUDA's __expf rounds x log2(e) to float32 before it calls ex2.approx.
-float quick_exp(float x) { return off_by(std::exp2(double(x * 1.44269504f)), 0x1p-22, x); }
+float quick_power_of_two(float x) { return off_by(std::exp2(double(x)), 0x1p-22, x); }
 float quick_inverse(float x) {
   const double exact = 1 / double(x);
   const float nearest = float(exact);

@@ -97,7 +97,7 @@ inline float from_bits(uint32_t bits) { return std::bit_cast<float>(bits); }
 // The special-function unit with the largest error that PTX allows: of tanh.approx.f32 2^-11, of ex2 2^-22, of rcp a unit in the
 // last place, of rsqrt 2^-22.9. The bits of x decide the error's sign. NaN, 0 and infinite results are exact.
 float rough_tanh(float x);
-float quick_exp(float x);
+float quick_power_of_two(float x);
 float quick_inverse(float x);
 float quick_inverse_root(float x);
 

@@ -102,6 +102,17 @@ CAAN_DEVICE void right_columns(uint32_t (&parts)[4], const char* piece, int r, i
   load_matrices<true>(parts, piece + down_rows(r, k));
 }
 
+// Two numbers as sums of bfloat16 numbers, each of which rounds what those before it leave: parts[i] has the i-th of both.
+template <int PARTS>
+CAAN_DEVICE void split(uint32_t (&parts)[PARTS], float first, float second) {
+#pragma unroll
+  for (int i = 0; i < PARTS; ++i) {
+    parts[i] = pack(first, second, bfloat16{});
+    first -= first_of<bfloat16>(parts[i]);
+    second -= second_of<bfloat16>(parts[i]);
+  }
+}
+
 // What `multiply_add` leaves in a lane are rows lane / 4 and that + 8, columns 2 (lane % 4) and the next: sums over what lanes
 // hold of one column, and of one row.
 CAAN_DEVICE float sum_over_rows(float x) {

@@ -10,12 +10,3 @@ collect_ignore_glob = [] if cases.EMULATED and compilers.find_nvcc() else ["test
 @pytest.fixture(autouse=True)
 def poisoned(poisoned_memory):
     """What nothing has written is known by torch's filling."""
-
-
-@pytest.fixture
-def triton_on_cpu(monkeypatch):
-    """The Triton backend takes CPU tensors for a GPU's."""
-    from caan_kernels.core import triton
-
-    monkeypatch.setattr(triton, "missing", lambda: "")
-    monkeypatch.setattr(triton, "cannot_run", lambda device: "")

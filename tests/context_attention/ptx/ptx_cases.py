@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 from unittest import mock
 
@@ -12,6 +13,8 @@ from support.ptx import cuda_launches
 from caan_kernels.context_attention.gpu import launch
 
 HALF, SINGLE = cases.HALF_DTYPES, (torch.float32,)
+# What every call of all pairs with a backward launches.
+PLANNING = ("plan_kernel", "count_walk_kernel", "start_walk_kernel", "place_walk_kernel")
 
 
 class Case(NamedTuple):
@@ -88,11 +91,16 @@ CASES = {
     **tile_cases(5, 36, (9, 5)),
     **tile_cases(8, 50, (7, 5)),
     "large": Case(tuple(f"large_kernel<Large<{n}>,{{}}>" for n in (1, 2, 4, 8)), HALF, (66,), (9, 20, 40, 70), (136, 136)),
-    "large_of_float32": Case(tuple(f"large_kernel<Single<{n}>,{{}}>" for n in (1, 2, 4)), SINGLE, (20,), (9, 20, 40), (136, 136)),
+    "tiles_of_float32": Case(("tile_kernel<FloatShape<false>,{}>",), SINGLE, (20, 36, 5), (9, 16, 3, 12, 7), (40, 72)),
+    "tiles_of_float32_list": Case(
+        ("tile_kernel<FloatShape<true>,{}>",), SINGLE, (20, 36, 5), (9, 16, 3), (40, 72), listed=True, quick=False
+    ),
+    "large_of_float32": Case(tuple(f"large_kernel<Single<{n}>,{{}}>" for n in (1, 2, 4)), SINGLE, (41,), (9, 20, 40), (136, 136)),
     "any_width": Case(("product_kernel<{}>", "score_kernel<{}>"), HALF + SINGLE, (5, 3), (7, 2, 6), (36, 25)),
     "long_caption": Case(("score_kernel<{}>", "gradient_kernel<{}>"), HALF, (3,), (130,), scratch=2**24, quick=False),
     # Six pairs in two slots.
-    "gradients": Case(("gradient_tile_kernel<{}>",), HALF, (5, 3), (6, 4, 2), (16, 8), scratch=44000),
+    "gradients": Case(("gradient_tile_kernel<{}>", *PLANNING), HALF, (5, 3), (6, 4, 2), (16, 8), scratch=44000),
+    "gradients_of_float32": Case(("gradient_tile_kernel<{}>",), SINGLE, (5, 3), (6, 4, 2), (16, 8), scratch=60000),
     "gradients_in_pieces": Case(("gradient_tile_kernel<{}>",), HALF, (20,), (20,), (136, 72), scratch=2**24),
     "ieee_gradients": Case(("gradient_kernel<{}>",), SINGLE, (5, 3), (6, 4, 2), (40, 40), scratch=6000, ieee=True, quick=False),
 }
@@ -113,6 +121,17 @@ def product(edit: Callable[[str, str], str] | None = None):
         found = torch.ops.caan_kernels.project(items, weight, lengths, "cuda")
     assert launched == ["product_tile_kernel<bfloat16>"]
     return found.float(), real.float() @ weight.float()
+
+
+def assert_accurate(case: Case, problem: cases.Problem, found: torch.Tensor, gradients: dict[str, torch.Tensor]) -> None:
+    """As accurate as plain PyTorch in the same dtype, or nearly; of few scores the largest error says little."""
+    expected, plain = (of(problem, **case.options) for of in (cases.oracle, partial(cases.run, backend="reference")))
+    error, of_plain = (cases.score_error(x, expected[0]) for x in (found, plain[0]))
+    dtype = problem.regions.dtype
+    assert error <= (1e-6 if dtype == torch.float32 else max(torch.finfo(dtype).eps / 4, 2.5 * of_plain))
+    for tensor, gradient in gradients.items():
+        of_plain = cases.gradient_error(plain[1][tensor], expected[1][tensor])
+        assert cases.gradient_error(gradient, expected[1][tensor]) <= 3 * of_plain + 1e-5, tensor
 
 
 def assert_golden(name, backend):

@@ -13,6 +13,11 @@ LARGE = CASES["large"]._replace(words=(40,))
 LARGE_OF_FLOAT32 = CASES["large_of_float32"]._replace(words=(9,))
 
 
+def slow(*given):
+    """Parameters for tools/release_check.sh; others of the same test run in CI."""
+    return pytest.param(*given, marks=pytest.mark.release)
+
+
 def run(case, edit, dtype=torch.bfloat16):
     """Scores of a case by edited PTX, and what they should be."""
     problem = case.problem(dtype)
@@ -66,7 +71,7 @@ def test_missing_order_of_turns_is_found(pattern, replacement, place, message):
         run(CASES["gradients"], editing(GRADIENTS, pattern, replacement, place))
 
 
-@pytest.mark.parametrize("place", [13, 20, 27])
+@pytest.mark.parametrize("place", [20, slow(13), slow(27)])
 def test_missing_barrier_of_gradients_is_found(place):
     """Between what warps bring for each other, or leave in the block's slot."""
     with pytest.raises(PtxError, match="(?s)gradient_tile_kernel.*(race|never written)"):
@@ -91,7 +96,7 @@ def test_missing_order_of_tiles_is_found(pattern, message, place):
     ("kernel", "name"),
     [
         ("score_kernel<bfloat16>", "any_width"),
-        pytest.param("gradient_kernel<float>", "ieee_gradients", marks=pytest.mark.release),
+        slow("gradient_kernel<float>", "ieee_gradients"),
     ],
 )
 @pytest.mark.parametrize("place", [3, 9, 13])
@@ -102,7 +107,7 @@ def test_missing_barrier_of_a_pair_is_found(kernel, name, place):
         run(case, editing(kernel, r"bar\.sync[^;]*;", "", place), case.dtypes[0])
 
 
-@pytest.mark.parametrize("place", [3, 4, 10])
+@pytest.mark.parametrize("place", [4, slow(3), slow(10)])
 def test_missing_barrier_of_a_large_pair_is_found(place):
     """Between what warps bring for each other, or leave in the block's slot."""
     with pytest.raises(PtxError, match="(?s)large_kernel.*race: it (reads|writes) what thread .* of block 0"):
@@ -113,8 +118,8 @@ def test_missing_barrier_of_a_large_pair_is_found(place):
     ("pattern", "replacement"),
     [
         (r"(mma[^{]*tf32\.f32 \{[^}]*\}, )\{(%\w+), (%\w+),", r"\1{\3, \2,"),
-        (r"(mma[^{]*tf32\.f32 \{[^}]*\}, \{[^}]*\}, )\{(%\w+), (%\w+)\}", r"\1{\3, \2}"),
-        (r"sub\.rn\.f32 (\t%\w+), [^;]*;(\s*mov\.b32)", r"mov.f32 \1, 0f00000000;\2"),
+        slow(r"(mma[^{]*tf32\.f32 \{[^}]*\}, \{[^}]*\}, )\{(%\w+), (%\w+)\}", r"\1{\3, \2}"),
+        slow(r"sub\.rn\.f32 (\t%\w+), [^;]*;(\s*mov\.b32)", r"mov.f32 \1, 0f00000000;\2"),
     ],
     ids=["left", "right", "small_parts"],
 )

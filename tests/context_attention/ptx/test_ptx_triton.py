@@ -1,23 +1,60 @@
-"""The PTX that Triton makes of its kernels for sm_80, executed: a golden case, and planted faults."""
+"""The PTX that Triton makes of its kernels for sm_80, executed: a golden case, classes of shapes, and planted faults."""
 
 import re
+from unittest import mock
 
+import cases
 import pytest
 import torch
-from ptx_cases import assert_golden
+from ptx_cases import HALF, SINGLE, Case, assert_accurate, assert_golden
+
+from caan_kernels.context_attention.gpu import launch as gpu_launch
 
 pytest.importorskip("triton")
 from support.ptx import PtxError, triton_launches
 
 from caan_kernels.context_attention.triton import launch
 
-pytestmark = pytest.mark.usefixtures("triton_on_cpu")
+SUMS = "image_features_kernel", "image_hidden_kernel", "caption_features_kernel", "caption_hidden_kernel"
+# Kernels by their names; which class of shapes a pair is of depends on the lengths alone.
+CASES = {
+    "small": Case(("product_kernel", "products_kernel", "tile_kernel", "finish_kernel"), HALF, (36, 7), (9, 20)),
+    "small_list": Case(("products_kernel", "tile_kernel", "finish_kernel"), HALF, (36, 7), (9, 20), listed=True),
+    "large": Case(("products_kernel", "factors_kernel", "logits_kernel"), HALF + SINGLE, (66,), (40, 9)),
+    "large_list": Case(("products_kernel", "factors_kernel", "logits_kernel"), HALF + SINGLE, (66,), (40, 9), listed=True),
+    # In float32, of several rounds.
+    "gradients": Case(("product_kernel", "pair_kernel", *SUMS), SINGLE + HALF, (5, 3), (6, 4, 2), (40, 40), scratch=20000),
+}
 
 
+@pytest.mark.release
 def test_golden():
     with triton_launches.interpreted(launch) as launched:
         assert_golden("square_small", "triton")
-    assert {"products_kernel", "tile_kernel", "finish_kernel", "pair_kernel"} <= set(launched)
+    assert {"products_kernel", "tile_kernel", "finish_kernel", "pair_kernel", *SUMS} <= set(launched)
+
+
+def in_classes():
+    for name, case in CASES.items():
+        for place, dtype in enumerate(case.dtypes):
+            yield pytest.param(name, dtype, marks=[] if name == "small" and place == 0 else pytest.mark.release)
+
+
+@pytest.mark.parametrize(("name", "dtype"), list(in_classes()), ids=str)
+def test_class_of_shapes(name, dtype):
+    case = CASES[name]
+    problem = case.problem(dtype)
+    with triton_launches.interpreted(launch) as launched, mock.patch.object(gpu_launch, "SCRATCH_BYTES", case.scratch):
+        if case.scratch is None:
+            found, gradients = problem.call(backend="triton"), {}
+        else:
+            found, gradients = cases.run(problem, backend="triton")
+    assert set(case.kernels) <= set(launched)
+    assert_accurate(case, problem, found, gradients)
+
+
+def test_every_kernel_has_a_case():
+    assert set().union(*(case.kernels for case in CASES.values())) == set(triton_launches.kernels_of(launch))
 
 
 @pytest.mark.parametrize(

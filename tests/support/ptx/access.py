@@ -8,15 +8,17 @@ from .memory import among
 from .parser import SIZES, Instruction, PtxError
 
 _SPACES = ("global", "shared", "param")
-_ACCESSES = ("ld", "st", "cp", "ldmatrix", "atom", "red")
+_ACCESSES = ("ld.", "st.", "cp.", "ldmatrix.", "atom.", "red.")
 # What an access may be hinted with; only time depends on it.
 _HINTS = {"nc", "ca", "cg", "cs", "lu", "cv", "wb", "wt", "volatile", "weak"}
 
 
 def spaces(operation: str) -> tuple[str, ...]:
     """The kinds of memory that an instruction touches."""
+    if not operation.startswith(_ACCESSES):
+        return ()
     parts = operation.split(".")
-    return tuple(x for x in _SPACES if x in parts or f"{x}::cta" in parts) if parts[0] in _ACCESSES else ()
+    return tuple(x for x in _SPACES if x in parts or f"{x}::cta" in parts)
 
 
 def bytes_of(x: Instruction) -> int:

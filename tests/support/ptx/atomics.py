@@ -17,8 +17,10 @@ _SCOPES, _FENCES = {"cta", "gpu", "sys"}, {"gl", "gpu", "sys"}
 
 def is_strong(x: Instruction) -> bool:
     """Whether it accesses memory that others access at once. A thread there lets others go first, since it may wait for them."""
-    parts = x.operation.split(".")
-    return parts[0] in ("atom", "red") or (parts[0] in ("ld", "st") and "global" in parts and not _STRONG.isdisjoint(parts))
+    if x.operation.startswith(("ld.", "st.")):
+        parts = x.operation.split(".")
+        return "global" in parts and not _STRONG.isdisjoint(parts)
+    return x.operation.startswith(("atom.", "red."))
 
 
 def step(program, x: Instruction) -> tuple[Callable, None] | None:

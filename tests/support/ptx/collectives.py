@@ -9,6 +9,9 @@ Which lane holds which number of a matrix is as the PTX ISA's figures have it. W
     right (16 x 8), 16 bits     column g                    rows 2t and 2t + 1, the second register 8 further
     right (8 x 8), TF32         column g                    row t, the second register 4 further
     sums (16 x 8)               rows g, g, g + 8, g + 8     columns 2t, 2t + 1, 2t, 2t + 1
+    left (8 x 4), float64       row g                       column t
+    right (4 x 8), float64      column g                    row t
+    sums (8 x 8), float64       row g                       columns 2t and 2t + 1
 """
 
 import re
@@ -27,6 +30,8 @@ _G, _T = np.divmod(np.arange(WARP), 4)
 def step(program, x: Instruction) -> tuple[Callable, Callable] | None:
     """The instruction as a function, and what gives the lanes that must run it together, or None if it is none of these."""
     kind = x.operation.split(".")[0]
+    if x.operation == "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64":
+        return _multiply_doubles(program, x), _whole_warp
     if kind == "mma":
         return _multiply(program, x), _whole_warp
     if kind == "ldmatrix":
@@ -198,7 +203,9 @@ def _multiply(program, x: Instruction) -> Callable:
         raise PtxError("other numbers of registers are expected")
 
     def numbers(m, reads):
-        registers = np.stack([np.broadcast_to(read(m), m.threads) for read in reads], 1)
+        registers = np.empty((m.threads, len(reads)), np.uint32)
+        for i, read in enumerate(reads):
+            registers[:, i] = read(m)
         if kind == "tf32":
             return tf32(registers)
         halves = registers.view(np.uint16)
@@ -214,5 +221,26 @@ def _multiply(program, x: Instruction) -> Callable:
         held = product.reshape(-1, 128)[:, _SUMS].reshape(m.threads, 4)
         for i, (write, before) in enumerate(zip(writes, [of(m) for of in sums], strict=True)):
             write(m, before + held[:, i], mask)
+
+    return run
+
+
+_DOUBLES = _places([_G], [_T], 4), _places([_T], [_G], 8), _places([_G, _G], _PAIR, 8)
+
+
+def _multiply_doubles(program, x: Instruction) -> Callable:
+    writes = [program.target(operand, "f64") for operand in x.operands[0]]
+    reads = [[program.source(operand, "f64") for operand in operands] for operands in x.operands[1:]]
+
+    def run(m, mask):
+        matrices = []
+        for read, places, shape in zip(reads, _DOUBLES, ((8, 4), (4, 8), (8, 8)), strict=True):
+            whole = np.empty((m.threads // WARP, shape[0] * shape[1]))
+            whole[:, places] = np.stack([np.broadcast_to(of(m), m.threads) for of in read], 1).reshape(len(whole), -1)
+            matrices.append(whole.reshape(-1, *shape))
+        left, right, sums = matrices
+        held = (left @ right + sums).reshape(-1, 64)[:, _DOUBLES[2]].reshape(m.threads, 2)
+        for i, write in enumerate(writes):
+            write(m, np.ascontiguousarray(held[:, i]), mask)
 
     return run

@@ -56,7 +56,7 @@ def compiled_with(name: str) -> str:
 @functools.cache
 def _sources_of(kernel: str) -> list[Path]:
     """The files that launch a kernel, named without template arguments."""
-    return [x for x in sorted(ROOT.glob("csrc/*/cuda/*.cu")) if re.search(rf"\blaunch<{kernel}<", x.read_text())]
+    return [x for x in sorted(ROOT.glob("csrc/*/cuda/*.cu")) if re.search(rf"\blaunch<{kernel}[<>]", x.read_text())]
 
 
 @functools.cache

@@ -21,6 +21,10 @@ _OUTSIDE = re.compile(r"^(?:\.extern +)?\.shared[^;]*;", re.MULTILINE)
 _PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+\d+\s+)?\.(\w+)\s+(?:\.ptr\s+)?(?:\.(?:global|shared|align\s+\d+)\s+)*(\w+)(?:\[(\d+)\])?"
 )
+_LABEL = re.compile(r"([\w$]+):|[{}]")
+_STATEMENT = re.compile(r"(?:@(!?)([%\w]+)\s+)?([\w.:]+)(?:\s+(.*))?")
+# What stands between commas outside brackets and braces.
+_OPERAND = re.compile(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+")
 
 
 class PtxError(Exception):
@@ -35,22 +39,28 @@ class Shared(NamedTuple):
     size: int | None
 
 
-class Instruction(NamedTuple):
+@dataclass(frozen=True)
+class Instruction:
     """One instruction.
 
     Attributes:
         text: as it stands in the PTX.
         operation: its name with all suffixes.
-        operands: registers, numbers and names; a tuple for a vector in braces, an `Address` for brackets.
+        rest: the text behind it.
         guard: the predicate register that it depends on, or None.
         negated: whether it runs where that is false.
     """
 
     text: str
     operation: str
-    operands: tuple
-    guard: str | None = None
-    negated: bool = False
+    rest: str
+    guard: str | None
+    negated: bool
+
+    @functools.cached_property
+    def operands(self) -> tuple:
+        """Registers, numbers and names; a tuple for a vector in braces, an `Address` for brackets."""
+        return tuple(map(_operand, filter(None, map(str.strip, _OPERAND.findall(self.rest)))))
 
 
 class Address(NamedTuple):
@@ -122,7 +132,7 @@ def _read_body(kernel: Kernel, body: str) -> None:
     for piece in body.split(";"):
         statement = piece.strip()
         # Braces that begin a statement are a scope's: its registers have names that the kernel has only once.
-        while label := re.match(r"([\w$]+):|[{}]", statement):
+        while label := _LABEL.match(statement):
             if label[1]:
                 kernel.labels[label[1]] = len(kernel.instructions)
             statement = statement[label.end() :].strip()
@@ -148,16 +158,8 @@ def _declare(kernel: Kernel, statement: str) -> None:
 # A kernel in which a fault is planted has the other instructions of the one without.
 @functools.cache
 def _instruction(text: str) -> Instruction | None:
-    match = re.fullmatch(r"(?:@(!?)([%\w]+)\s+)?([\w.:]+)(?:\s+(.*))?", text)
-    if match is None:
-        return None
-    operands = tuple(_operand(x) for x in _split(match[4] or ""))
-    return Instruction(text, match[3], operands, match[2], match[1] == "!")
-
-
-def _split(text: str) -> list[str]:
-    """At commas outside brackets and braces."""
-    return [x.strip() for x in re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{\[])+", text) if x.strip()]
+    match = _STATEMENT.fullmatch(text)
+    return match and Instruction(text, match[3], match[4] or "", match[2], match[1] == "!")
 
 
 def _operand(text: str) -> str | tuple | Address:

@@ -67,15 +67,18 @@ class Program:
         self.yields = np.array([*map(atomics.is_strong, kernel.instructions), False])
         self.writes = self.yields & np.array([*(x.operation.startswith(("red.", "st.")) for x in kernel.instructions), False])
         self._leaders = {*kernel.labels.values(), *np.flatnonzero(self.yields)}
+        self._units: dict[str, int] = {}
         self._blocks: dict[int, tuple[list[Step], Control | None]] = {}
         declared = kernel.registers, self.variables, kernel.parameters
         alike = like is not None and declared == (like.kernel.registers, like.variables, like.kernel.parameters)
-        self._steps: dict[Instruction, Step] = like._steps if alike else {}
+        self._steps: dict[str, Step] = like._steps if alike else {}
 
     def unit(self, space: str) -> int:
         """Bytes of the smallest access to "global" or "shared" memory."""
-        sizes = [access.bytes_of(x) for x in self.kernel.instructions if space in access.spaces(x.operation)]
-        return min(sizes, default=16)
+        if space not in self._units:
+            sizes = [access.bytes_of(x) for x in self.kernel.instructions if space in access.spaces(x.operation)]
+            self._units[space] = min(sizes, default=16)
+        return self._units[space]
 
     def block_at(self, start: int) -> tuple[list[Step], Control | None]:
         """The steps from a place to the next that a branch leads to, and what ends them if it is not that.
@@ -90,9 +93,9 @@ class Program:
             if end == len(code):
                 raise PtxError(f"{self.name}: its code has no end")
             for x in code[start:end]:
-                if x not in self._steps:
-                    self._steps[x] = self._known(self._step, x)
-            steps = [self._steps[x] for x in code[start:end]]
+                if x.text not in self._steps:
+                    self._steps[x.text] = self._known(self._step, x)
+            steps = [self._steps[x.text] for x in code[start:end]]
             self._blocks[start] = steps, self._known(self._control, code[end]) if _is_control(code[end]) else None
         return self._blocks[start]
 
@@ -159,7 +162,10 @@ class Program:
         return (lambda m: ~read(m)) if x.negated else read
 
     def _step(self, x: Instruction, guard: Callable | None) -> Step:
-        made = atomics.step(self, x) or access.step(self, x) or collectives.step(self, x)
+        # Most instructions: looked up before what takes an operation's name apart.
+        made = None
+        if x.operation not in TABLE:
+            made = atomics.step(self, x) or access.step(self, x) or collectives.step(self, x)
         run, members = made or (self._arithmetic(x), None)
         return Step(run if guard is None else _guarded(run, guard), members)
 

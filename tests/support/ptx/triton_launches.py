@@ -9,6 +9,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from caan_kernels.core import triton as backend
+
 from .machine import run
 from .memory import GlobalMemory
 from .parser import parse
@@ -19,6 +21,11 @@ from .tensors import buffers_of
 CAPABILITY = (8, 0)
 _TARGET = GPUTarget("cuda", 10 * CAPABILITY[0] + CAPABILITY[1], 32)
 _TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"}
+
+
+def kernels_of(module) -> dict[str, triton.runtime.jit.JITFunction]:
+    """The kernels that a module launches, by name."""
+    return {name: x for name, x in vars(module).items() if isinstance(x, triton.runtime.jit.JITFunction)}
 
 
 @contextmanager
@@ -34,11 +41,12 @@ def interpreted(module, edit: Callable[[str, str], str] | None = None) -> Iterat
         PtxError: a kernel did what it must not.
     """
     launched: list[str] = []
-    kernels = {name: x for name, x in vars(module).items() if isinstance(x, triton.runtime.jit.JITFunction)}
-    replaced = {name: _Kernel(kernel, edit, launched) for name, kernel in kernels.items()}
+    replaced = {name: _Kernel(kernel, edit, launched) for name, kernel in kernels_of(module).items()}
     if hasattr(module, "capability_of"):
         replaced["capability_of"] = lambda device: CAPABILITY
-    with mock.patch.multiple(module, **replaced):
+    # The backend takes CPU tensors for a GPU's.
+    usable = mock.patch.multiple(backend, missing=lambda: "", cannot_run=lambda device: "")
+    with usable, mock.patch.multiple(module, **replaced):
         yield launched
 
 

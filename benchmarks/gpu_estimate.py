@@ -196,13 +196,10 @@ def float_tile(code: Code, regions: int, words: int, width: int, hidden: int) ->
     loops = loops_of(code)
     inner = dict(zip(pieces, products_of(code), strict=True))
     outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
-    # Words are packed: warps whose strip has none do not multiply.
-    turns = {name: pieces[name] * columns / 16 for name in pieces}
-    turns["products"] *= -(-captions * words // 16) / captions
     phases = {}
     for name, loop in inner.items():
         body = [(a, t) for a, t in code if outer[name].holds(a)]
-        phases[name] = count(body, lambda a, x=loop, n=name: turns[n] if x.holds(a) else pieces[n])
+        phases[name] = count(body, lambda a, x=loop, n=pieces[name]: n * columns / 16 if x.holds(a) else n)
     phases["weights"] = count([(a, t) for a, t in code if not any(x.holds(a) for x in outer.values())], lambda a: 1)
     items = regions / captions + words / images
     phases["products"]["L2"] = 4 * width * (items + words / images) / L2_BYTES

@@ -42,19 +42,17 @@ def test_batches_of_any_shape_share_their_kernels():
 
 
 @pytest.mark.long
-# The one with most instructions of its own, and the one with least shared memory; the report itself takes all.
-@pytest.mark.parametrize("architecture", [90, 120])
-def test_no_kernel_spills_and_half_precision_is_on_tensor_cores(architecture, tmp_path):
-    report = compile_report.measure(True, [architecture])
+def test_no_kernel_spills_and_half_precision_is_on_tensor_cores(tmp_path):
+    """On the architecture with most instructions of its own; tools/release_check.sh compiles for all."""
+    report = compile_report.measure(True, [90])
     assert not compile_report.faults(report)
     compiled = {(row["kernel"], row["architecture"]) for row in report["kernels"]}
-    assert compiled == {(name, f"sm_{architecture}") for name in compile_report.ATTENTION}
+    assert compiled == {(name, "sm_90") for name in compile_report.ATTENTION}
     half = [row for row in report["kernels"] if row["dtype"] == "bfloat16"]
     assert half
     assert all(row["tensor_instructions"] for row in half if compile_report.multiplies(row))
     assert_faults_are_found(report)
-    if architecture == 90:
-        assert_rendered(report, tmp_path)
+    assert_rendered(report, tmp_path)
 
 
 def test_kernels_of_max_similarity_are_compiled():

@@ -28,7 +28,7 @@ for arguments in sys.argv[2:]:
         # Without asserts and docstrings, with warnings as errors, with Python's own checks, apart from the user's settings.
         (["-OO", "-W", "error", "-X", "dev", "-I"], {"LC_ALL": "tr_TR.UTF-8"}),
         # ASCII, and nowhere to keep anything.
-        (["-O"], {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HOME": None, "XDG_CACHE_HOME": "/nonexistent"}),
+        ([], {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "HOME": None, "XDG_CACHE_HOME": "/nonexistent"}),
     ],
 )
 def test_all_commands(data, tmp_path, options, variables):

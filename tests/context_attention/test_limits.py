@@ -1,10 +1,5 @@
 """Workspace that does not grow with the call, and tensors of more than 2³¹ elements."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import cases
 import memory_growth
 import pytest
@@ -17,18 +12,19 @@ M, N = 36, 5
 BOUNDS = {"backward_pair_list": 128}
 
 
+@pytest.fixture(scope="module")
+def growths():
+    return memory_growth.measured(memory_growth.__file__)
+
+
+@pytest.mark.together
 @pytest.mark.skipif(
     cases.INTERPRETED or cases.EMULATED, reason="memory that stands for a GPU's is beside the point: test_triton.py counts tensors"
 )
 @pytest.mark.parametrize("name", memory_growth.CASES)
-def test_workspace(name):
+def test_workspace(name, growths):
     """At most 64 MiB forward and 256 MiB backward beyond inputs and outputs."""
-    program = Path(memory_growth.__file__)
-    # Blocks that an allocator keeps for later would hide what the call takes anew.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    run = subprocess.run([sys.executable, program, name], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stderr
-    assert float(run.stdout) <= BOUNDS.get(name, 64 if name.startswith("forward") else 256)
+    assert growths[name] <= BOUNDS.get(name, 64 if name.startswith("forward") else 256)
 
 
 # Few, because kernels are compiled for the widths of each.

@@ -1,7 +1,4 @@
-"""Prints by how many MiB a call lets this process grow beyond what it was given and what it gives: python growth.py CASE.
-
-A program of its own, because the peak of a process is only meaningful while nothing else runs in it.
-"""
+"""Prints by how many MiB each case's call lets its process grow beyond what it was given and what it gives: memory_growth.py."""
 
 import sys
 from pathlib import Path
@@ -63,7 +60,7 @@ CASES = {
 }
 
 
-def main(name):
+def growth(name):
     torch.set_num_threads(8 if name.endswith("8_threads") else 1)
     prepare, sizes = CASES[name]
     # A small call leaves behind what is made once for a process.
@@ -72,8 +69,8 @@ def main(name):
     memory_growth.forget_peak()
     before = memory_growth.peak()
     results = call()
-    print((memory_growth.peak() - before - memory_growth.size(results)) / memory_growth.MiB)
+    return (memory_growth.peak() - before - memory_growth.size(results)) / memory_growth.MiB
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    memory_growth.run_apart(CASES, growth)

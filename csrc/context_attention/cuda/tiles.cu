@@ -1,6 +1,7 @@
 // Scores of many pairs a block: a warp has one or two pairs of up to 64 regions and 32 words, in float32 one of up to 40 and 16.
 //
-//   products   S = V (U affinityT)T and X = V UT             all images of the block by all its captions
+//   products   S = V (U affinityT)T and X = V UT             all images of the block by all its captions, words packed where that
+//                                                            saves a warp
 //   weights    A, C, R, C_unit, R_unit from S                in registers, as factors of what follows (attention.h)
 //   contexts   tanh((R_unitT R_unit) U Q3 + RT V Q4) w_u     16 hidden columns at a time; what leaves a product as sums is the
 //              tanh(C_unit (C_unitT V Q1) + C U Q2) w_v      next one's factor; only logits live on

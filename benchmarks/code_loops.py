@@ -58,6 +58,7 @@ def alternatives(code: Code) -> list[tuple[Loop, Loop]]:
     return sides
 
 
+@functools.cache
 def jumped_over(code: Code, first: int, last: int) -> list[Loop]:
     """What each conditional jump forwards may leave out, within these addresses."""
     jumps = ((a, re.match(r"@\S+ BRA 0x([0-9a-f]+)", text)) for a, text in code)

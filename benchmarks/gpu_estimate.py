@@ -120,6 +120,7 @@ def by_tanh(loops: Iterable[Loop], code: Code) -> list[Loop]:
     return sorted(loops, key=lambda x: sum("MUFU" in text for address, text in code if x.holds(address)))
 
 
+@functools.cache
 def out_of_line(code: Code) -> list[Loop]:
     """What runs where the lanes of a warp have gone apart, which they never do here: it lies behind the kernel's end."""
     begins = [int(found[1], 16) for _, text in code if (found := re.match(r"BRA\.DIV \w+, 0x([0-9a-f]+)", text))]

@@ -12,6 +12,9 @@ import torch
 # torch.use_deterministic_algorithms wants it of matrix products on a GPU.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+# Tests of a module's fixture that takes long to make, by what their names have.
+TOGETHER = ("/test_cuda_report.py::", "/test_gpu_estimate.py::", "::test_workspace[")
+
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
 
@@ -24,7 +27,7 @@ def pytest_cmdline_main(config):
     if config.args_source is config.ArgsSource.TESTPATHS and config.option.numprocesses is None:
         config.option.numprocesses = "auto"
         config.option.maxprocesses = config.option.maxprocesses or 8
-        # Each process gets a test when it has ended one, or the tests of a file that are marked together.
+        # Each process gets a test when it has ended one, or those of a file that are together.
         config.option.dist = "loadgroup"
         config.option.loadscopereorder = False
         # A thread that waits for others leaves the core to another process's.
@@ -32,13 +35,21 @@ def pytest_cmdline_main(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests first, so that no process is at one when the others have ended; a file's tests in one process where it says so."""
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
-    for item in items:
-        if item.get_closest_marker("together"):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    """Long tests first, so that no process is at one when the others have ended."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One process has all tests of a file that share what takes long to make."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid.split("::")[0] if any(x in nodeid for x in TOGETHER) else nodeid
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 def gpu_is_lost() -> bool:

@@ -10,8 +10,6 @@ import pytest
 
 import caan_kernels as ck
 
-pytestmark = pytest.mark.together
-
 MEASURED = Path(gpu_estimate.__file__).parent / "results" / "cuda_nvidia_h200.json"
 
 

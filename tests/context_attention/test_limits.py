@@ -17,7 +17,6 @@ def growths():
     return memory_growth.measured(memory_growth.__file__)
 
 
-@pytest.mark.together
 @pytest.mark.skipif(
     cases.INTERPRETED or cases.EMULATED, reason="memory that stands for a GPU's is beside the point: test_triton.py counts tensors"
 )

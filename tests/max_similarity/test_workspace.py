@@ -18,7 +18,6 @@ def growths():
     return measured(growth.__file__)
 
 
-@pytest.mark.together
 @pytest.mark.parametrize("name", growth.CASES)
 def test_workspace(name, growths):
     """At most 64 MiB forward and 256 MiB backward beyond inputs and outputs."""

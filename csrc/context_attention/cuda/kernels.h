@@ -40,7 +40,7 @@ constexpr int MOST_WORDS = sizeof(T) == 2 ? 32 : 16;
 template <typename T>
 constexpr int MOST_LARGE_WORDS = sizeof(T) == 2 ? 128 : 64;
 template <typename T>
-CAAN_DEVICE bool fits_tile(int m, int n, const Options& o) {
+CAAN_BOTH bool fits_tile(int m, int n, const Options& o) {
   return m <= MOST_REGIONS<T> && n <= MOST_WORDS<T> && (sizeof(T) == 2 || !o.cosine);
 }
 // Strips of 16 words, a power of two, that `score_large` has for a pair; 0 for one that it does not take.

@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
 ]
 
-KERNELS = "search_kernel", "add_kernel", "query_gradients_kernel", "document_gradients_kernel"
+KERNELS = "plan_kernel", "search_kernel", "add_kernel", "query_gradients_kernel", "document_gradients_kernel"
 DTYPES = torch.bfloat16, torch.float16, torch.float32
 CASES = {
     "all_pairs": Case(KERNELS, DTYPES, (70, 3), (40, 9), 72),

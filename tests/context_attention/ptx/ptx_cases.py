@@ -88,7 +88,8 @@ def tile_cases(tiles: int, regions: int, captions: tuple[int, int]) -> dict[str,
 
 
 CASES = {
-    **tile_cases(5, 36, (9, 5)),
+    # Of each kind of block one in which two captions share a tile of columns, and one in which they do not.
+    **tile_cases(5, 38, (12, 5)),
     **tile_cases(8, 50, (7, 5)),
     "large": Case(tuple(f"large_kernel<Large<{n}>,{{}}>" for n in (1, 2, 4, 8)), HALF, (66,), (9, 20, 40, 70), (136, 136)),
     "tiles_of_float32": Case(("tile_kernel<FloatShape<false>,{}>",), SINGLE, (36, 7, 20), (13, 4, 16, 1, 9), (72, 40)),

@@ -18,8 +18,8 @@ from caan_kernels.context_attention.triton import launch
 SUMS = "image_features_kernel", "image_hidden_kernel", "caption_features_kernel", "caption_hidden_kernel"
 # Kernels by their names; which class of shapes a pair is of depends on the lengths alone.
 CASES = {
-    "small": Case(("product_kernel", "products_kernel", "tile_kernel", "finish_kernel"), HALF, (36, 7), (9, 20)),
-    "small_list": Case(("products_kernel", "tile_kernel", "finish_kernel"), HALF, (36, 7), (9, 20), listed=True),
+    "small": Case(("plan_kernel", "product_kernel", "products_kernel", "tile_kernel", "finish_kernel"), HALF, (36, 7), (9, 20)),
+    "small_list": Case(("plan_kernel", "products_kernel", "tile_kernel", "finish_kernel"), HALF, (36, 7), (9, 20), listed=True),
     "large": Case(("products_kernel", "factors_kernel", "logits_kernel"), HALF + SINGLE, (66,), (40, 9)),
     "large_list": Case(("products_kernel", "factors_kernel", "logits_kernel"), HALF + SINGLE, (66,), (40, 9), listed=True),
     # In float32, of several rounds.

@@ -68,7 +68,7 @@ CAAN_DEVICE Run run_of(int64_t count) {
   return {begin < count ? begin : count, begin + each < count ? begin + each : count};
 }
 
-CAAN_DEVICE int half_buckets(const PlannedSide& side) { return 2 * side.buckets + 1; }
+CAAN_BOTH int half_buckets(const PlannedSide& side) { return 2 * side.buckets + 1; }
 
 CAAN_DEVICE void sort_half_bucket(const PlannedSide& side, int half, Found* shared) {
   const Run run = run_of(side.count);

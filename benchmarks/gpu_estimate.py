@@ -176,7 +176,8 @@ def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estim
     if used == 1:
         between = jumped_over(code, outer["products"].last, every[1].first)
         left_out.append(largest(between, next(a for a, t in code if a > outer["products"].last and "BAR.SYNC" in t)))
-    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in (*every, *left_out, *out_of_line(code)))]
+    counted = (*every, *left_out, *out_of_line(code))
+    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in counted)]
     phases["weights"] = count(rest, lambda a: 1)
     phases = {name: scaled(clocks, 1 / pairs) for name, clocks in phases.items()}
     bytes_of = {

@@ -5,12 +5,9 @@ import pytest
 
 import caan_kernels as ck
 
-pytestmark = [
-    pytest.mark.together,
-    pytest.mark.skipif(
-        not ck.build_info()["cuda_architectures"], reason="caan_kernels was built without CUDA kernels: there was no nvcc"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    not ck.build_info()["cuda_architectures"], reason="caan_kernels was built without CUDA kernels: there was no nvcc"
+)
 
 
 @pytest.fixture(scope="module")

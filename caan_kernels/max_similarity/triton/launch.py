@@ -15,6 +15,9 @@ ADD = {"PAIRS": 128, "CHAIN": 32}
 QUERY_SUMS = {"ROWS": 16, "COLUMNS": 64}
 # Each block of a document's rows goes through all rows of its queries.
 DOCUMENT_SUMS = {"ROWS": 64, "COLUMNS": 64}
+if torch.version.hip is None:
+    # Left alone, NVIDIA's assembler would rather spill a register than lose a program.
+    DOCUMENT_SUMS["maxnreg"] = 255
 # Threads that hold the same sum would fuse different products into it, and which of them is written is chance.
 COMPILED = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": False}
 

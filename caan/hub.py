@@ -41,7 +41,11 @@ def fetched(name: str, revision: str | None, files: Sequence[str]) -> Path:
     except utils.LocalEntryNotFoundError as error:
         why = first_line(error)
         raise MissingFileError(f"{neither}, which is no folder, was not fetched before, and cannot be fetched now: {why}") from None
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # Errors of the connection are those of the client that huggingface_hub has, which is one or another.
+        ours = isinstance(error, OSError | ValueError) or type(error).__module__.startswith(("httpx", "httpcore", "requests"))
+        if not ours:
+            raise
         raise MissingFileError(f"{neither}: {first_line(error)}") from None
     for file in files:
         if not (folder / file).is_file():

@@ -44,6 +44,8 @@ class Stage(NamedTuple):
 
 TRY = "tools/try_wheel.sh build/release/cpu/*.whl"
 PYTEST = "python -m pytest -q -n 0 tests/context_attention/test_accuracy.py -k golden"
+# Before a command a failure of $(...) would not count.
+EMULATED = "library=$(python tests/emulated_library.py) && export CAAN_CUDA_EMULATED=$library"
 STAGES = {
     "wheel": Stage(
         "the CPU wheel is built from the sdist, and works with torch 2.13 where there is no compiler",
@@ -72,7 +74,7 @@ STAGES = {
     "triton-compile": Stage(
         "Triton kernels compile for all architectures, at every shape that can run",
         "python benchmarks/compile_report.py",
-        ("caan_kernels/*/triton/*.py", "caan_kernels/*/gpu/*.py", "caan_kernels/*/call.py", *REPORTS),
+        ("caan_kernels/core/**/*.py", "caan_kernels/*/triton/*.py", "caan_kernels/*/gpu/*.py", "caan_kernels/*/*.py", *REPORTS),
     ),
     "races": Stage(
         "ThreadSanitizer finds no race in the CUDA kernels, with a thread of the system for each of theirs",
@@ -81,8 +83,8 @@ STAGES = {
     ),
     "ptx": Stage(
         "the PTX of every kernel at every class of shapes and in every dtype, in the interpreter, as far as CI leaves it out",
-        "CAAN_CUDA_EMULATED=$(python tests/emulated_library.py)"
-        " python -m pytest -q -n 0 -m release tests/context_attention/ptx tests/max_similarity/test_ptx*.py",
+        f"{EMULATED} && command -v nvcc && python -m pytest -q -n 0 -m release tests/context_attention/ptx"
+        " tests/max_similarity/test_ptx*.py",
         (
             *(
                 "csrc/**/*",
@@ -92,7 +94,13 @@ STAGES = {
                 "tests/data/*.npz",
             ),
             *("tests/max_similarity/*ptx*.py", "tests/max_similarity/problems.py", "tests/max_similarity/conftest.py"),
-            *("tests/cases.py", "tests/conftest.py", "tests/emulated_library.py", "build_backend/*.py"),
+            *(
+                "tests/cases.py",
+                "tests/conftest.py",
+                "tests/context_attention/conftest.py",
+                "tests/emulated_library.py",
+                "build_backend/*.py",
+            ),
         ),
     ),
     "golden-triton": Stage(
@@ -100,7 +108,7 @@ STAGES = {
     ),
     "golden-cuda": Stage(
         "every golden case in the emulated CUDA kernels",
-        f"CAAN_CUDA_EMULATED=$(python tests/emulated_library.py) {PYTEST}",
+        f"{EMULATED} && {PYTEST}",
         (*GOLDEN, "csrc/**/*", "tests/emulated_library.py"),
     ),
 }

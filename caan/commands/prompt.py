@@ -37,14 +37,16 @@ def _history() -> Iterator[None]:
     if not (readline and sys.stdin.isatty() and sys.stdout.isatty()):
         yield
         return
-    file = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "caan", "history")
+    file = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "caan", "history")
     with suppress(OSError):
         readline.read_history_file(file)
+    before = readline.get_current_history_length()
     try:
         yield
     finally:
         readline.set_history_length(_KEPT_LINES)
-        # A session is worth more than its history.
+        # A session is worth more than its history. Another session may have added lines since.
         with suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(file)
+            file.touch(mode=0o600)
+            readline.append_history_file(readline.get_current_history_length() - before, file)

@@ -320,17 +320,23 @@ def _decode(fields: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, float, flo
         )
     if features.dtype == np.float32 and _is_float64(features):
         raise Unreadable("expected features of float32, as the boxes are, found what looks like float64")
+    if features.dtype == np.float64 and features.any() and not _is_float64(np.frombuffer(contents[1], "<f4")):
+        raise Unreadable("expected features of float64, as the boxes are, found what looks like float32")
     return features.reshape(count, -1), boxes.reshape(count, 4), width, height
 
 
 def _is_float64(features: np.ndarray) -> bool:
-    """Whether these float32 numbers are halves of float64 numbers: then every other one has bits of a fraction for its exponent."""
+    """Whether these float32 numbers are halves of float64 numbers.
+
+    Then every other one has bits of a fraction for its exponent, or is 0 where the fractions are short.
+    """
 
     def usual(numbers: np.ndarray) -> float:
         sizes = np.abs(numbers[numbers != 0])
-        return np.mean((sizes > 1e-12) & (sizes < 1e12)) if len(sizes) else 1.0
+        return np.mean((sizes > 1e-12) & (sizes < 1e12)) if len(sizes) else 0.0
 
-    return usual(features[::2]) < 0.8 and usual(features[1::2]) > 0.95
+    lower, upper = features[::2], features[1::2]
+    return usual(lower) < 0.8 and usual(upper) > 0.95
 
 
 def _read_npz(record: _Record) -> tuple[np.ndarray, np.ndarray, float, float]:

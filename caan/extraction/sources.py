@@ -149,6 +149,12 @@ class _Captions:
         splits: dict[str | None, list[CaptionedImage]] = {}
         for name, (split, captions) in self._of.items():
             splits.setdefault(split, []).append(CaptionedImage(name, captions))
+        # Each would be a split of its own, and their images missing in the other.
+        alike = {str(split).casefold(): split for split in splits}
+        for split in splits:
+            if alike[str(split).casefold()] != split:
+                other = alike[str(split).casefold()]
+                raise FormatError(f"{self._path}: expected each split by one name, found {split!r} and {other!r}")
         return splits
 
 
@@ -207,13 +213,13 @@ class _Header(NamedTuple):
 
 
 def _header(line: str) -> _Header | None:
-    """What the header tells; None where it does not name one column of images and one of captions."""
+    """What the header tells; None where it does not name one column of images, one of captions and at most one of splits."""
     for delimiter in _DELIMITERS:
         columns = next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])
         names = [column.strip().lower() for column in columns]
         image, caption = (next((name for name in known if name in names), None) for known in (_IMAGE_COLUMNS, _CAPTION_COLUMNS))
-        if names.count(image) == names.count(caption) == 1:
-            split = names.index("split") if names.count("split") == 1 else None
+        if names.count(image) == names.count(caption) == 1 and names.count("split") <= 1:
+            split = names.index("split") if "split" in names else None
             return _Header(len(names), names.index(image), names.index(caption), split, delimiter, f"{delimiter} " in line)
     return None
 
@@ -223,7 +229,7 @@ def _read_csv(path: Path, text: str) -> dict[str | None, list[CaptionedImage]]:
     first = lines.readline()
     header = _header(first.strip())
     if header is None:
-        expected = "expected a header with one column `image` and one `caption`"
+        expected = "expected a header with one column `image`, one `caption` and at most one `split`"
         raise FormatError(f"{path}: {expected}, found {first.strip()[:60]!r}")
     skipped = text[: len(text) - len(text.lstrip())].count("\n") + 1
     rows = csv.reader(lines, delimiter=header.delimiter, skipinitialspace=header.spaced, strict=True)

@@ -55,13 +55,13 @@ def test_float64_is_read_as_it_is_or_named(tmp_path, regions):
         source = open_features([tmp_path / f"{name}.tsv"])
         loaded.append(source.load(source.find(CaptionedImage(f"{name}.jpg", []))[1]))
     assert all(np.array_equal(x, y) and x.dtype == y.dtype for x, y in zip(*loaded, strict=True))
-    # Of float32 numbers, and of others, whose second halves are not mostly zeros.
-    for double in (features.astype(np.float64), features / 3 + np.pi):
-        (tmp_path / "x.tsv").write_text(line("1", features, boxes) + line("3", double.astype(np.float64), boxes))
+    # Of float32 numbers, of others, whose second halves are not mostly zeros, and of float16, whose second halves are zero.
+    mixed = [(double.astype(np.float64), boxes) for double in (features, features / 3 + np.pi, features.astype(np.float16))]
+    for given, own_boxes in [*mixed, (np.tile(features, 2), boxes.astype(np.float64))]:
+        (tmp_path / "x.tsv").write_text(line("1", features, boxes) + line("3", given, own_boxes))
         source = open_features([tmp_path / "x.tsv"])
-        with pytest.raises(
-            Unreadable, match="line 2: expected features of float32, as the boxes are, found what looks like float64"
-        ):
+        kinds = f"of {own_boxes.dtype}, as the boxes are, found what looks like {given.dtype}"
+        with pytest.raises(Unreadable, match=f"line 2: expected features {kinds}"):
             source.load(source.find(CaptionedImage("3.jpg", []))[1])
 
 

@@ -77,9 +77,13 @@ def test_karpathy(karpathy_file):
         (None, "image_name| comment_number| comment\na.jpg| 12 dogs\n", "in line 2, found 'a.jpg. 12 dogs'"),
         (None, "image_name| comment_number| comment\na.jpg| 0|\n", "expected a caption of a.jpg in line 2: found none"),
         (None, "image_name| comment_number| comment\n", "expected captions in the format 'bars', found none"),
-        ("csv", "a.jpg,one\n", "expected a header with one column `image` and one `caption`, found 'a.jpg,one'"),
-        ("csv", "image,caption,caption\na.jpg,one,two\n", "one `caption`, found 'image,caption,caption'"),
-        ("csv", "", "expected a header with one column `image` and one `caption`, found ''"),
+        (
+            "csv",
+            "a.jpg,one\n",
+            "expected a header with one column `image`, one `caption` and at most one `split`, found 'a.jpg,one'",
+        ),
+        ("csv", "image,caption,caption\na.jpg,one,two\n", "one `caption` and at most one `split`, found 'image,caption,caption'"),
+        ("csv", "", "expected a header with one column `image`, one `caption` and at most one `split`, found ''"),
         (
             "csv",
             "image,caption\na.jpg,one\nb.jpg,two, three\n",
@@ -203,6 +207,12 @@ def test_csv_with_splits(tmp_path, columns):
         read_captions(path)
     write(("1.jpg", "a dog", " "))
     with pytest.raises(errors.FormatError, match="expected a split in line 2: found none"):
+        read_captions(path)
+    write(("1.jpg", "a dog", "train"), ("2.jpg", "a cat", "Train"))
+    with pytest.raises(errors.FormatError, match="expected each split by one name, found 'train' and 'Train'"):
+        read_captions(path)
+    path.write_text("image,caption,split,split\n1.jpg,a dog,train,test\n")
+    with pytest.raises(errors.FormatError, match="found 'image,caption,split,split'"):
         read_captions(path)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -66,6 +67,11 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+def forget_client():
+    """Modules of huggingface_hub, so that they are imported again."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "huggingface_hub"}
+
+
 @pytest.fixture(scope="module")
 def hub(model, tmp_path_factory):
     """The server. What huggingface_hub reads of the environment it reads when it is imported."""
@@ -80,13 +86,17 @@ def hub(model, tmp_path_factory):
     thread = Thread(target=server.serve_forever)
     thread.start()
     with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith(("HF_", "HUGGINGFACE_", "TRANSFORMERS_")):
+                patch.delenv(name)
         patch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         patch.setenv("HF_HOME", str(folder / "home"))
-        patch.delenv("HF_HUB_OFFLINE", raising=False)
-        for name in [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]:
-            patch.delitem(sys.modules, name)
-        pytest.importorskip("huggingface_hub")
+        for name in ("no_proxy", "NO_PROXY"):
+            patch.setenv(name, "127.0.0.1")
+        known = forget_client()
         yield server
+        forget_client()
+        sys.modules.update(known)
     server.shutdown()
     thread.join()
     server.server_close()
@@ -126,6 +136,21 @@ def test_without_the_hub(hub, tmp_path, monkeypatch):
     caan.Model.from_pretrained("somebody/pets")
     with pytest.raises(errors.MissingFileError, match="^name: .*, got 'nobody/dogs', which is no folder, was not fetched before"):
         caan.Model.from_pretrained("nobody/dogs")
+
+
+def test_a_connection_that_is_cut(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def cut(request):
+        request.send_response(200)
+        request.send_header("Content-Length", "1000")
+        request.end_headers()
+        request.wfile.write(b"{")
+        request.close_connection = True
+
+    monkeypatch.setattr(hub.RequestHandlerClass, "do_GET", cut)
+    with pytest.raises(errors.MissingFileError, match="^name: .*, got 'nobody/birds'"):
+        caan.Model.from_pretrained("nobody/birds")
 
 
 def test_without_its_package(tmp_path, monkeypatch):

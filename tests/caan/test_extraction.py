@@ -440,7 +440,9 @@ def test_help(capsys):
         main(["extract", "--help"])
     assert ended.value.code == 0
     out = capsys.readouterr().out
-    assert "Make features of a folder of photographs" in out and all(option in out for option in ("--photos", "--features", "--overwrite"))
+    assert "Make features of a folder of photographs" in out and all(
+        option in out for option in ("--photos", "--features", "--overwrite")
+    )
     with pytest.raises(SystemExit) as ended:
         main(["extract", "--photos", "x", "--features", "y", "--captions", "z", "--out", "o"])
     assert ended.value.code == 2

@@ -35,7 +35,7 @@ def without_kernels(counted: list[str]) -> None:
     from caan_kernels.core import checks, registration
     from caan_kernels.core.gpu import checks as gpu_checks
 
-    # On a GPU nobody looks at values.
+    # The host does not read lengths and pairs that lie on a GPU.
     checks._at_hand = lambda values: None
     gpu_checks.check_values = call_checks.check_values = lambda *arguments: None
     library = torch.library.Library("caan_kernels", "IMPL", "CPU")

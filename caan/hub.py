@@ -43,8 +43,8 @@ def fetched(name: str, revision: str | None, files: Sequence[str]) -> Path:
         raise MissingFileError(f"{neither}, which is no folder, was not fetched before, and cannot be fetched now: {why}") from None
     except Exception as error:
         # Errors of the connection are those of the client that huggingface_hub has, which is one or another.
-        ours = isinstance(error, OSError | ValueError) or type(error).__module__.startswith(("httpx", "httpcore", "requests"))
-        if not ours:
+        of_client = type(error).__module__.startswith(("httpx", "httpcore", "requests"))
+        if not (of_client or isinstance(error, OSError | ValueError)):
             raise
         raise MissingFileError(f"{neither}: {first_line(error)}") from None
     for file in files:

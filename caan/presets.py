@@ -29,10 +29,7 @@ class TrainingConfig:
     warmup_epochs: float = setting(1.0, "epochs on all violations of the margin; after them only the hardest negatives count")
     warmup_form: str = setting("sum", "the loss of the warm-up is the sum or the mean of all violations")
     clip_norm: float = setting(2.0, "largest L2 norm of the gradient; a larger gradient is scaled down to it")
-    average: float = setting(
-        0.0,
-        "decay of a moving average of the weights, which is then validated and saved; 0: no average",
-    )
+    average: float = setting(0.0, "decay of a moving average of the weights, which is then validated and saved; 0: no average")
     precision: str = setting(
         "float32", "of the matrix products: fp32, or bf16 or fp16 for mixed precision", spellings=_SHORT_PRECISIONS
     )

@@ -146,7 +146,10 @@ class Vocabulary:
     @property
     def marks(self) -> list[int]:
         """The ids of what says nothing: the four marks, and words without a letter or a number."""
-        return [index for index, word in enumerate(self.words) if index < len(MARKS) or not _LETTER.search(word)]
+        return [index for index in range(len(self.words)) if not self._says_something(index)]
+
+    def _says_something(self, index: int) -> bool:
+        return index >= len(MARKS) and _LETTER.search(self.words[index]) is not None
 
     def unknown(self, text: str) -> list[str]:
         """The words of a text that are not there, in their order."""
@@ -154,7 +157,7 @@ class Vocabulary:
 
     def knows(self, text: str) -> bool:
         """Whether a word of the text is there that says something: it has a letter or a number."""
-        return any(index >= len(MARKS) and _LETTER.search(self.words[index]) for index in map(self.__getitem__, tokenize(text)))
+        return any(self._says_something(self[word]) for word in tokenize(text))
 
     def __len__(self) -> int:
         """The number of ids, marks included."""

@@ -318,10 +318,9 @@ def _decode(fields: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, float, flo
         raise Unreadable(
             f"num_boxes is {count}: expected {4 * count} numbers of boxes and a multiple of {count} of features, found {found}"
         )
-    if features.dtype == np.float32 and _is_float64(features):
-        raise Unreadable("expected features of float32, as the boxes are, found what looks like float64")
-    if features.dtype == np.float64 and features.any() and not _is_float64(np.frombuffer(contents[1], "<f4")):
-        raise Unreadable("expected features of float64, as the boxes are, found what looks like float32")
+    looks = np.dtype("f8" if _is_float64(np.frombuffer(contents[1], "<f4")) else "f4")
+    if features.any() and features.dtype != looks:
+        raise Unreadable(f"expected features of {features.dtype}, as the boxes are, found what looks like {looks}")
     return features.reshape(count, -1), boxes.reshape(count, 4), width, height
 
 

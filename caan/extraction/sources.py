@@ -150,11 +150,10 @@ class _Captions:
         for name, (split, captions) in self._of.items():
             splits.setdefault(split, []).append(CaptionedImage(name, captions))
         # Each would be a split of its own, and their images missing in the other.
-        alike = {str(split).casefold(): split for split in splits}
+        names: dict[str, str | None] = {}
         for split in splits:
-            if alike[str(split).casefold()] != split:
-                other = alike[str(split).casefold()]
-                raise FormatError(f"{self._path}: expected each split by one name, found {split!r} and {other!r}")
+            if (other := names.setdefault(str(split).casefold(), split)) != split:
+                raise FormatError(f"{self._path}: expected each split by one name, found {other!r} and {split!r}")
         return splits
 
 

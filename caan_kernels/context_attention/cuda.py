@@ -249,7 +249,7 @@ def score_rest(slots: Slots, scores: Tensor) -> None:
     on_tensor_cores = _on_tensor_cores(slots.call)
     if on_tensor_cores:
         _score_large(slots, scores)
-    if not on_tensor_cores or slots.rows[1] > (MOST_SINGLE_WORDS if _single(slots.call) else MOST_LARGE_WORDS):
+    if not on_tensor_cores or slots.rows[1] > most_words(slots.call.V.features.dtype):
         slots.reserve(scores.numel())
         _score_pairs(slots, 0, scores.numel(), scores, rest=on_tensor_cores)
 
@@ -259,7 +259,7 @@ def _score_large(slots: Slots, scores: Tensor) -> None:
     blocks = multiprocessors(scores.device)
     single = _single(call)
     # What the blocks of every multiprocessor want, in slots of csrc/context_attention/cuda/large.h for the longest caption.
-    strips, region_strips = size_of(min(n, MOST_SINGLE_WORDS if single else MOST_LARGE_WORDS)) // SMALLEST, -(-m // SMALLEST)
+    strips, region_strips = size_of(min(n, most_words(call.V.features.dtype))) // SMALLEST, -(-m // SMALLEST)
     per_block, factor, resident = (5 * 256, 256, 3) if single else (3 * 256, 128, 2)
     numbers = region_strips * (strips * per_block + 32) + strips * strips * factor
     most = max(1, min(resident * blocks, slots.most_bytes // (4 * numbers)))
@@ -330,7 +330,7 @@ def fits_panels(regions: int, words: int) -> bool:
     return regions + words <= MOST_ROWS
 
 
-def most_words(dtype: torch.dtype, gradient: bool) -> int:
+def most_words(dtype: torch.dtype, gradient: bool = False) -> int:
     """Words of a caption up to which tensor cores score pairs, and with `gradient` differentiate them, too."""
     if dtype == torch.float32:
         return MOST_SINGLE_WORDS

@@ -76,11 +76,6 @@ def problem_of(case: Case, dtype: torch.dtype) -> Problem:
     return Problem(*sides, torch.tensor(case.regions), torch.tensor(case.words), pairs)
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """In C++."""
-    return str(dtype).removeprefix("torch.").replace("float32", "float")
-
-
 def in_classes():
     for name, case in CASES.items():
         for place, dtype in enumerate(case.dtypes):
@@ -92,11 +87,11 @@ def test_class_of_shapes(name, dtype):
     case = CASES[name]
     with cuda_launches.interpreted() as launched:
         assert_accurate(problem_of(case, dtype), "cuda", **case.options)
-    assert {x.format(name_of(dtype)) for x in case.kernels} <= set(launched)
+    assert {x.format(compilers.name_of(dtype)) for x in case.kernels} <= set(launched)
 
 
 def test_every_kernel_has_a_case():
-    known = {x.format(name_of(dtype)) for case in CASES.values() for x in case.kernels for dtype in case.dtypes}
+    known = {x.format(compilers.name_of(dtype)) for case in CASES.values() for x in case.kernels for dtype in case.dtypes}
     assert known == compilers.shipped("max_similarity")
 
 

@@ -249,7 +249,7 @@ class PlannedSide:
 
 
 class PlannedCall(NamedTuple):
-    """A call on its way to being scored, the kernels that run it, and its plan, once there is one."""
+    """A call whose sides may still have to be projected, the kernels that run it, and its plan; None before it is planned."""
 
     V: PlannedSide
     U: PlannedSide
@@ -265,12 +265,10 @@ class PlannedCall(NamedTuple):
 
     def planned(self, scores: Tensor | None = None) -> "PlannedCall":
         """With its plan, which fills scores; without scores only its sides are planned."""
-        V, U = self.V, self.U
+        V, U, pairs = self.V, self.U, self.pairs
         if scores is None:
-            wanted = Wanted(V.features, V.lengths, U.features, U.lengths, None, V.features.new_empty(0, dtype=torch.float32))
-        else:
-            wanted = Wanted(V.features, V.lengths, U.features, U.lengths, self.pairs, scores)
-        return self._replace(plan=self.kernels.plan(wanted))
+            pairs, scores = None, V.features.new_empty(0, dtype=torch.float32)
+        return self._replace(plan=self.kernels.plan(Wanted(V.features, V.lengths, U.features, U.lengths, pairs, scores)))
 
 
 def _planned(call: Call) -> PlannedCall:

@@ -79,10 +79,10 @@ class Plan(NamedTuple):
 
     Attributes:
         regions, words: both sides.
-        keys: (P,) int64, class · images + image of each pair of a list; None without one. A backend says how many buckets of
-            regions, `few`, and of words are small. In both, the class is bucket of regions · buckets of words + bucket of words;
-            elsewhere `few` stands for the bucket of regions. A pair with an empty side, or that does not exist, has a class beyond
-            all others.
+        keys: (P,) int64, class · images + image of each pair of a list; None without one. The class is r · (number of word
+            buckets) + bucket of the words. A backend has `few` small buckets of regions, and small buckets of words. Where both
+            are small, r is the bucket of the regions, and `few` otherwise. A pair with an empty side, or that does not exist, has
+            a class beyond all others.
     """
 
     regions: Items

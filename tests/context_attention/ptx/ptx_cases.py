@@ -8,7 +8,7 @@ from unittest import mock
 
 import cases
 import torch
-from support.ptx import cuda_launches
+from support.ptx import compilers, cuda_launches
 
 from caan_kernels.context_attention.gpu import launch
 
@@ -45,7 +45,7 @@ class Case(NamedTuple):
     quick: bool = True
 
     def kernels_for(self, dtype: torch.dtype) -> set[str]:
-        return {x.format(name_of(dtype)) for x in self.kernels}
+        return {x.format(compilers.name_of(dtype)) for x in self.kernels}
 
     def problem(self, dtype: torch.dtype) -> cases.Problem:
         shape = len(self.regions), max(self.regions), len(self.words), max(self.words), *self.widths
@@ -105,11 +105,6 @@ CASES = {
     "gradients_in_pieces": Case(("gradient_tile_kernel<{}>",), HALF, (20,), (20,), (136, 72), scratch=2**24),
     "ieee_gradients": Case(("gradient_kernel<{}>",), SINGLE, (5, 3), (6, 4, 2), (40, 40), scratch=6000, ieee=True, quick=False),
 }
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """In C++."""
-    return str(dtype).removeprefix("torch.").replace("float32", "float")
 
 
 def product(edit: Callable[[str, str], str] | None = None):

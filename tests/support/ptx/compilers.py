@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from .parser import PtxError, entries
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,6 +33,11 @@ def shipped(operator: str) -> set[str]:
     keys = {launched(name) for name in re.findall(r"KERNEL = [^;\0]*;", library)}
     folder = ROOT / "csrc" / operator / "cuda"
     return {x for x in keys if any(source.parent == folder for source in _sources_of(x.split("<")[0]))}
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """In C++."""
+    return str(dtype).removeprefix("torch.").replace("float32", "float")
 
 
 def launched(name: str) -> str:

@@ -249,7 +249,7 @@ class NinjaBuild(build_ext):
                 *caan_build.NVCC_FLAGS,
                 "--threads=2",
                 "-Xcompiler=-fPIC,-fvisibility=hidden",
-                caan_build.gencode_flag(architectures),
+                *caan_build.gencode_flags(architectures),
             ]
             objects += [ninja_file.build("nvcc", folder / f"{source}.o", [source], flags) for source in cuda]
         libraries = [f"-L{torch.lib}", *TORCH_LIBRARIES, *(caan_build.cuda_runtime_flags(nvcc) if nvcc else [])]

@@ -63,7 +63,7 @@ def nvcc_version(nvcc: str) -> str:
 
 def compile_for(architectures: list[str], folder: Path, sources: Sequence[str] = ()) -> list[Path]:
     """Machine code of kernel files, all or those of these names, a file an architecture."""
-    command = [caan_build.find_nvcc(), *caan_build.NVCC_FLAGS, caan_build.gencode_flag(architectures), "-fatbin"]
+    command = [caan_build.find_nvcc(), *caan_build.NVCC_FLAGS, *caan_build.gencode_flags(architectures), "-fatbin"]
 
     def compiled(source: Path) -> list[Path]:
         fatbin = folder / f"{source.parents[1].name}_{source.stem}.fatbin"

@@ -121,17 +121,19 @@ def find_cxx() -> list[str]:
 # tile of another shape.
 NVCC_FLAGS = "-std=c++20 -O3 -DNDEBUG -fmad=false -Icsrc".split()
 
-# The kernels use nothing newer. Machine code of every architecture comes from the same PTX: with PTX of each, compiling takes half
-# as long again.
-PTX = "compute_80"
+# Machine code of several architectures comes from the same PTX, of the lowest that they are not older than: with PTX of each,
+# compiling takes half as long again. Blackwell has its own, since registers spill on sm_120 where it is of 80.
+PTX = (80, 100)
 
 
-def gencode_flag(architectures: list[str]) -> str:
-    """nvcc's flag for architectures as `CAAN_CUDA_ARCHS` names them."""
-    codes = [f"sm_{architecture.removesuffix('+PTX')}" for architecture in architectures]
-    if "80+PTX" in architectures:
-        codes.append(PTX)
-    return f"-gencode=arch={PTX},code=[{','.join(codes)}]"
+def gencode_flags(architectures: list[str]) -> list[str]:
+    """nvcc's flags for architectures as `CAAN_CUDA_ARCHS` names them."""
+    codes: dict[int, list[str]] = {}
+    for architecture in architectures:
+        number = architecture.removesuffix("+PTX")
+        own = codes.setdefault(max(x for x in PTX if x <= int(number)), [])
+        own += [f"sm_{number}", *(["compute_80"] if architecture != number else [])]
+    return [f"-gencode=arch=compute_{ptx},code=[{','.join(own)}]" for ptx, own in codes.items()]
 
 
 def find_nvcc() -> str | None:

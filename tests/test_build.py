@@ -93,6 +93,12 @@ def test_blackwell_is_built_for_where_nvcc_knows_it(built_for):
         built_for(newest, named="90+PTX")
 
 
+def test_blackwell_has_ptx_of_its_own():
+    flags = caan_build.gencode_flags(["80+PTX", "86", "90", "100", "120"])
+    older = "-gencode=arch=compute_80,code=[sm_80,compute_80,sm_86,sm_90]"
+    assert flags == [older, "-gencode=arch=compute_100,code=[sm_100,sm_120]"]
+
+
 def test_what_nvcc_knows():
     nvcc = caan_build.find_nvcc()
     if nvcc is None:

@@ -128,57 +128,83 @@ def out_of_line(code: Code) -> list[Loop]:
     return [Loop(min(begins), max(backwards))] if begins else []
 
 
-# A product of 8 regions, and the load of its factor.
-OF_FEW = r"HMMA\.1688|LDSM\S*\.2"
+def products_in(code: Iterable[tuple[int, str]], part: Loop, kind: str = "HMMA") -> int:
+    return sum(kind in text for address, text in code if part.holds(address))
+
+
+def without(code: Code, parts: Iterable[Loop]) -> Code:
+    left_out = list(parts)
+    return tuple((a, t) for a, t in code if not any(x.holds(a) for x in left_out))
+
+
+def sides_with_products(code: Code) -> list[list[Loop]]:
+    """The two sides of branches that have products on both, that with fewer first."""
+    sides = [sorted(x, key=lambda side: products_in(code, side)) for x in alternatives(code)]
+    return [x for x in sides if products_in(code, x[0])]
+
+
+def context_code(body: Code, tiles: int, strips: int, words: int) -> Code:
+    """Of the loop over a context's pieces what runs for such a pair."""
+    if strips == 2:
+        # The last tile of 8 words is there only for captions of more than 24. Without it more of the products are of 8 rows.
+        sides = max(sides_with_products(body), key=lambda sides: max(x.last for x in sides) - min(x.first for x in sides))
+        whole, lacking = sorted(sides, key=lambda x: products_in(body, x, "HMMA.1688") / products_in(body, x))
+        body = without(body, [whole if words <= 24 else lacking])
+    # Where there are more than 40 regions, products of 8 of them are of other images, which have no more.
+    return without(body, [few for few, _ in sides_with_products(body)]) if tiles == 8 else body
 
 
 def tile(code: Code, regions: int, words: int, width: int, hidden: int) -> Estimate:
     """Of a pair in `tile_kernel` for all pairs, captions of its block alike."""
     strips, tiles = -(-words // 16), 5 if regions <= 40 else 8
-    # Shape of csrc/context_attention/cuda/tiles.h: a warp's pairs, and the warps of an image.
+    # Shape of csrc/context_attention/cuda/tiles.h: a warp's pairs, the warps of an image, and the images a warp multiplies by.
     pairs, beside, images = (2 if (tiles, strips) == (5, 1) else 1), (6 if (tiles, strips) == (8, 1) else 4), 2
+    at_once = images if tiles == 5 else 1
     depths, held, captions = -(-tiles // 2), pairs * strips, pairs * beside
+    of_words = 3 if 16 < words <= 24 else 2 * strips
     loops = loops_of(code)
     of_width, of_hidden = -(-width // 64), -(-hidden // 64)
-    # Pieces, and products of 16 columns of one.
+    # Pieces, and a warp's products of 16 columns of one.
     expected = {
         "products": (of_width, held * tiles * 2),
-        "words": (of_hidden, pairs * 2 * strips * (depths + strips)),
-        "regions": (of_hidden, pairs * 2 * strips * (depths + tiles)),
+        "words": (of_hidden, pairs * of_words * (depths + strips)),
+        "regions": (of_hidden, pairs * (of_words * depths + 2 * strips * tiles)),
     }
     products, *contexts, cosine = products_of(code)
-    # Of two pairs each of the contexts is there twice: a shared last tile has fewer tanh.
-    of_words, of_regions = contexts[: len(contexts) // 2], contexts[len(contexts) // 2 :]
-    inner = {
-        "products": products,
-        "words": by_tanh(of_words, code)[0 if pairs == 2 and words <= 12 else -1],
-        "regions": by_tanh(of_regions, code)[0 if pairs == 2 and regions <= 36 else -1],
-        "cosine": cosine,
-    }
     every = [pieces_around(x, loops, code) for x in (products, *contexts, cosine)]
-    outer = {name: pieces_around(loop, loops, code) for name, loop in inner.items()}
+    # Of two pairs each of the contexts is there twice: a shared last tile has fewer tanh.
+    each = list(dict.fromkeys(every[1:-1]))
+    shared_words, shared_regions = pairs == 2 and words <= 12, pairs == 2 and regions <= 36
+    outer = {
+        "products": every[0],
+        "words": by_tanh(each[: len(each) // 2], code)[0 if shared_words else -1],
+        "regions": by_tanh(each[len(each) // 2 :], code)[0 if shared_regions else -1],
+    }
     # Packed words leave warps without any. That helps what a multiprocessor has one of: of the rest each quarter has its own, and
     # such warps are of the same quarters always.
     used = -(-captions * words // (16 * held)) / beside
     phases = {}
-    for name, (pieces, products) in expected.items():
-        loop = inner[name]
-        body = [(a, t) for a, t in code if outer[name].holds(a)]
-        # Where there are more than 40 regions, these are of other images, which have no more.
-        body = [(a, t) for a, t in body if tiles == 5 or not re.search(OF_FEW, t)]
-        trips = pieces * 4 * products / sum("HMMA" in text for address, text in body if loop.holds(address))
+    for name, (pieces, in_step) in expected.items():
+        body = tuple((a, t) for a, t in code if outer[name].holds(a))
+        body = body if name == "products" else context_code(body, tiles, strips, words)
+        loop = next((x for x in products_of(code) if x.inside(outer[name]) and products_in(body, x)), outer[name])
+        # The assembler takes a loop's first turn out of some.
+        taken_out = products_in(body, outer[name]) - products_in(body, loop)
+        trips = pieces * (4 * in_step - taken_out) / products_in(body, loop)
         phases[name] = count(body, lambda a, x=loop, n=trips, p=pieces: n if x.holds(a) else p)
         if name == "products":
             shared = count(body, lambda a, x=loop, n=trips * used, p=pieces: n if x.holds(a) else p)["shared"]
             phases[name]["shared"] = shared
     # What is there for the cosine alone, and for the sums of packed words.
-    left_out = [largest(jumped_over(code, every[-2].last, code[-1][0]), outer["cosine"].first)]
-    if used == 1:
-        between = jumped_over(code, outer["products"].last, every[1].first)
-        left_out.append(largest(between, next(a for a, t in code if a > outer["products"].last and "BAR.SYNC" in t)))
-    counted = (*every, *left_out, *out_of_line(code))
-    rest = [(a, t) for a, t in code if not any(x.holds(a) for x in counted)]
-    phases["weights"] = count(rest, lambda a: 1)
+    left_out = [largest(jumped_over(code, every[-2].last, code[-1][0]), every[-1].first)]
+    between = jumped_over(code, every[0].last, every[1].first)
+    if at_once == 1 and used == 1:
+        left_out.append(largest(between, next(a for a, t in code if a > every[0].last and "BAR.SYNC" in t)))
+    rest = without(code, (*every, *left_out, *out_of_line(code)))
+    # Half the warps multiply, and write sums.
+    written = next(a for a, t in rest if a > every[0].last and "STS" in t) if at_once > 1 else 0
+    halved = largest(between, written) if at_once > 1 else Loop(0, -1)
+    phases["weights"] = count(rest, lambda a: 1 / at_once if halved.holds(a) else 1)
     phases = {name: scaled(clocks, 1 / pairs) for name, clocks in phases.items()}
     bytes_of = {
         "products": 2 * width * (regions / captions + 2 * words / images),

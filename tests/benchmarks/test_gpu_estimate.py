@@ -75,6 +75,25 @@ def test_pairs_share_the_last_tile_of_columns(kernels):
     assert of[36, 13][0] / of[36, 12][0] == pytest.approx(16 / 12, rel=0.01)
 
 
+def test_words_that_lack_a_tile(kernels):
+    """Captions of 17 to 24 words have three tiles of 8: where they are summed over, one strip of 16 and a half."""
+    of = {words: gpu_estimate.pair(kernels, 36, words, 1024, 1024).phases for words in (20, 25)}
+    product, half = 2048 / 1355.5, 1024 / 1011.2
+    assert of[20]["words"]["special"] == pytest.approx(24 * 1024 / 16, rel=0.01)
+    assert of[20]["words"]["tensor"] == pytest.approx(64 * 3 * (3 * product + 2 * half), rel=0.01)
+    assert of[20]["regions"]["tensor"] == pytest.approx(64 * (3 * (2 * product + half) + 5 * 2 * (product + half)), rel=0.01)
+    assert of[25]["words"]["tensor"] == pytest.approx(64 * 4 * (4 * product + half), rel=0.01)
+
+
+def test_words_are_read_once_for_two_images(kernels):
+    """Of 16 columns a warp reads four matrices of words and five of regions for four pairs. Copies are rows of a block."""
+    of = gpu_estimate.pair(kernels, 36, 13, 1024, 1024).phases
+    matrices, copies = 64 * 9 / 4 * 512 / 125.92, (80 + 2 * 128) * 128 / 123.22
+    assert of["products"]["shared"] == pytest.approx(matrices + copies, rel=0.03)
+    # S and X are written and read once.
+    assert 2 * 2 * 16 * 40 * 4 / 126.19 < of["weights"]["shared"] < 450
+
+
 def test_regions_are_read_once_for_two_captions(kernels):
     """Of 16 columns: two matrices and a half of regions for both captions of a warp, and one of each caption's words."""
     of = gpu_estimate.pair(kernels, 36, 13, 1024, 1024).phases
@@ -178,10 +197,10 @@ def test_every_shape_has_an_estimate(kernels, sizes):
 
 def test_figures(report):
     """Where the kernels stand; a change that costs more than a tenth shows here. The figures to reach are 15 and 20 ns for COCO
-    with and without overlap and 7 for H = 64, none of them reached, 100 in float32 and 2.5 ms for a training step."""
+    with and without overlap, which are not reached, 7 for H = 64, 100 in float32 and 2.5 ms for a training step."""
     sets, shapes = report["sets"], report["shapes"]
-    assert sets["coco, H = 1024"]["overlapped"] < 17.6 and sets["coco, H = 1024"]["apart"] < 24.5
-    assert sets["coco, H = 64"]["overlapped"] < 8.1
+    assert sets["coco, H = 1024"]["overlapped"] < 17.2 and sets["coco, H = 1024"]["apart"] < 23.9
+    assert sets["coco, H = 64"]["overlapped"] < 7
     assert shapes["196 x 32, H = 1024"]["overlapped"] < 490 and shapes["576 x 64, H = 1024"]["overlapped"] < 1900
     assert shapes["1030 x 32, H = 1024"]["overlapped"] < 2200
     assert report["float32"]["36 x 13, H = 1024"]["apart"] < 100

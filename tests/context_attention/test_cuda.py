@@ -79,10 +79,10 @@ def test_projections(dtype, sizes, monkeypatch):
 )
 def test_borders_of_tiles(dtype, options):
     """Items that just fit a tile, a multiple of 8 or 16, and that just do not: accurate, and with the bits of the item alone."""
-    regions, words = [1, 8, 36, 40, 41, 48, 64, 65], [1, 7, 8, 12, 15, 16, 17, 31, 32, 33]
-    case = lengths_given((8, 65, 10, 33, *WIDTHS), regions, words, dtype)
+    regions, words = [1, 8, 36, 40, 41, 48, 64, 65], [1, 7, 8, 12, 15, 16, 17, 24, 25, 31, 32, 33]
+    case = lengths_given((8, 65, 12, 33, *WIDTHS), regions, words, dtype)
     scores = assert_scores(case, **options)
-    for i, t in ((0, 0), (1, 5), (2, 3), (3, 6), (4, 8), (6, 9), (7, 3), (7, 9)):
+    for i, t in ((0, 0), (1, 5), (2, 3), (3, 6), (2, 7), (2, 8), (5, 7), (4, 10), (6, 11), (7, 3), (7, 11)):
         some = case.regions[i : i + 1, : regions[i]], case.words[t : t + 1, : words[t]]
         assert ck.context_attention(*some, case.weights, **options, backend="cuda").item() == scores[i, t].item()
 

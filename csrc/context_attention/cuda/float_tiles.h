@@ -14,7 +14,7 @@ template <bool LISTED_>
 struct FloatShape {
   static constexpr bool LISTED = LISTED_, BOTH = false;
   static constexpr int TILES = 5, DEPTHS = (TILES + 1) / 2, REGIONS = 16 * DEPTHS, STRIPS = 1, WORDS = 16 * STRIPS, PAIRS = 1,
-                       HELD = STRIPS;
+                       HELD = STRIPS, AT_ONCE = 1;
   static constexpr int IMAGES = 2, BESIDE = LISTED ? 1 : 4, CAPTIONS = LISTED ? IMAGES : BESIDE;
   static constexpr int WARPS = IMAGES * BESIDE, THREADS = WARPS * WARP, BLOCKS = LISTED ? 2 : 1;
   static constexpr int REGION_ROWS = IMAGES * REGIONS, WORD_ROWS = CAPTIONS * WORDS;

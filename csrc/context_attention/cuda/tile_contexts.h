@@ -73,17 +73,17 @@ CAAN_DEVICE void exchange_halves(uint32_t& factor, bool shares) {
 }
 
 // Of all pairs' last tiles X.
-template <bool SHARE, int PAIRS, int TILES>
+template <bool SHARE, int LAST, int PAIRS, int TILES>
 CAAN_DEVICE void add_last_tanh(float (&logits)[PAIRS][TILES][2], const float (&X)[PAIRS][4], float at_row, float on) {
   if constexpr (SHARE) {
     const bool of_first = threadIdx.x % 4 < 2;
     float both[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) both[e] = of_first ? X[0][e] : X[1][e];
-    add_tanh(logits[0][TILES - 1], both, at_row, on);
+    add_tanh(logits[0][LAST], both, at_row, on);
   } else {
 #pragma unroll
-    for (int p = 0; p < PAIRS; ++p) add_tanh(logits[p][TILES - 1], X[p], at_row, on);
+    for (int p = 0; p < PAIRS; ++p) add_tanh(logits[p][LAST], X[p], at_row, on);
   }
 }
 
@@ -97,43 +97,83 @@ CAAN_DEVICE void part_last_tile(float (&logits)[2][TILES][2], bool shares) {
   }
 }
 
+// Captions of 17 to 24 words lack the last tile of 8 words. A caption's own length decides, so that its sums are the same in every
+// block.
+template <typename S>
+CAAN_DEVICE bool lacks_tile(int words) {
+  return S::STRIPS == 2 && words <= 24;
+}
+
+// body(std::integral_constant) of how many tiles of words there are.
+template <typename S, typename Body>
+CAAN_DEVICE void for_word_tiles(bool lacks, Body body) {
+  constexpr int ALL = 2 * S::STRIPS;
+  if constexpr (S::STRIPS == 2)
+    if (lacks) return body(std::integral_constant<int, ALL - 1>{});
+  body(std::integral_constant<int, ALL>{});
+}
+
+// left[column, word] of a strip of 16 words, or of half a one.
+CAAN_DEVICE void left_words(uint32_t (&left)[4], const char* words, int strip, bool half, int k) {
+  uint32_t first[2];
+  if (!half) return left_columns(left, words, strip, k);
+  left_columns(first, words, strip, k);
+  left[0] = first[0], left[1] = first[1];
+}
+
+// sums += left right, of such words.
+template <typename T>
+CAAN_DEVICE void add_words(float (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2], bool half) {
+  const uint32_t first[2] = {left[0], left[1]};
+  half ? add_product<T>(sums, first, right) : add_product<T>(sums, left, right);
+}
+
+template <bool SHARE, int WORD_TILES, typename S, typename T>
+CAAN_DEVICE void add_word_logits(const Tile<S, T>& tile, const Piece& piece, const Factors<S::STRIPS, S::TILES> (&R)[S::PAIRS],
+                                 const uint32_t (&H)[S::PAIRS][S::STRIPS][2 * S::STRIPS][2],
+                                 float (&logits)[S::PAIRS][2 * S::STRIPS][2]) {
+  constexpr int LAST = WORD_TILES - 1;
+#pragma unroll S::UNROLLED
+  for (int k = 0; k < PIECE / 16; ++k) {
+    const float at_row = first_of<T>(piece.weights[k]), on = second_of<T>(piece.weights[k]);
+    float X[S::PAIRS][LAST][4] = {}, last[S::PAIRS][4] = {};
+    const auto sums = [&](int p, int j) -> float (&)[4] { return j < LAST ? X[p][j] : last[p]; };
+    if (tile.o.inter)
+      each_depth(tile, piece.regions, k, [&](int depth, const auto& left) {
+#pragma unroll
+        for (int p = 0; p < S::PAIRS; ++p)
+#pragma unroll
+          for (int j = 0; j < WORD_TILES; ++j) add_product<T>(sums(p, j), left, R[p][depth][j]);
+      });
+    if (tile.o.intra)
+#pragma unroll
+      for (int p = 0; p < S::PAIRS; ++p)
+#pragma unroll
+        for (int w = 0; w < S::STRIPS; ++w) {
+          const bool half = 2 * w + 1 == WORD_TILES;
+          uint32_t left[4];
+          left_words(left, piece.words, p * S::STRIPS + w, half, k);
+#pragma unroll
+          for (int j = 0; j < WORD_TILES; ++j) add_words<T>(sums(p, j), left, H[p][w][j], half);
+        }
+#pragma unroll
+    for (int p = 0; p < S::PAIRS; ++p)
+#pragma unroll
+      for (int j = 0; j < LAST; ++j) add_tanh(logits[p][j], X[p][j], at_row, on);
+    add_last_tanh<SHARE, LAST>(logits, last, at_row, on);
+  }
+}
+
 template <bool SHARE, typename S, typename T>
 CAAN_DEVICE void add_word_logits(const Tile<S, T>& tile, const ContextRows<S>& rows,
                                  const Factors<S::STRIPS, S::TILES> (&R)[S::PAIRS],
                                  const uint32_t (&H)[S::PAIRS][S::STRIPS][2 * S::STRIPS][2],
                                  float (&logits)[S::PAIRS][2 * S::STRIPS][2]) {
+  const bool lacks = lacks_tile<S>(tile.n(0));
 #pragma unroll 1
   for (int number = 0; number < tile.pieces_of_hidden(); ++number) {
     const Piece piece = next_piece(tile, rows, number);
-#pragma unroll S::UNROLLED
-    for (int k = 0; k < PIECE / 16; ++k) {
-      const float at_row = first_of<T>(piece.weights[k]), on = second_of<T>(piece.weights[k]);
-      constexpr int LAST = 2 * S::STRIPS - 1;
-      float X[S::PAIRS][LAST][4] = {}, last[S::PAIRS][4] = {};
-      const auto sums = [&](int p, int j) -> float (&)[4] { return j < LAST ? X[p][j] : last[p]; };
-      if (tile.o.inter)
-        each_depth(tile, piece.regions, k, [&](int depth, const auto& left) {
-#pragma unroll
-          for (int p = 0; p < S::PAIRS; ++p)
-#pragma unroll
-            for (int j = 0; j < 2 * S::STRIPS; ++j) add_regions<T>(sums(p, j), left, R[p][depth][j]);
-        });
-      if (tile.o.intra)
-#pragma unroll
-        for (int p = 0; p < S::PAIRS; ++p)
-#pragma unroll
-          for (int w = 0; w < S::STRIPS; ++w) {
-            uint32_t left[4];
-            left_columns(left, piece.words, p * S::STRIPS + w, k);
-#pragma unroll
-            for (int j = 0; j < 2 * S::STRIPS; ++j) multiply_add(sums(p, j), left, H[p][w][j][0], H[p][w][j][1], T{});
-          }
-#pragma unroll
-      for (int p = 0; p < S::PAIRS; ++p)
-#pragma unroll
-        for (int j = 0; j < LAST; ++j) add_tanh(logits[p][j], X[p][j], at_row, on);
-      add_last_tanh<SHARE>(logits, last, at_row, on);
-    }
+    for_word_tiles<S>(lacks, [&](auto tiles) { add_word_logits<SHARE, decltype(tiles)::value>(tile, piece, R, H, logits); });
   }
 }
 
@@ -144,47 +184,54 @@ struct RegionFactors {
   uint32_t turned[S::STRIPS][S::TILES][2], unit_turned[S::STRIPS][S::TILES][2];
 };
 
+template <bool SHARE, int WORD_TILES, typename S, typename T>
+CAAN_DEVICE void add_region_logits(const Tile<S, T>& tile, const Piece& piece, const RegionFactors<S> (&C)[S::PAIRS],
+                                   float (&logits)[S::PAIRS][S::TILES][2]) {
+#pragma unroll S::UNROLLED
+  for (int k = 0; k < PIECE / 16; ++k) {
+    const float at_row = first_of<T>(piece.weights[k]), on = second_of<T>(piece.weights[k]);
+    float z[S::PAIRS][WORD_TILES][4] = {}, last[S::PAIRS][4] = {};
+    if (tile.o.intra)
+      each_depth(tile, piece.regions, k, [&](int depth, const auto& left) {
+#pragma unroll
+        for (int p = 0; p < S::PAIRS; ++p)
+#pragma unroll
+          for (int j = 0; j < WORD_TILES; ++j) add_product<T>(z[p][j], left, C[p].unit[depth][j]);
+      });
+#pragma unroll
+    for (int p = 0; p < S::PAIRS; ++p) {
+      uint32_t Z[S::STRIPS][4] = {}, UQ2[S::STRIPS][4] = {};
+#pragma unroll
+      for (int j = 0; j < WORD_TILES; ++j)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) Z[j / 2][2 * (j % 2) + i] = pack(z[p][j][2 * i], z[p][j][2 * i + 1], T{});
+      if (tile.o.inter)
+#pragma unroll
+        for (int w = 0; w < S::STRIPS; ++w) left_words(UQ2[w], piece.words, p * S::STRIPS + w, 2 * w + 1 == WORD_TILES, k);
+#pragma unroll
+      for (int t = 0; t < S::TILES; ++t) {
+        float other[4] = {}, (&Y)[4] = t == S::TILES - 1 ? last[p] : other;
+#pragma unroll
+        for (int w = 0; w < S::STRIPS; ++w) {
+          const bool half = 2 * w + 1 == WORD_TILES;
+          if (tile.o.intra) add_words<T>(Y, Z[w], C[p].unit_turned[w][t], half);
+          if (tile.o.inter) add_words<T>(Y, UQ2[w], C[p].turned[w][t], half);
+        }
+        if (t < S::TILES - 1) add_tanh(logits[p][t], Y, at_row, on);
+      }
+    }
+    add_last_tanh<SHARE, S::TILES - 1>(logits, last, at_row, on);
+  }
+}
+
 template <bool SHARE, typename S, typename T>
 CAAN_DEVICE void add_region_logits(const Tile<S, T>& tile, const ContextRows<S>& rows, const RegionFactors<S> (&C)[S::PAIRS],
                                    float (&logits)[S::PAIRS][S::TILES][2]) {
+  const bool lacks = lacks_tile<S>(tile.n(0));
 #pragma unroll 1
   for (int number = 0; number < tile.pieces_of_hidden(); ++number) {
     const Piece piece = next_piece(tile, rows, tile.pieces_of_hidden() + number);
-#pragma unroll S::UNROLLED
-    for (int k = 0; k < PIECE / 16; ++k) {
-      const float at_row = first_of<T>(piece.weights[k]), on = second_of<T>(piece.weights[k]);
-      float z[S::PAIRS][S::STRIPS][2][4] = {}, last[S::PAIRS][4] = {};
-      if (tile.o.intra)
-        each_depth(tile, piece.regions, k, [&](int depth, const auto& left) {
-#pragma unroll
-          for (int p = 0; p < S::PAIRS; ++p)
-#pragma unroll
-            for (int w = 0; w < S::STRIPS; ++w)
-#pragma unroll
-              for (int half = 0; half < 2; ++half) add_regions<T>(z[p][w][half], left, C[p].unit[depth][2 * w + half]);
-        });
-#pragma unroll
-      for (int p = 0; p < S::PAIRS; ++p) {
-        uint32_t Z[S::STRIPS][4] = {}, UQ2[S::STRIPS][4] = {};
-#pragma unroll
-        for (int w = 0; w < S::STRIPS; ++w) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) Z[w][i] = pack(z[p][w][i / 2][2 * (i % 2)], z[p][w][i / 2][2 * (i % 2) + 1], T{});
-          if (tile.o.inter) left_columns(UQ2[w], piece.words, p * S::STRIPS + w, k);
-        }
-#pragma unroll
-        for (int t = 0; t < S::TILES; ++t) {
-          float other[4] = {}, (&Y)[4] = t == S::TILES - 1 ? last[p] : other;
-#pragma unroll
-          for (int w = 0; w < S::STRIPS; ++w) {
-            if (tile.o.intra) multiply_add(Y, Z[w], C[p].unit_turned[w][t][0], C[p].unit_turned[w][t][1], T{});
-            if (tile.o.inter) multiply_add(Y, UQ2[w], C[p].turned[w][t][0], C[p].turned[w][t][1], T{});
-          }
-          if (t < S::TILES - 1) add_tanh(logits[p][t], Y, at_row, on);
-        }
-      }
-      add_last_tanh<SHARE>(logits, last, at_row, on);
-    }
+    for_word_tiles<S>(lacks, [&](auto tiles) { add_region_logits<SHARE, decltype(tiles)::value>(tile, piece, C, logits); });
   }
 }
 

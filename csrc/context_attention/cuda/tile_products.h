@@ -5,9 +5,9 @@
 
 namespace caan::context_attention {
 
-// S and, but for the cosine, X. Of the warp's pairs; where words are packed, of strips of them with the warp's image.
+// S and, but for the cosine, X, for AT_ONCE images. Of the warp's pairs; where words are packed, of strips of them.
 template <typename S, typename T>
-CAAN_DEVICE void multiply_rows(const Tile<S, T>& tile, Cells<S>& alignment, Cells<S>& similarity) {
+CAAN_DEVICE void multiply_rows(const Tile<S, T>& tile, Cells<S>* alignment, Cells<S>* similarity) {
   const Sides<T>& s = tile.s;
   const bool both = !tile.o.cosine;
   constexpr int AT_UK = S::REGION_ROWS * PIECE_BYTES, AT_U = AT_UK + S::WORD_ROWS * PIECE_BYTES;
@@ -23,7 +23,7 @@ CAAN_DEVICE void multiply_rows(const Tile<S, T>& tile, Cells<S>& alignment, Cell
     close_copies();
   };
   const int first = tile.caption(0) * S::WORDS;
-  const bool any = !tile.items.packs() || first < tile.items.all_words();
+  const bool any = (!tile.items.packs() || first < tile.items.all_words()) && (S::AT_ONCE == 1 || tile.image() == 0);
   begin(0);
 #pragma unroll 1
   for (int piece = 0; piece < tile.pieces_of_width(); ++piece) {
@@ -31,9 +31,8 @@ CAAN_DEVICE void multiply_rows(const Tile<S, T>& tile, Cells<S>& alignment, Cell
     block_barrier();
     begin(piece + 1);
     if (!any) continue;
-    const char* const V_rows = tile.product_stage(piece) + tile.image() * S::REGIONS * PIECE_BYTES;
-    const char *const UK_rows = tile.product_stage(piece) + AT_UK + first * PIECE_BYTES, *const U_rows =
-                                                                                             UK_rows + S::WORD_ROWS * PIECE_BYTES;
+    const char* const stage = tile.product_stage(piece);
+    const char *const UK_rows = stage + AT_UK + first * PIECE_BYTES, *const U_rows = UK_rows + S::WORD_ROWS * PIECE_BYTES;
 #pragma unroll S::UNROLLED
     for (int k = 0; k < PIECE / 16; ++k) {
       uint32_t UK[S::HELD][4], U[S::HELD][4] = {};
@@ -42,41 +41,54 @@ CAAN_DEVICE void multiply_rows(const Tile<S, T>& tile, Cells<S>& alignment, Cell
         left_rows(UK[w], UK_rows, w, k);
         if (both) left_rows(U[w], U_rows, w, k);
       }
-      const auto multiply = [&](int t, uint32_t V0, uint32_t V1) {
 #pragma unroll
-        for (int w = 0; w < S::HELD; ++w) {
-          const int p = w / S::STRIPS, strip = w % S::STRIPS;
-          multiply_add(alignment[p][strip][t], UK[w], V0, V1, T{});
-          if (both) multiply_add(similarity[p][strip][t], U[w], V0, V1, T{});
+      for (int i = 0; i < S::AT_ONCE; ++i) {
+        const char* const V_rows = stage + (S::AT_ONCE > 1 ? i : tile.image()) * S::REGIONS * PIECE_BYTES;
+        const auto multiply = [&](int t, uint32_t V0, uint32_t V1) {
+#pragma unroll
+          for (int w = 0; w < S::HELD; ++w) {
+            const int p = w / S::STRIPS, strip = w % S::STRIPS;
+            multiply_add(alignment[i][p][strip][t], UK[w], V0, V1, T{});
+            if (both) multiply_add(similarity[i][p][strip][t], U[w], V0, V1, T{});
+          }
+        };
+#pragma unroll
+        for (int depth = 0; depth < S::TILES / 2; ++depth) {
+          uint32_t V[4];
+          right_rows(V, V_rows, depth, k);
+          multiply(2 * depth, V[0], V[1]);
+          multiply(2 * depth + 1, V[2], V[3]);
         }
-      };
-#pragma unroll
-      for (int depth = 0; depth < S::TILES / 2; ++depth) {
-        uint32_t V[4];
-        right_rows(V, V_rows, depth, k);
-        multiply(2 * depth, V[0], V[1]);
-        multiply(2 * depth + 1, V[2], V[3]);
-      }
-      if constexpr (S::TILES % 2) {
-        uint32_t V[2];
-        right_rows(V, V_rows, S::TILES / 2, k);
-        multiply(S::TILES - 1, V[0], V[1]);
+        if constexpr (S::TILES % 2) {
+          uint32_t V[2];
+          right_rows(V, V_rows, S::TILES / 2, k);
+          multiply(S::TILES - 1, V[0], V[1]);
+        }
       }
     }
   }
 }
 
-// From strips of packed words to the words of the warp's captions, by way of shared memory; what their tiles have beyond is 0.
+// Sums of packed words with an image's regions, in shared memory: those of S first, those of X behind the stages of contexts.
 template <typename S, typename T>
-CAAN_DEVICE void hand_over(const Tile<S, T>& tile, Cells<S>& cells) {
-  float* const sums = reinterpret_cast<float*>(tile.stages) + tile.image() * S::WORD_ROWS * S::SUMS_ROW + tile.column;
-  block_barrier();
+CAAN_DEVICE float* sums_of(const Tile<S, T>& tile, bool of_X, int image) {
+  char* const begin = tile.stages + (of_X ? 2 * S::AFTER_BYTES : 0);
+  return reinterpret_cast<float*>(begin) + image * S::WORD_ROWS * S::SUMS_ROW + tile.column;
+}
+
+// What the warp multiplied.
+template <typename S, typename T>
+CAAN_DEVICE void put_sums(const Tile<S, T>& tile, float* sums, const Cells<S>& cells) {
   float* const packed = sums + (tile.caption(0) * S::WORDS + tile.row) * S::SUMS_ROW;
   each_cell<S>([&](int p, int w, int t, int half) {
     const int word = 16 * (p * S::STRIPS + w) + 8 * half;
     *reinterpret_cast<float2*>(packed + word * S::SUMS_ROW + 8 * t) = {cells[p][w][t][2 * half], cells[p][w][t][2 * half + 1]};
   });
-  block_barrier();
+}
+
+// Those of the words of the warp's captions; what their tiles have beyond is 0.
+template <typename S, typename T>
+CAAN_DEVICE void take_sums(const Tile<S, T>& tile, const float* sums, Cells<S>& cells) {
 #pragma unroll
   for (int p = 0; p < S::PAIRS; ++p) {
     const float* const own = sums + (tile.items.begin[tile.caption(p)] + tile.row) * S::SUMS_ROW;
@@ -94,6 +106,32 @@ CAAN_DEVICE void hand_over(const Tile<S, T>& tile, Cells<S>& cells) {
         }
       }
   }
+}
+
+// From strips of packed words to the words of the warp's captions.
+template <typename S, typename T>
+CAAN_DEVICE void hand_over(const Tile<S, T>& tile, Cells<S>& cells) {
+  float* const sums = sums_of(tile, false, tile.image());
+  block_barrier();
+  put_sums(tile, sums, cells);
+  block_barrier();
+  take_sums(tile, sums, cells);
+}
+
+// S of the warp's pairs. X waits in shared memory.
+template <typename S, typename T>
+CAAN_DEVICE void multiply_at_once(const Tile<S, T>& tile, Cells<S>& alignment) {
+  Cells<S> of_S[S::AT_ONCE] = {}, of_X[S::AT_ONCE] = {};
+  multiply_rows(tile, of_S, of_X);
+  block_barrier();
+  if (tile.image() == 0)
+#pragma unroll
+    for (int i = 0; i < S::AT_ONCE; ++i) {
+      put_sums(tile, sums_of(tile, false, i), of_S[i]);
+      if (!tile.o.cosine) put_sums(tile, sums_of(tile, true, i), of_X[i]);
+    }
+  block_barrier();
+  take_sums(tile, sums_of(tile, false, tile.image()), alignment);
 }
 
 // fT X g of a pair, in every lane.
@@ -162,7 +200,7 @@ CAAN_DEVICE void cosines(const Tile<S, T>& tile, const float (&of_f)[S::PAIRS][S
       uint32_t left[4];
       each_depth(tile, region_rows, k, [&](int depth, const auto& of_regions) {
 #pragma unroll
-        for (int p = 0; p < S::PAIRS; ++p) add_regions<T>(v[p], of_regions, f[p][depth]);
+        for (int p = 0; p < S::PAIRS; ++p) add_product<T>(v[p], of_regions, f[p][depth]);
       });
 #pragma unroll
       for (int p = 0; p < S::PAIRS; ++p) {

@@ -1,7 +1,7 @@
 // Scores of many pairs a block: a warp has one or two pairs of up to 64 regions and 32 words, in float32 one of up to 40 and 16.
 //
 //   products   S = V (U affinityT)T and X = V UT             all images of the block by all its captions, words packed where that
-//                                                            saves a warp
+//                                                            saves a warp, by half the warps where registers allow it
 //   weights    A, C, R, C_unit, R_unit from S                in registers, as factors of what follows (attention.h)
 //   contexts   tanh((R_unitT R_unit) U Q3 + RT V Q4) w_u     16 hidden columns at a time; what leaves a product as sums is the
 //              tanh(C_unit (C_unitT V Q1) + C U Q2) w_v      next one's factor; only logits live on
@@ -15,7 +15,8 @@
 // 2m(D + 2H) / captions of the block + 4n(D + H) / images of the block bytes. docs/cuda.md has the estimate.
 //
 // Batch invariance: S and X of a pair are sums over the width in one order, wherever a word's row lies; a caption's words begin at
-// a multiple of 16 where they are summed over, and what else lies in the tile adds exact zeros; pairs of one bucket have one shape.
+// a multiple of 16 where they are summed over, and what else lies in the tile adds exact zeros; pairs of one bucket have one shape,
+// and whether the last 8 words of two strips are left out is a matter of the caption's own length.
 #include "context_attention/cuda/float_products.h"
 #include "context_attention/cuda/tile_contexts.h"
 #include "context_attention/cuda/tile_products.h"
@@ -28,13 +29,17 @@ namespace {
 template <typename S, typename T>
 CAAN_DEVICE void find_scores(const Tile<S, T>& tile, float (&scores)[S::PAIRS]) {
   Cells<S> A = {}, X = {};
-  if constexpr (sizeof(T) == 4)
-    multiply_parts_of_rows(tile, A, X);
-  else
-    multiply_rows(tile, A, X);
-  if (tile.items.packs()) {
-    hand_over(tile, A);
-    if (!tile.o.cosine) hand_over(tile, X);
+  if constexpr (S::AT_ONCE > 1) {
+    multiply_at_once(tile, A);
+  } else {
+    if constexpr (sizeof(T) == 4)
+      multiply_parts_of_rows(tile, A, X);
+    else
+      multiply_rows(tile, &A, &X);
+    if (tile.items.packs()) {
+      hand_over(tile, A);
+      if (!tile.o.cosine) hand_over(tile, X);
+    }
   }
   block_barrier();
   if (!tile.o.cosine) each_parked(tile, X, [](float4& to, const float (&x)[4]) { to = {x[0], x[1], x[2], x[3]}; });
@@ -62,7 +67,10 @@ CAAN_DEVICE void find_scores(const Tile<S, T>& tile, float (&scores)[S::PAIRS]) 
   }
   if constexpr (sizeof(T) == 2)
     if (tile.o.cosine) return cosines(tile, region_logits, word_logits, scores);
-  each_parked(tile, X, [](const float4& from, float (&x)[4]) { x[0] = from.x, x[1] = from.y, x[2] = from.z, x[3] = from.w; });
+  if constexpr (S::AT_ONCE > 1)
+    take_sums(tile, sums_of(tile, true, tile.image()), X);
+  else
+    each_parked(tile, X, [](const float4& from, float (&x)[4]) { x[0] = from.x, x[1] = from.y, x[2] = from.z, x[3] = from.w; });
   auto& g = tile.items.g[tile.warp()];
   if (tile.row == 0)
 #pragma unroll

@@ -28,24 +28,30 @@ struct Shape {
   // Blocks of a multiprocessor that has the shared memory.
   static constexpr int BLOCKS = LISTED ? 4 / IMAGES : 1;
   static constexpr int WARPS = IMAGES * BESIDE, THREADS = WARPS * WARP, CAPTIONS = LISTED ? IMAGES : BESIDE * PAIRS;
+  // Images that a warp multiplies words by AT_ONCE: all where registers allow it, so that words are read once. Then the warps of
+  // the first image multiply, words are packed, and all warps take their sums from shared memory.
+  static constexpr int AT_ONCE = TILES == 5 && !LISTED ? IMAGES : 1;
   // Steps of 16 columns whose code lies side by side, as far as registers allow it.
-  static constexpr int UNROLLED = TILES == 8 ? 1 : STRIPS == 1 ? 2 : 4;
+  static constexpr int UNROLLED = TILES == 8 ? 1 : 2;
   // Rows that a thread copies stay in registers.
   static constexpr bool ROWS_STAY = !LISTED && HELD * TILES <= 10;
   static constexpr int REGION_ROWS = IMAGES * REGIONS, WORD_ROWS = CAPTIONS * WORDS;
-  // Stages of products, and of what comes after; of X a thread keeps PARKED in fours behind these, for the sake of registers.
+  // Stages of products, and of what comes after. Behind these is X where it comes from shared memory; elsewhere a thread keeps
+  // PARKED fours of it there, for the sake of registers.
   static constexpr int AFTER_BYTES = (REGION_ROWS + WORD_ROWS) * PIECE_BYTES, STAGE_BYTES = AFTER_BYTES + WORD_ROWS * PIECE_BYTES;
   static constexpr int CELLS = HELD * TILES, ROOM = 2 * (STAGE_BYTES - AFTER_BYTES) / (16 * THREADS);
-  static constexpr int PARKED = ROOM < CELLS ? ROOM : CELLS;
+  static constexpr int PARKED = AT_ONCE > 1 ? 0 : ROOM < CELLS ? ROOM : CELLS;
   // Numbers from a word's sums with an image's regions to the next word's: four rows then lie in different banks.
   static constexpr int SUMS_ROW = 8 * TILES % 32 ? 8 * TILES : 8 * TILES + 8;
   static_assert(TILES == 5 || TILES == 8);
   static constexpr int SUMS_BYTES = LISTED ? 0 : IMAGES * WORD_ROWS * SUMS_ROW * int(sizeof(float));
-  static constexpr int ITEMS_AT = SUMS_BYTES > 2 * STAGE_BYTES ? SUMS_BYTES : 2 * STAGE_BYTES;
+  static constexpr int LAST_SUMS = AT_ONCE > 1 ? 2 * AFTER_BYTES + SUMS_BYTES : SUMS_BYTES;
+  static constexpr int ITEMS_AT = LAST_SUMS > 2 * STAGE_BYTES ? LAST_SUMS : 2 * STAGE_BYTES;
+  static_assert(AT_ONCE == 1 || SUMS_BYTES <= 2 * AFTER_BYTES);
 };
 
-// What a block works on; nothing where a length is 0. `words` of a caption begin at a multiple of a tile's. Where that leaves a
-// warp without any, `packed` ones begin where those of the caption before end, and otherwise they are the same.
+// What a block works on; nothing where a length is 0. `words` of a caption begin at a multiple of a tile's. Where the block packs
+// words, `packed` ones begin where those of the caption before end, and otherwise they are the same.
 template <typename S>
 struct Items {
   int64_t image[S::IMAGES], caption[S::CAPTIONS], place[S::CAPTIONS];
@@ -61,7 +67,7 @@ struct Items {
     for (int words : n) sum += words;
     return sum;
   }
-  CAAN_DEVICE bool packs() const { return !S::LISTED && all_words() <= S::WORD_ROWS - 16 * S::HELD; }
+  CAAN_DEVICE bool packs() const { return S::AT_ONCE > 1 || (!S::LISTED && all_words() <= S::WORD_ROWS - 16 * S::HELD); }
 };
 
 // Blocks' worth of work, as `find_items` numbers it.
@@ -207,13 +213,13 @@ CAAN_DEVICE void each_depth(const Tile<S, T>& tile, const char* regions, int k, 
   for (int depth = WHOLE; depth < S::DEPTHS; ++depth) whole(depth);
 }
 
-// sums += left right, of 16 regions or of the first 8.
+// sums += left right, of 16 regions or words or of the first 8.
 template <typename T>
-CAAN_DEVICE void add_regions(float (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]) {
+CAAN_DEVICE void add_product(float (&sums)[4], const uint32_t (&left)[4], const uint32_t (&right)[2]) {
   multiply_add(sums, left, right[0], right[1], T{});
 }
 template <typename T>
-CAAN_DEVICE void add_regions(float (&sums)[4], const uint32_t (&left)[2], const uint32_t (&right)[2]) {
+CAAN_DEVICE void add_product(float (&sums)[4], const uint32_t (&left)[2], const uint32_t (&right)[2]) {
   multiply_add(sums, left, right[0], T{});
 }
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import gpu, library
 from .backends import register
-from .gpu import aligned, stream_of
+from .gpu import aligned, limits, stream_of
 from .gpu.plan import Items, Plan, Walk, Wanted, new_plan
 from .gpu.plan import plan_walk as plan_walk_of_list
 from .modes import EMULATED
@@ -91,8 +91,10 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
         return result.zero_()
     # Rows that no copy of 16 bytes takes may begin anywhere.
     left, right = (aligned(x) if left.shape[1] % 8 == 0 else x for x in (left, right))
-    call = _Product(left, right, result, lengths, item_rows, stream_of(left))
-    _ops.cuda_multiply(*call)
+    step, stream = limits.times(limits.product(item_rows, *right.shape, left.dtype)), stream_of(left)
+    for first in range(0, len(lengths), step):
+        items, rows = slice(first, first + step), slice(first * item_rows, (first + step) * item_rows)
+        _ops.cuda_multiply(*_Product(left[rows], right, result[rows], lengths[items], item_rows, stream))
     return result
 
 

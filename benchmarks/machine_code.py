@@ -13,7 +13,7 @@ import triton
 # Instructions of the tensor cores: of Ampere's kind, Hopper's and Blackwell's.
 TENSOR = ("HMMA", "HGMMA", "UTCHMMA")
 # Warps, blocks and KiB of shared memory that a multiprocessor has, by NVIDIA's cuda_occupancy.h and programming guide.
-MULTIPROCESSORS = {
+LIMITS = {
     "80": (64, 32, 164),
     "86": (48, 16, 100),
     "87": (48, 16, 164),
@@ -54,7 +54,7 @@ def resident_warps(architecture: str, warps: int, registers: int, shared: int) -
     Registers are 16,384 in each of four parts, and a warp gets them in steps of 8 a thread. A block takes another KiB of shared
     memory.
     """
-    most_warps, most_blocks, shared_kib = MULTIPROCESSORS[re.sub(r"\D", "", architecture)]
+    most_warps, most_blocks, shared_kib = LIMITS[re.sub(r"\D", "", architecture)]
     with_registers = 4 * (16384 // (32 * round_up(registers, 8)))
     with_shared = shared_kib * 1024 // (round_up(shared, 128) + 1024)
     return warps * min(most_blocks, min(most_warps, with_registers) // warps, with_shared)

@@ -188,14 +188,15 @@ def _copied_sides(call: PlannedCall) -> Sides:
 
 
 def _widths(call: PlannedCall) -> int:
-    return call.V.features.shape[2] + len(call.vectors.region_score)
+    return call.V.features.shape[2] + call.vectors.region_score.shape[0]
 
 
 def _on_tensor_cores(call: PlannedCall) -> bool:
     """Whether tensor cores score such a call: rows are counted in 32 bits and copied 16 bytes at a time."""
     features = call.V.features
-    rows = max(x.features.shape[0] * x.features.shape[1] for x in (call.V, call.U))
-    widths = copied(features.shape[2], len(call.vectors.region_score), features.dtype)
+    (images, region_rows, width), (captions, word_rows, _) = features.shape, call.U.features.shape
+    rows = max(images * region_rows, captions * word_rows)
+    widths = copied(width, call.vectors.region_score.shape[0], features.dtype)
     return not exact(features.dtype) and widths and rows < MOST_TILED_ROWS
 
 
@@ -356,4 +357,4 @@ def too_large(regions: int, words: int) -> str:
 
 def copied(width: int, hidden: int, dtype: torch.dtype) -> bool:
     """Whether rows of such widths can be copied 16 bytes at a time."""
-    return all(x * dtype.itemsize % 16 == 0 for x in (width, hidden))
+    return width * dtype.itemsize % 16 == 0 and hidden * dtype.itemsize % 16 == 0

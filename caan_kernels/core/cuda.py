@@ -90,7 +90,8 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
     if result.numel() == 0 or left.shape[1] == 0:
         return result.zero_()
     # Rows that no copy of 16 bytes takes may begin anywhere.
-    left, right = (aligned(x) if left.shape[1] % 8 == 0 else x for x in (left, right))
+    if left.shape[1] % 8 == 0:
+        left, right = aligned(left), aligned(right)
     call = _Product(left, right, result, lengths, item_rows, stream_of(left))
     _ops.cuda_multiply(*call)
     return result
@@ -120,7 +121,7 @@ def plan_walk(grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_l
     parts = [count, count, images + 1, count, captions + 1, images + captions, count]
     numbers = grad.new_empty(sum(parts), dtype=torch.int64)
     _ops.cuda_plan_walk(*_WalkLaunch(grad, region_lengths, word_lengths, numbers, stream_of(grad)))
-    keys, order, image_starts, by_caption, caption_starts, _, _ = numbers.split(parts)
+    keys, order, image_starts, by_caption, caption_starts, _, _ = numbers.split_with_sizes(parts)
     return Walk(keys, order, image_starts[images:], image_starts, by_caption, caption_starts)
 
 

@@ -214,8 +214,9 @@ def _copied_sides(call: PlannedCall) -> Sides:
 def _on_tensor_cores(call: PlannedCall) -> bool:
     """Whether tensor cores score such a call: rows are counted in 32 bits and copied 16 bytes at a time."""
     features = call.V.features
-    rows = max(x.features.shape[0] * x.features.shape[1] for x in (call.V, call.U))
-    widths = copied(features.shape[2], len(call.vectors.region_score), features.dtype)
+    (images, region_rows, width), (captions, word_rows, _) = features.shape, call.U.features.shape
+    rows = max(images * region_rows, captions * word_rows)
+    widths = copied(width, call.vectors.region_score.shape[0], features.dtype)
     return not exact(features.dtype) and widths and rows < MOST_TILED_ROWS
 
 
@@ -360,15 +361,21 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
     firsts = range(0, grad.numel(), most)
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
     places = walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts
+    sides = _sides(slots) if tiled else _in_float32(_sides(slots))
     for first, own in zip(firsts, turns, strict=True):
         given = grad, slots.scratch, own, *places, *sums
-        launch = GradientLaunch(_sides(slots), *given, first, most, tiled, slots.call.options, stream_of(grad))
+        launch = GradientLaunch(sides, *given, first, most, tiled, slots.call.options, stream_of(grad))
         _ops.cuda_differentiate(*flatten(launch))
 
 
 def _sides(slots: Slots) -> Sides:
     V, U, vectors = slots.call.V, slots.call.U, slots.call.vectors
     return Sides(V.features, V.products, U.features, U.products, vectors, slots.regions.lengths, slots.words.lengths)
+
+
+def _in_float32(sides: Sides) -> Sides:
+    *numbers, vectors, region_lengths, word_lengths = sides
+    return Sides(*(x.float() for x in numbers), Vectors(*(x.float() for x in vectors)), region_lengths, word_lengths)
 
 
 def fits_panels(regions: int, words: int) -> bool:
@@ -396,4 +403,4 @@ def too_large(regions: int, words: int) -> str:
 
 def copied(width: int, hidden: int, dtype: torch.dtype) -> bool:
     """Whether rows of such widths can be copied 16 bytes at a time."""
-    return all(x * dtype.itemsize % 16 == 0 for x in (width, hidden))
+    return width * dtype.itemsize % 16 == 0 and hidden * dtype.itemsize % 16 == 0

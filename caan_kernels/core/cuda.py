@@ -90,11 +90,14 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
     if result.numel() == 0 or left.shape[1] == 0:
         return result.zero_()
     # Rows that no copy of 16 bytes takes may begin anywhere.
-    left, right = (aligned(x) if left.shape[1] % 8 == 0 else x for x in (left, right))
-    step, stream = limits.times(limits.product(item_rows, *right.shape, left.dtype)), stream_of(left)
-    for first in range(0, len(lengths), step):
+    if left.shape[1] % 8 == 0:
+        left, right = aligned(left), aligned(right)
+    count, stream = lengths.shape[0], stream_of(left)
+    step = limits.times(limits.product(item_rows, *right.shape, left.dtype))
+    for first in range(0, count, step):
         items, rows = slice(first, first + step), slice(first * item_rows, (first + step) * item_rows)
-        _ops.cuda_multiply(*_Product(left[rows], right, result[rows], lengths[items], item_rows, stream))
+        some = (left, result, lengths) if step >= count else (left[rows], result[rows], lengths[items])
+        _ops.cuda_multiply(*_Product(some[0], right, *some[1:], item_rows, stream))
     return result
 
 
@@ -122,7 +125,7 @@ def plan_walk(grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_l
     parts = [count, count, images + 1, count, captions + 1, images + captions, count]
     numbers = grad.new_empty(sum(parts), dtype=torch.int64)
     _ops.cuda_plan_walk(*_WalkLaunch(grad, region_lengths, word_lengths, numbers, stream_of(grad)))
-    keys, order, image_starts, by_caption, caption_starts, _, _ = numbers.split(parts)
+    keys, order, image_starts, by_caption, caption_starts, _, _ = numbers.split_with_sizes(parts)
     return Walk(keys, order, image_starts[images:], image_starts, by_caption, caption_starts)
 
 

@@ -54,4 +54,4 @@ class Recorded:
         self.records = []
 
     def __getattr__(self, name):
-        return lambda *arguments: self.records.append(unflatten(layout(self.kinds[name]), iter(arguments)))
+        return lambda *arguments: self.records.append(unflatten(layout(self.kinds[name]), arguments))

@@ -110,18 +110,17 @@ def test_few_launches(launches):
 @all_shapes
 @both_dtypes
 @all_pairs_or_listed
-def test_pairs_with_a_block_each(shape, dtype, listed, launches):
+def test_pairs_with_a_block_each(shape, dtype, listed, launches, monkeypatch):
     call, scores = planned_call(shape, dtype, listed)
-    slots = operators.Slots(call, operators.SCORE_SCRATCH_BYTES, gradient=False)
-    cuda._score_large(slots, scores)
+    slots, find = [], cuda._large_pairs
+    monkeypatch.setattr(cuda, "_large_pairs", lambda call, most: slots.append(most) or find(call, most))
+    cuda._score_large(operators.Slots(call, operators.SCORE_SCRATCH_BYTES, gradient=False), scores)
     (launch,) = launches
     most = min(limits.size_of(shape[3]), cuda.most_words(dtype))
+    kernel = limits.Shape(shape[2], most, *shape[4:], dtype.itemsize)
     resident = 1 if most > 32 and dtype != torch.float32 else 2
-    kernel = limits.Shape(*shape[2:3], most, *shape[4:], dtype.itemsize)
     pair = (limits.large(kernel) + (kernel.read if listed else 0)) * limits.MULTIPROCESSORS * resident
-    of_slot = (65 * (8 * 768 + 32) + 64 * 128) if shape[2] == 1030 else 0
-    blocks = min(resident * limits.MULTIPROCESSORS, launch.scratch.numel() // of_slot if of_slot else 10**9)
-    rounds = steps(launch.launch_pairs, blocks)
+    rounds = steps(launch.launch_pairs, min(slots[0], resident * limits.MULTIPROCESSORS))
     assert rounds == 1 or rounds * pair <= MOST_SECONDS
 
 
@@ -197,3 +196,33 @@ def test_seconds_of_derivatives_are_more_than_was_counted(hidden, single):
     counted = ESTIMATE[key][f"B = 128, H = {hidden}, ms"]["parts"]["apart"]["gradients"] * 1e-3 / (3 * 128)
     found = limits.derivatives(limits.Shape(36, 16, 1024, hidden, 4 if single else 2), tiled=True).pair
     assert 1 <= found / counted <= 2
+
+
+@all_shapes
+@both_dtypes
+@all_pairs_or_listed
+def test_triton(shape, dtype, listed, monkeypatch):
+    """Rounds of scores, and slots of derivatives."""
+    pytest.importorskip("triton")
+    from caan_kernels.context_attention.triton import launch
+    from caan_kernels.context_attention.triton.plan import classes_of
+
+    call, scores = planned_call(shape, dtype, listed)
+    regions, words, _ = call.plan
+    sides = launch.Sides(*(x for side in (call.V, call.U) for x in (side.features, side.products)))
+    scoring = launch.Scoring(call, sides, regions, words, listed or None, None, scores)
+    of = operators.shape_of(call)
+    for kind in classes_of(regions, words, shape[2:4], dtype != torch.float32):
+        pairs = scoring._products(kind, 0)[2]
+        assert pairs * limits.in_triton(of._replace(regions=kind.rows[0], words=kind.rows[1]), kind.small, False) <= MOST_SECONDS
+    counts = []
+    monkeypatch.setattr(launch, "_run_pairs", lambda slots, scratch, first, count, *_: counts.append(count))
+    monkeypatch.setattr(launch, "_sum_gradients", lambda *_: None)
+    slots = operators.Slots(call._replace(kernels=launch), operators.SCRATCH_BYTES, gradient=True)
+    slots.reserve = lambda count: None
+    grad = of_no_memory(torch.float32, *((listed,) if listed else (min(shape[0], 100), min(shape[1], 2000))))
+    launch.differentiate(slots, None, grad, ())
+    pair, step = launch._derivatives(slots)
+    at_once = min(slots.count, 3 * limits.MULTIPROCESSORS)
+    seconds = counts[0] * pair * 3 * limits.MULTIPROCESSORS / at_once + min(counts[0], max(grad.shape)) * step
+    assert sum(counts) == grad.numel() and (seconds <= MOST_SECONDS or counts[0] <= at_once)

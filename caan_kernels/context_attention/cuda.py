@@ -191,8 +191,9 @@ def _tile_parts(call: PlannedCall, listed: Listed | None, bucket: int, size: int
     shape = shape._replace(regions=min(shape.regions, MOST_REGIONS), words=size)
     if listed is not None:
         most = times(limits.listed_tile(shape))
-        for first in range(0, len(listed.keys), most):
-            yield TilePart(starts, bucket, 0, Listed(*(x[first : first + most] for x in listed)))
+        count = listed.keys.shape[0]
+        for first in range(0, count, most):
+            yield TilePart(starts, bucket, 0, listed if count <= most else Listed(*(x[first : first + most] for x in listed)))
         return
     most, images = times(limits.tile(shape)), min(BAND, len(call.V))
     step = max(CAPTIONS, most // images // CAPTIONS * CAPTIONS)

@@ -155,11 +155,14 @@ struct Sums {
 };
 
 // Adds what `most` walked pairs from `first` give, as far as there are so many, from the gradients of their scores. As many of them
-// as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before. `tiled`: on
-// tensor cores, in slots of TiledShape; up to MOST_GRADIENT_WORDS words.
+// as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before.
+void differentiate(const Sides<float>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
+                   const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, Stream stream);
+
+// The same on tensor cores, in slots of TiledShape; up to MOST_GRADIENT_WORDS words.
 template <typename T>
-void differentiate(const Sides<T>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
-                   const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, bool tiled,
-                   Stream stream);
+void differentiate_tiled(const Sides<T>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
+                         const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns,
+                         Stream stream);
 
 } // namespace caan::context_attention

@@ -116,7 +116,7 @@ def option_cases() -> dict[str, Case]:
         add("any_width", ("score_kernel<{}>",), HALF + SINGLE, (5, 0, 1), (7, 0, 1), (36, 25))
         add("gradients", ("gradient_tile_kernel<{}>",), HALF, (5, 0, 1), (6, 0, 1), (72, 16), scratch=60000)
         add("float32_gradients", ("gradient_tile_kernel<{}>",), SINGLE, (5, 0, 1), (6, 0, 1), (16, 8), scratch=60000)
-        add("ieee_gradients", ("gradient_kernel<{}>",), SINGLE, (5, 0, 1), (6, 0, 1), (40, 40), scratch=6000, ieee=True)
+        add("ieee_gradients", ("gradient_kernel",), SINGLE, (5, 0, 1), (6, 0, 1), (40, 40), scratch=6000, ieee=True)
     return found | {"tiles_38_cosine": found["tiles_38_cosine"]._replace(quick=True)}
 
 
@@ -136,12 +136,12 @@ CASES = {
     ),
     "large_of_float32": Case(tuple(f"large_kernel<Single<{n}>,{{}}>" for n in (1, 2, 4)), SINGLE, (41,), (9, 20, 40), (136, 136)),
     "any_width": Case(("product_kernel<{}>", "score_kernel<{}>"), HALF + SINGLE, (5, 3), (7, 2, 6), (36, 25)),
-    "long_caption": Case(("score_kernel<{}>", "gradient_kernel<{}>"), HALF, (3,), (130,), scratch=2**24, quick=False),
+    "long_caption": Case(("score_kernel<{}>", "gradient_kernel"), HALF, (3,), (130,), scratch=2**24, quick=False),
     # Six pairs in two slots.
     "gradients": Case(("gradient_tile_kernel<{}>", *PLANNING), HALF, (5, 3), (6, 4, 2), (16, 8), scratch=44000),
     "gradients_of_float32": Case(("gradient_tile_kernel<{}>",), SINGLE, (5, 3), (6, 4, 2), (16, 8), scratch=60000),
     "gradients_in_pieces": Case(("gradient_tile_kernel<{}>",), HALF, (20,), (20,), (136, 72), scratch=2**24),
-    "ieee_gradients": Case(("gradient_kernel<{}>",), SINGLE, (5, 3), (6, 4, 2), (40, 40), scratch=6000, ieee=True, quick=False),
+    "ieee_gradients": Case(("gradient_kernel",), SINGLE, (5, 3), (6, 4, 2), (40, 40), scratch=6000, ieee=True, quick=False),
     **option_cases(),
 }
 

@@ -105,7 +105,7 @@ ORDERED = {
     "pair": Ordered("score_kernel<bfloat16>", (CASES["any_width"], CASES["any_width_cosine"]), 4, ()),
     # Many of its warps' barriers only a call of several pieces needs.
     "gradients": Ordered("gradient_tile_kernel<bfloat16>", (CASES["gradients"],), 1, ()),
-    "ieee_gradients": Ordered("gradient_kernel<float>", (CASES["ieee_gradients"],), 12, ()),
+    "ieee_gradients": Ordered("gradient_kernel", (CASES["ieee_gradients"],), 12, ()),
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import gpu, library
 from .backends import register
-from .gpu import aligned, stream_of
+from .gpu import aligned, limits, stream_of
 from .gpu.plan import Items, Plan, Walk, Wanted, new_plan
 from .gpu.plan import plan_walk as plan_walk_of_list
 from .modes import EMULATED
@@ -92,8 +92,12 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
     # Rows that no copy of 16 bytes takes may begin anywhere.
     if left.shape[1] % 8 == 0:
         left, right = aligned(left), aligned(right)
-    call = _Product(left, right, result, lengths, item_rows, stream_of(left))
-    _ops.cuda_multiply(*call)
+    count, stream = lengths.shape[0], stream_of(left)
+    step = limits.times(limits.product(item_rows, *right.shape, left.dtype))
+    for first in range(0, count, step):
+        items, rows = slice(first, first + step), slice(first * item_rows, (first + step) * item_rows)
+        some = (left, result, lengths) if step >= count else (left[rows], result[rows], lengths[items])
+        _ops.cuda_multiply(*_Product(some[0], right, *some[1:], item_rows, stream))
     return result
 
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from ...core.autocast import without_autocast
+from ...core.gpu.limits import whole
 from ...core.gpu.plan import Plan, Walk, Wanted, exist
 from ...core.ragged import new_scores
 from ..call import Call, CallGradient, Options, Projection, ProjectionGradient, Side, Vectors, beside
 from .checks import check_call, check_projection
+from .limits import Shape
 
 # Bytes that a call may take beside its result where features come unprojected, for the matrices of a side beside each other,
 # blocks of products, and the copies of a list's items; with plans and scratch that stays within 64 MiB.
@@ -24,6 +26,8 @@ SCORE_SCRATCH_BYTES = 20 * 2**20
 # Pairs of a list that are put in order at once, and pairs with or without a gradient: about 70 bytes each.
 MOST_LISTED = 2**18
 MOST_ORDERED = 2**20
+# Scores that are planned at once.
+MOST_SCORED = 2**32
 
 # Backends by the name that is the operators' last argument.
 KERNELS: dict[str, "Kernels"] = {}
@@ -277,6 +281,11 @@ class PlannedCall(NamedTuple):
         return self._replace(plan=self.kernels.plan(Wanted(V.features, V.lengths, U.features, U.lengths, pairs, scores)))
 
 
+def shape_of(call: PlannedCall) -> Shape:
+    (m, width), n = call.V.features.shape[1:], call.U.features.shape[1]
+    return Shape(m, n, width, call.vectors.region_score.shape[0], call.V.features.itemsize, call.options.cosine)
+
+
 def _planned(call: Call) -> PlannedCall:
     V = _planned_side("region", call.regions, call.matrices.of_regions())
     U = _planned_side("word", call.words, call.matrices.of_words())
@@ -305,6 +314,12 @@ def _score(call: PlannedCall, scores: Tensor) -> None:
         for start in range(0, len(pairs), MOST_LISTED):
             some = slice(start, start + MOST_LISTED)
             _score(call.of(V, U, pairs[some]), scores[some])
+        return
+    # Of so many images that views begin where copies of 16 bytes may.
+    images = whole(max(1, MOST_SCORED // len(U)), 8)
+    if pairs is None and len(V) > images:
+        for start in range(0, len(V), images):
+            _score(call.of(V.part(start, images), U, None), scores[start : start + images])
         return
     call = call.planned(scores)
     if V.features.numel() and U.features.numel() and call.kernels.score_tiles(call, scores):

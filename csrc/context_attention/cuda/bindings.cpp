@@ -100,7 +100,7 @@ void score_tiles_(Arguments& in) {
                     indices(pairs),
                     indices(order),
                     indices(keys),
-                    pairs ? pairs->size(0) : 0,
+                    keys ? keys->size(0) : 0,
                     score_row,
                     blocks,
                     launch_images,

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import compiled_tables
 import torch
 import triton
-from documents import replace_between
-from machine_code import NARROW, TENSOR, disassembled, operations_of, registers_and_spills, stray_descriptors
+from machine_code import NARROW, TENSOR, disassembled, operations_of, registers_and_spills, resident_warps, stray_descriptors
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -190,6 +190,7 @@ class Compiled:
     registers: int
     spilled_bytes: int
     shared_bytes: int
+    resident_warps: int
     tensor_instructions: int
     narrow_tensor_instructions: int
     stray_descriptors: int
@@ -223,6 +224,7 @@ def compile_for(recorded: Launch, architecture: int) -> Compiled:
         registers=registers,
         spilled_bytes=spilled,
         shared_bytes=kernel.metadata.shared,
+        resident_warps=resident_warps(f"sm_{architecture}", recorded.warps, registers, kernel.metadata.shared),
         tensor_instructions=sum(operations[x] for x in TENSOR),
         narrow_tensor_instructions=len(NARROW.findall(code)),
         stray_descriptors=len(stray_descriptors(code)),
@@ -355,32 +357,6 @@ def multiplies(row: dict[str, Any]) -> bool:
     return bool(given.get("INTER", True) or given.get("INTRA", True))
 
 
-def render(report: dict[str, Any], document: Path) -> None:
-    """Write the tables between the document's markers."""
-    marks = "<!-- compiled: begin -->", "<!-- compiled: end -->"
-    document.write_text(replace_between(document.read_text(), tables(report), *marks))
-
-
-def tables(report: dict[str, Any]) -> str:
-    """Markdown: the most that any configuration of a kernel takes."""
-    lines = ["| kernel | dtype | architecture | configurations | registers | spilled bytes | shared KiB | tensor instructions |"]
-    lines += ["| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |"]
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in report["kernels"]:
-        groups.setdefault((row["kernel"], row["dtype"], row["architecture"]), []).append(row)
-    for key, rows in groups.items():
-        registers, spilled, shared = (max(row[x] for row in rows) for x in ("registers", "spilled_bytes", "shared_bytes"))
-        tensor = sorted({row["tensor_instructions"] for row in rows})
-        span = f"{tensor[0]}-{tensor[-1]}" if len(tensor) > 1 else str(tensor[0])
-        lines.append(f"| {' | '.join(key)} | {len(rows)} | {registers} | {spilled} | {shared / 1024:.0f} | {span} |")
-    lines += [
-        "",
-        f"Compiled with Triton {report['triton']}, {report['date']}, by benchmarks/compile_report.py. Registers and shared",
-    ]
-    lines += ["memory are the most of any configuration; each stands in benchmarks/results/triton_compiled.json."]
-    return "\n".join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -392,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = measure(options.check, list(ARCHITECTURES))
     if not options.check:
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
-        render(report, DOCUMENT)
+        compiled_tables.render(RESULTS, DOCUMENT)
     wrong = faults(report)
     print("\n".join(["", "Not as it should be:", *wrong]) if wrong else f"{len(report['kernels'])} kernels, all as they should be")
     return 1 if wrong else 0

@@ -22,8 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from documents import replace_between
-from machine_code import TENSOR, disassembled, operations_of, registers_and_spills, tool
+import compiled_tables
+from machine_code import TENSOR, disassembled, operations_of, registers_and_spills, resident_warps, tool
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "build_backend"))
@@ -53,8 +53,8 @@ KERNELS = (
     "document_gradients_kernel",
 )
 ON_TENSOR_CORES = ("product_tile_kernel", "tile_kernel", "large_kernel", "gradient_tile_kernel", "search_tiles_kernel")
-# What a block may have on every GPU since compute capability 8.0, in bytes and in numbers.
-MOST_SHARED, MOST_REGISTERS = 99 * 1024, 65536
+# Bytes that a block may have on every GPU since compute capability 8.0.
+MOST_SHARED = 99 * 1024
 
 
 def nvcc_version(nvcc: str) -> str:
@@ -129,7 +129,7 @@ def kernels_of(cubin: Path) -> list[dict[str, Any]]:
 
 
 def launches(folder: Path) -> dict[tuple[str, str, str], dict[str, int]]:
-    """The threads of a block and the most shared memory that each kernel is launched with, by name, shape and dtype, for 36 or 64
+    """The warps of a block and the most shared memory that each kernel is launched with, by name, shape and dtype, for 36 or 64
     regions and 32 words, from the host's code compiled without CUDA."""
     program = folder / "launches"
     sources = ["benchmarks/launches.cpp", *sorted(ROOT.glob("csrc/*/cuda/*.cu")), "csrc/core/cuda/emulator.cpp"]
@@ -138,7 +138,7 @@ def launches(folder: Path) -> dict[tuple[str, str, str], dict[str, int]]:
     found: dict[tuple[str, str, str], dict[str, int]] = {}
     for launch in subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines():
         name, threads, shared = launch.split("\t")
-        known = found.setdefault(described(name), {"threads": int(threads), "shared_bytes": 0})
+        known = found.setdefault(described(name), {"warps": int(threads) // 32, "shared_bytes": 0})
         known["shared_bytes"] = max(known["shared_bytes"], int(shared))
     return found
 
@@ -149,6 +149,7 @@ def measure(cubins: Sequence[Path], launched: dict[tuple[str, str, str], dict[st
         found = [kernel for kernels in pool.map(kernels_of, cubins) for kernel in kernels]
     for row in found:
         row |= launched[row["kernel"], row["shape"], row["dtype"]]
+        row["resident_warps"] = resident_warps(row["architecture"], row["warps"], row["registers"], row["shared_bytes"])
     rows = sorted(found, key=lambda row: [row[x] for x in ("kernel", "dtype", "shape")])
     return {"kernels": rows}
 
@@ -157,7 +158,7 @@ def line(row: dict[str, Any]) -> str:
     """A row of the report on a terminal."""
     return (
         f"{row['architecture']:8}{row['dtype']:9} {row['kernel']:24} {row['shape']:20} {row['registers']:4} registers, "
-        f"{row['spilled_bytes']} bytes spilled, {row['threads']:3} threads, {row['shared_bytes']:6,} bytes shared, "
+        f"{row['spilled_bytes']} bytes spilled, {row['warps']:2} warps, {row['shared_bytes']:6,} bytes shared, "
         f"{row['tensor_instructions']:3} tensor instructions"
     )
 
@@ -166,43 +167,14 @@ def faults(report: dict[str, Any]) -> list[str]:
     """Kernels that spill, that no multiprocessor has room for, and those for tensor cores without such an instruction."""
 
     def wrong(row: dict[str, Any]) -> bool:
-        # A warp gets registers in steps of 8 a thread.
-        registers = -(-row["registers"] // 8) * 8 * row["threads"]
         return (
             row["spilled_bytes"] > 0
-            or registers > MOST_REGISTERS
+            or row["resident_warps"] == 0
             or row["shared_bytes"] > MOST_SHARED
             or (row["kernel"] in ON_TENSOR_CORES and not row["tensor_instructions"])
         )
 
     return [line(row) for row in report["kernels"] if wrong(row)]
-
-
-def tables(report: dict[str, Any]) -> str:
-    """Markdown: the most that any shape of a kernel takes."""
-    architectures = list(dict.fromkeys(row["architecture"] for row in report["kernels"]))
-    columns = ["kernel", "dtype", "shapes", "threads", "shared KiB", "spilled bytes", "tensor instructions"]
-    columns += [f"registers, {architecture}" for architecture in architectures]
-    lines = [f"| {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * (len(columns) - 2)]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in report["kernels"]:
-        groups.setdefault((row["kernel"], row["dtype"]), []).append(row)
-    for key, rows in groups.items():
-        shapes = len(rows) // len(architectures)
-        threads, tensor = (span([row[x] for row in rows]) for x in ("threads", "tensor_instructions"))
-        shared, spilled = (max(row[x] for row in rows) for x in ("shared_bytes", "spilled_bytes"))
-        registers = [max(row["registers"] for row in rows if row["architecture"] == x) for x in architectures]
-        cells = [*key, shapes, threads, f"{shared / 1024:.0f}", spilled, tensor, *registers]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    lines += ["", f"Compiled with nvcc {report['nvcc']}, {report['date']}, by benchmarks/cuda_report.py. Registers are the most"]
-    lines += ["of any shape, and so is shared memory, for 36 or 64 regions and 32 words; each is in"]
-    lines += ["benchmarks/results/nvcc_compiled.json."]
-    return "\n".join(lines)
-
-
-def span(numbers: Sequence[int]) -> str:
-    """The least and the most, or the only one."""
-    return str(min(numbers)) if min(numbers) == max(numbers) else f"{min(numbers)}-{max(numbers)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -221,8 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts = {"nvcc": nvcc_version(nvcc), "date": datetime.date.today().isoformat()}
         report = {**facts, **report}
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
-        marks = "<!-- compiled: begin -->", "<!-- compiled: end -->"
-        DOCUMENT.write_text(replace_between(DOCUMENT.read_text(), tables(report), *marks))
+        compiled_tables.render(RESULTS, DOCUMENT)
     wrong = faults(report)
     print("\n".join(["", "Not as it should be:", *wrong]) if wrong else f"{len(report['kernels'])} kernels, none spills")
     return 1 if wrong else 0

@@ -12,6 +12,18 @@ import triton
 
 # Instructions of the tensor cores: of Ampere's kind, Hopper's and Blackwell's.
 TENSOR = ("HMMA", "HGMMA", "UTCHMMA")
+# Warps, blocks and KiB of shared memory that a multiprocessor has, by NVIDIA's cuda_occupancy.h and programming guide.
+LIMITS = {
+    "80": (64, 32, 164),
+    "86": (48, 16, 100),
+    "87": (48, 16, 164),
+    "89": (48, 24, 100),
+    "90": (64, 32, 228),
+    "100": (64, 32, 228),
+    "103": (64, 32, 228),
+    "120": (48, 24, 100),
+    "121": (48, 24, 100),
+}
 # Hopper's with eight columns, which Triton pads with shared memory that it has not allocated.
 NARROW = re.compile(r"\bHGMMA\.64x8x")
 
@@ -34,6 +46,22 @@ def registers_and_spills(usage: str) -> tuple[int, int]:
     """Registers of a thread, and the bytes that it keeps elsewhere, from a function's resource usage."""
     registers, stack, local = (int(re.search(rf"\b{x}:(\d+)", usage)[1]) for x in ("REG", "STACK", "LOCAL"))
     return registers, stack + local
+
+
+def resident_warps(architecture: str, warps: int, registers: int, shared: int) -> int:
+    """The warps that a multiprocessor has at once, of blocks of so many warps, registers a thread and bytes of shared memory.
+
+    Registers are 16,384 in each of four parts, and a warp gets them in steps of 8 a thread. A block takes another KiB of shared
+    memory.
+    """
+    most_warps, most_blocks, shared_kib = LIMITS[re.sub(r"\D", "", architecture)]
+    with_registers = 4 * (16384 // (32 * round_up(registers, 8)))
+    with_shared = shared_kib * 1024 // (round_up(shared, 128) + 1024)
+    return warps * min(most_blocks, min(most_warps, with_registers) // warps, with_shared)
+
+
+def round_up(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def instructions(code: str) -> Iterator[tuple[int, str]]:

@@ -1,5 +1,6 @@
 """What the build asks of the tools it finds."""
 
+import os
 import re
 import runpy
 import shutil
@@ -153,3 +154,43 @@ def test_the_host_calls_nothing_that_only_a_gpu_has(needed):
     """In a template nvcc lets such a call pass and, where it is made, ends the process by `exit`."""
     assert "malloc" in needed
     assert "exit" not in needed
+
+
+# Stands where the tools of .venv stand: makes an sdist, and says what lies in build/ of the tree that a wheel is made of.
+PYTHON = """#!/bin/bash
+case "$2 $3" in
+  "$LACKING --help") exit 1 ;;
+  "build --no-isolation") mkdir -p sdist/caan-1 && tar -czf "$6/caan-1.tar.gz" -C sdist caan-1 ;;
+  pip*) ls -d "${@: -1}"/build/* 2>/dev/null || echo nothing ;;
+esac
+"""
+
+
+@pytest.fixture
+def wheel(tmp_path):
+    """Runs tools/build_wheel.sh in a checkout of its own."""
+    python, script = tmp_path / ".venv" / "bin" / "python", tmp_path / "tools" / "build_wheel.sh"
+    for path, text in ((python, PYTHON), (script, (ROOT / "tools" / "build_wheel.sh").read_text())):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def build(lacking="nothing"):
+        command = [script, "--reuse", "build/kernel"]
+        return subprocess.run(command, env={**os.environ, "LACKING": lacking}, capture_output=True, text=True)
+
+    return build
+
+
+def test_a_wheel_reuses_objects_where_there_are_some(wheel, tmp_path):
+    """tools/build_kernel.py makes build/ itself, so that it is there before anything was compiled."""
+    found = wheel()
+    assert found.returncode == 0 and "nothing" in found.stdout, found.stderr
+    (tmp_path / "build" / "ninja-linux").mkdir()
+    assert "/build/ninja-linux" in wheel().stdout
+
+
+def test_a_wheel_says_which_tool_is_not_there(wheel, tmp_path):
+    found = wheel(lacking="auditwheel")
+    assert found.returncode == 1
+    assert found.stderr == f"{tmp_path}/.venv/bin/python has no auditwheel: run tools/setup.sh dev first\n"

@@ -3,7 +3,7 @@
 # names. It is built from the unpacked sdist, with .venv's tools (tools/setup.sh dev), and auditwheel checks and names it.
 # Usage: tools/build_wheel.sh [--cuda] [--reuse] [FOLDER], by default dist.
 #   --cuda   with CUDA kernels for all architectures; needs nvcc. Without it the wheel has the CPU kernels and Triton's.
-#   --reuse  objects that this checkout has built already are not compiled again.
+#   --reuse  objects that an editable install has left in build/ are not compiled again.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,6 +20,9 @@ mkdir -p "${1:-dist}"
 folder=$(realpath "${1:-dist}")
 python=$PWD/.venv/bin/python
 [[ -x "$python" ]] || python=$(command -v python)
+for tool in build auditwheel; do
+  "$python" -m "$tool" --help >/dev/null 2>&1 || { echo "$python has no $tool: run tools/setup.sh dev first" >&2 && exit 1; }
+done
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
@@ -27,7 +30,7 @@ trap 'rm -rf "$work"' EXIT
 sdist=$(ls -t "$folder"/*.tar.gz | head -1)
 tar -xzf "$sdist" -C "$work"
 tree=$work/$(basename "$sdist" .tar.gz)
-if ((reuse)) && [[ -d build ]]; then
+if ((reuse)) && compgen -G "build/ninja-*" >/dev/null; then
   mkdir "$tree/build"
   # With their times, by which ninja knows what is older than its source.
   cp -a build/ninja-* "$tree/build"

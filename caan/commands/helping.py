@@ -49,7 +49,7 @@ EXAMPLES = {
     "search": (
         'caan search gallery "two dogs run through the snow"',
         'caan search gallery "two dogs" --top 5 --html found.html',
-        "caan search gallery --queries texts.txt --json found.jsonl",
+        "caan search gallery --queries queries.txt --json found.jsonl",
     ),
     "show": tuple(examples[0] for examples in _SHOW.values()),
     **_SHOW,

@@ -8,25 +8,36 @@ from .types import ContextAttentionWeights
 
 SIMILARITIES = ("dot", "cosine")
 INTRAS = ("semantics", "features", None)
+# The sizes of each weight.
+_LETTERS = {
+    **dict.fromkeys(("affinity", "region_bilinear", "word_bilinear"), "DD"),
+    **dict.fromkeys(("region_intra", "region_inter", "word_intra", "word_inter"), "DH"),
+    **dict.fromkeys(("region_score", "word_score"), "H"),
+}
 
 
 def check_weights(weights: ContextAttentionWeights, fields: tuple[str, ...], like: Named) -> None:
     """The fields that will be read fit each other and the features."""
     width, hidden, hidden_of = like.tensor.shape[2], None, ""
     for field in fields:
-        weight, letters = Named(f"weights.{field}", getattr(weights, field)), _letters(field)
+        weight, letters = Named(f"weights.{field}", getattr(weights, field)), _LETTERS[field]
         check_tensor(*weight)
         check_alike(weight, like)
-        shape, named_shape = tuple(weight.tensor.shape), f"({', '.join(letters)})"
+        shape = weight.tensor.shape
         if len(shape) != len(letters) or 0 in shape:
-            raise ValueError(f"{weight.name}: expected shape {named_shape}, every size at least 1, got {shape}")
+            raise ValueError(f"{weight.name}: expected shape {_shape(letters)}, every size at least 1, got {tuple(shape)}")
         if hidden is None and letters[-1] == "H":
             hidden, hidden_of = shape[-1], weight.name
-        expected = tuple(width if letter == "D" else hidden for letter in letters)
+        expected = (hidden,) if letters == "H" else (width, hidden if letters == "DH" else width)
         if shape != expected:
             raise ValueError(
-                f"{weight.name}: expected shape {named_shape} = {expected}, D from {like.name} and H from {hidden_of}, got {shape}"
+                f"{weight.name}: expected shape {_shape(letters)} = {expected}, D from {like.name} and H from {hidden_of}, "
+                f"got {tuple(shape)}"
             )
+
+
+def _shape(letters: str) -> str:
+    return f"({', '.join(letters)})"
 
 
 def check_products(products: Named, features: Named, expected_width: int) -> None:
@@ -34,7 +45,7 @@ def check_products(products: Named, features: Named, expected_width: int) -> Non
     check_tensor(*products)
     check_alike(products, features)
     expected = (*features.tensor.shape[:2], expected_width)
-    if tuple(products.tensor.shape) != expected:
+    if products.tensor.shape != expected:
         raise ValueError(f"{products.name}: expected shape {expected}, got {tuple(products.tensor.shape)}")
 
 
@@ -61,9 +72,3 @@ def checked_options(similarity: str, inter: bool, intra: str | None) -> Choice:
     if intra not in INTRAS:
         raise ValueError(f"intra: expected 'semantics', 'features' or None, got {intra!r}")
     return Choice(Options(similarity == "cosine", inter, intra is not None), intra == "features")
-
-
-def _letters(field: str) -> str:
-    if field in ("affinity", "region_bilinear", "word_bilinear"):
-        return "DD"
-    return "H" if field in ("region_score", "word_score") else "DH"

@@ -1,5 +1,6 @@
 """The CUDA C++ backend: the kernels of csrc/context_attention/cuda, launched as gpu/launch.py asks (docs/cuda.md)."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -7,13 +8,15 @@ from torch import Tensor
 
 from ..core.cuda import plan, plan_walk, product
 from ..core.gpu import aligned, multiprocessors, stream_of
-from ..core.gpu.plan import SMALLEST, Walk, size_of, sort_list
+from ..core.gpu.limits import steps, times
+from ..core.gpu.plan import SMALLEST, Listed, Walk, size_of, sizes_up_to, sort_list
 from ..core.namespace import ops as _ops
 from ..core.records import Written, flatten
 from ..core.registration import define
 from ..core.tracing import constant_while_traced
 from .call import Options, Vectors
-from .gpu.launch import PlannedCall, Slots
+from .gpu import limits
+from .gpu.launch import PlannedCall, Slots, shape_of
 
 __all__ = ["differentiate", "fill", "maps", "plan", "plan_walk", "product", "score_rest", "score_tiles", "slot_numbers"]
 
@@ -37,22 +40,12 @@ MOST_SINGLE_GRADIENT_WORDS = 80
 # bfloat16 numbers that stand for one that these kernels make (csrc/context_attention/cuda/kernels.h, Parts).
 MADE_PARTS = {torch.float16: 2, torch.bfloat16: 2, torch.float32: 3}
 
-# What one launch does at most, 20 to 50 ms on an H100 by estimate (docs/cuda.md): it cannot be interrupted. Pairs in tiles times
-# both widths, in half precision and in float32; regions times words of other pairs, times both widths, on tensor cores in half
-# precision and in float32, and in float32 arithmetic.
-TILE_LAUNCH = 2**31
-SINGLE_TILE_LAUNCH = 2**30
-LARGE_LAUNCH = 2**39
-SINGLE_LAUNCH = 2**37
-PAIR_LAUNCH = 2**36
-
-# Pairs with a gradient that one launch takes: so many, and together so many regions times words times both widths, in float32
-# arithmetic and on tensor cores, in half precision and in float32. That is about 50 ms on an H100 by an estimate (docs/cuda.md): a
-# launch cannot be interrupted.
-MOST_WALKED = 2**14
-WALK_LAUNCH = MOST_WALKED * 36 * 16 * 2048
-TILED_WALK_LAUNCH = 4 * WALK_LAUNCH
-SINGLE_WALK_LAUNCH = 2 * WALK_LAUNCH
+# Images of a launch of tiles, of which blocks that follow each other share captions, and a multiple of the captions of every block.
+BAND, CAPTIONS = 32, 24
+# Blocks of pair.cu that share a multiprocessor.
+SCORING_BLOCKS = 4
+# Columns that a block sums up of an item's gradients, on tensor cores and in float32 arithmetic.
+TILED_COLUMNS, COLUMNS = 64, 32
 
 
 class Sides(NamedTuple):
@@ -159,18 +152,20 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
     words, listed = call.plan.words, sort_list(call.plan)
     sides = _copied_sides(call)
     for bucket, size in enumerate(words.sizes):
-        if size <= most_words:
+        if size > most_words:
+            continue
+        for part in _tile_parts(call, listed, bucket, size):
             launch = TileLaunch(
                 sides,
                 scores,
                 words.order,
-                words.starts,
+                part.word_starts,
                 call.pairs,
-                *((None,) * 2 if listed is None else (listed.order, listed.keys)),
+                *((None,) * 2 if part.listed is None else (part.listed.order, part.listed.keys)),
                 score_row=0 if listed is not None else scores.stride(0),
                 blocks=multiprocessors(scores.device),
-                launch_images=(SINGLE_TILE_LAUNCH if _single(call) else TILE_LAUNCH) // max(1, len(U) * _widths(call)),
-                bucket=bucket,
+                launch_images=part.images,
+                bucket=part.bucket,
                 word_buckets=len(words.sizes),
                 buckets=len(words.sizes),
                 strips=size // SMALLEST,
@@ -181,21 +176,48 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
     return V.features.shape[1] > most_regions or U.features.shape[1] > most_words
 
 
+class TilePart(NamedTuple):
+    """The captions of a launch, from word_starts[bucket] to the next, and at most how many images; or places of a sorted list."""
+
+    word_starts: Tensor
+    bucket: int
+    images: int
+    listed: Listed | None = None
+
+
+def _tile_parts(call: PlannedCall, listed: Listed | None, bucket: int, size: int) -> Iterator[TilePart]:
+    starts, captions = call.plan.words.starts, len(call.U)
+    shape = shape_of(call)
+    shape = shape._replace(regions=min(shape.regions, MOST_REGIONS), words=size)
+    if listed is not None:
+        most = times(limits.listed_tile(shape))
+        count = listed.keys.shape[0]
+        for first in range(0, count, most):
+            yield TilePart(starts, bucket, 0, listed if count <= most else Listed(*(x[first : first + most] for x in listed)))
+        return
+    most, images = times(limits.tile(shape)), min(BAND, len(call.V))
+    step = max(CAPTIONS, most // images // CAPTIONS * CAPTIONS)
+    if captions > step:
+        # How many captions a bucket has, only the device knows.
+        edges = starts[bucket] + step * torch.arange(steps(captions, step) + 1, device=starts.device)
+        edges = torch.minimum(edges, starts[bucket + 1])
+        yield from (TilePart(edges, part, images) for part in range(len(edges) - 1))
+    else:
+        yield TilePart(starts, bucket, most // captions)
+
+
 def _copied_sides(call: PlannedCall) -> Sides:
     V, U, (regions, words, _) = call.V, call.U, call.plan
     tensors = (aligned(x) for x in (V.features, V.products, U.features, U.products))
     return Sides(*tensors, call.vectors, regions.lengths, words.lengths)
 
 
-def _widths(call: PlannedCall) -> int:
-    return call.V.features.shape[2] + len(call.vectors.region_score)
-
-
 def _on_tensor_cores(call: PlannedCall) -> bool:
     """Whether tensor cores score such a call: rows are counted in 32 bits and copied 16 bytes at a time."""
     features = call.V.features
-    rows = max(x.features.shape[0] * x.features.shape[1] for x in (call.V, call.U))
-    widths = copied(features.shape[2], len(call.vectors.region_score), features.dtype)
+    (images, region_rows, width), (captions, word_rows, _) = features.shape, call.U.features.shape
+    rows = max(images * region_rows, captions * word_rows)
+    widths = copied(width, call.vectors.region_score.shape[0], features.dtype)
     return not exact(features.dtype) and widths and rows < MOST_TILED_ROWS
 
 
@@ -251,7 +273,7 @@ def score_rest(slots: Slots, scores: Tensor) -> None:
         _score_large(slots, scores)
     if not on_tensor_cores or slots.rows[1] > most_words(slots.call.V.features.dtype):
         slots.reserve(scores.numel())
-        _score_pairs(slots, 0, scores.numel(), scores, rest=on_tensor_cores)
+        _score_pairs(slots, 0, scores.numel(), scores, slots.scratch, rest=on_tensor_cores)
 
 
 def _score_large(slots: Slots, scores: Tensor) -> None:
@@ -270,15 +292,31 @@ def _score_large(slots: Slots, scores: Tensor) -> None:
         call.pairs,
         score_row=scores.stride(0) if call.pairs is None else 0,
         blocks=blocks,
-        launch_pairs=1 + (SINGLE_LAUNCH if single else LARGE_LAUNCH) // max(1, m * n * _widths(call)),
+        launch_pairs=_large_pairs(call, most),
         options=call.options,
         stream=stream_of(scores),
     )
     _ops.cuda_score_large(*flatten(launch))
 
 
+def _large_pairs(call: PlannedCall, slots: int) -> int:
+    """Pairs of a launch of large.cu, whatever its class of captions."""
+    shape, device = shape_of(call), call.V.features.device
+    read = 0 if call.pairs is None else shape.read
+
+    def most(size: int) -> int:
+        # Blocks of a multiprocessor (csrc/context_attention/cuda/large.h).
+        resident = (3 if size == SMALLEST else 2) if _single(call) else 2 if size <= MOST_WORDS else 1
+        pair = limits.large(shape._replace(words=size)) + read
+        return limits.of_blocks(pair, min(slots, resident * multiprocessors(device)), resident)
+
+    return min(most(size) for size in sizes_up_to(min(shape.words, most_words(call.V.features.dtype)), False))
+
+
 def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:
-    _score_pairs(slots, first, count, scores, rest=False)
+    step = _launch_pairs(slots)
+    for start in range(0, count, step):
+        _score_pairs(slots, first + start, min(step, count - start), scores, slots.scratch[start:], rest=False)
 
 
 def _check_panels(slots: Slots) -> None:
@@ -287,12 +325,20 @@ def _check_panels(slots: Slots) -> None:
         raise RuntimeError(f"backend 'cuda' cannot run this call: {too_large(*slots.rows)}")
 
 
-def _score_pairs(slots: Slots, first: int, count: int, scores: Tensor, rest: bool) -> None:
+def _launch_pairs(slots: Slots) -> int:
+    """Pairs of a launch of pair.cu."""
+    call = slots.call
+    shape = shape_of(call)
+    pair = limits.in_float32(shape) + (0 if call.pairs is None else shape.read)
+    blocks = min(slots.count, SCORING_BLOCKS * multiprocessors(call.V.features.device))
+    return limits.of_blocks(pair, blocks, SCORING_BLOCKS)
+
+
+def _score_pairs(slots: Slots, first: int, count: int, scores: Tensor, scratch: Tensor, rest: bool) -> None:
     _check_panels(slots)
-    pairs, stream = slots.call.pairs, stream_of(scores)
+    pairs, options, stream = slots.call.pairs, slots.call.options, stream_of(scores)
     row = scores.stride(0) if pairs is None else 0
-    most = 1 + PAIR_LAUNCH // max(1, slots.rows[0] * slots.rows[1] * _widths(slots.call))
-    launch = PairLaunch(_sides(slots), scores, slots.scratch, pairs, first, count, row, most, rest, slots.call.options, stream)
+    launch = PairLaunch(_sides(slots), scores, scratch, pairs, first, count, row, _launch_pairs(slots), rest, options, stream)
     _ops.cuda_score_pairs(*flatten(launch))
 
 
@@ -305,24 +351,32 @@ def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
 
 def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
     slots.reserve(grad.numel())
-    m, n = slots.rows
     tiled = _differentiated_on_tensor_cores(slots.call)
     if not tiled:
         _check_panels(slots)
-    limit = WALK_LAUNCH if not tiled else SINGLE_WALK_LAUNCH if _single(slots.call) else TILED_WALK_LAUNCH
-    most = min(MOST_WALKED, max(1, limit // max(1, m * n * _widths(slots.call))))
+    shape, columns = shape_of(slots.call), TILED_COLUMNS if tiled else COLUMNS
+    turns = (len(slots.call.V) + len(slots.call.U)) * (steps(shape.width, columns) + steps(shape.hidden, columns))
+    # A list may have one item's pairs only.
+    longest_sum = max(grad.shape)
+    most = limits.walked(limits.derivatives(shape, tiled), longest_sum, slots.count, turns)
     firsts = range(0, grad.numel(), most)
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
     places = walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts
+    sides = _sides(slots) if tiled else _in_float32(_sides(slots))
     for first, own in zip(firsts, turns, strict=True):
         given = grad, slots.scratch, own, *places, *sums
-        launch = GradientLaunch(_sides(slots), *given, first, most, tiled, slots.call.options, stream_of(grad))
+        launch = GradientLaunch(sides, *given, first, most, tiled, slots.call.options, stream_of(grad))
         _ops.cuda_differentiate(*flatten(launch))
 
 
 def _sides(slots: Slots) -> Sides:
     V, U, vectors = slots.call.V, slots.call.U, slots.call.vectors
     return Sides(V.features, V.products, U.features, U.products, vectors, slots.regions.lengths, slots.words.lengths)
+
+
+def _in_float32(sides: Sides) -> Sides:
+    *numbers, vectors, region_lengths, word_lengths = sides
+    return Sides(*(x.float() for x in numbers), Vectors(*(x.float() for x in vectors)), region_lengths, word_lengths)
 
 
 def fits_panels(regions: int, words: int) -> bool:
@@ -350,4 +404,4 @@ def too_large(regions: int, words: int) -> str:
 
 def copied(width: int, hidden: int, dtype: torch.dtype) -> bool:
     """Whether rows of such widths can be copied 16 bytes at a time."""
-    return all(x * dtype.itemsize % 16 == 0 for x in (width, hidden))
+    return width * dtype.itemsize % 16 == 0 and hidden * dtype.itemsize % 16 == 0

@@ -72,12 +72,13 @@ def context_attention(
     """
     options = arguments.checked_options(similarity, inter, intra)
     call, bilinear = _checked((regions, region_lengths, region_mask), (words, word_lengths, word_mask), weights, pairs, options)
-    name = _select(backend, call, bilinear)
+    read = _read(call, bilinear)
+    name = _select(backend, call, read, bilinear=bilinear is not None)
     with without_autocast(call.regions.features.device):
         call = _placed(call, name)
         if name == "reference":
             return reference.pair_scores(_projected(call), bilinear)
-        if wants_gradient(_read(call)):
+        if wants_gradient(read):
             return differentiable("pair_scores")(*flatten(_projected(call)))
         return _ops.pair_scores(*flatten(call))
 
@@ -126,7 +127,7 @@ def attention_maps(
         raise TypeError("pairs: expected a tensor of shape (P, 2), got None")
     options = arguments.checked_options(similarity, inter, intra)
     call, bilinear = _checked((regions, region_lengths, region_mask), (words, word_lengths, word_mask), weights, pairs, options)
-    name = _select(backend, call, bilinear, maps=True)
+    name = _select(backend, call, _read(call, bilinear), maps=True, bilinear=bilinear is not None)
     with without_autocast(call.regions.features.device):
         call = _projected(_placed(_gathered(call), name))
         if name == "reference":
@@ -199,9 +200,8 @@ def _checked(
     Of each side its features, or what was projected of them, its lengths and its mask.
     """
     dtype = _dtype(regions[0], words[0])
-    V_name, V = _checked_side("regions", regions, ProjectedRegions, dtype)
-    U_name, U = _checked_side("words", words, ProjectedWords, dtype)
-    named_V, named_U = Named(V_name, V.features), Named(U_name, U.features)
+    named_V, V = _checked_side("regions", regions, ProjectedRegions, dtype)
+    named_U, U = _checked_side("words", words, ProjectedWords, dtype)
     check_same_width(named_U, named_V)
 
     fields = _SCORE_FIELDS
@@ -213,7 +213,8 @@ def _checked(
             if side.products is not None:
                 raise ValueError(f"{name}: expected a tensor for intra='features', no projected side, got {type(given).__name__}")
     weights = _checked_weights(weights, fields, named_V, dtype)
-    weights = weights._replace(**{x: getattr(weights, x).detach() for x in _unread(options) if x in fields})
+    if unread := [x for x in _unread(options) if x in fields]:
+        weights = weights._replace(**{x: getattr(weights, x).detach() for x in unread})
 
     width, hidden = V.features.shape[2], weights.region_score.shape[0]
     if V.products is not None:
@@ -240,21 +241,21 @@ def _unread(options: arguments.Choice) -> tuple[str, ...]:
     return unread
 
 
-def _checked_side(name: str, given: tuple, projected: type, dtype: torch.dtype | None) -> tuple[str, Side]:
-    """A side, given with lengths and mask, and what errors call its features."""
+def _checked_side(name: str, given: tuple, projected: type, dtype: torch.dtype | None) -> tuple[Named, Side]:
+    """A side, given with lengths and mask, and its features as errors name them."""
     items, lengths, mask = given
     if not isinstance(items, projected):
-        features = cast(items, dtype)
-        check_features(name, features, f" or {projected.__name__}")
-        return name, Side(features, None, lengths_of(name, lengths, mask, Named(name, features)))
+        features = Named(name, cast(items, dtype))
+        check_features(*features, f" or {projected.__name__}")
+        return features, Side(features.tensor, None, lengths_of(name, lengths, mask, features))
     for what, value in (("lengths", lengths), ("mask", mask)):
         if value is not None:
             expected = f"{name[:-1]}_{what}: expected None, since projected {name} keep their lengths"
             raise ValueError(f"{expected}, got {type(value).__name__}")
-    features = f"{name}.features"
-    check_features(features, items.features, f" or {projected.__name__}")
+    features = Named(f"{name}.features", items.features)
+    check_features(*features, f" or {projected.__name__}")
     if items.lengths is not None:
-        check_lengths(f"{name}.lengths", items.lengths, Named(features, items.features))
+        check_lengths(f"{name}.lengths", items.lengths, features)
     return features, Side(*items)
 
 
@@ -264,22 +265,23 @@ def _checked_weights(
     """The weights with the named fields checked and cast."""
     if not isinstance(weights, ContextAttentionWeights):
         raise TypeError(f"weights: expected ContextAttentionWeights, got {type(weights).__name__}")
-    weights = weights._replace(**{field: cast(getattr(weights, field), dtype) for field in fields})
+    if dtype is not None:
+        weights = weights._replace(**{field: cast(getattr(weights, field), dtype) for field in fields})
     arguments.check_weights(weights, fields, like)
     return weights
 
 
-def _read(call: Call, bilinear: reference.Bilinear = None) -> list[Tensor]:
+def _read(call: Call, bilinear: reference.Bilinear) -> list[Tensor]:
     """The floating-point tensors that this call reads."""
-    return [x for x in (*flatten(call), *(bilinear or ())) if isinstance(x, Tensor) and x.is_floating_point()]
+    (V, V_products, _), (U, U_products, _), vectors, matrices, *_ = call
+    return [x for x in (V, V_products, U, U_products, *vectors, *matrices, *(bilinear or ())) if x is not None]
 
 
-def _select(requested: str, call: Call, bilinear: reference.Bilinear, maps: bool = False) -> str:
-    """The backend that runs a call."""
-    V, U, read = call.regions.features, call.words.features, _read(call, bilinear)
-    sizes = {"regions": V.shape[1], "words": U.shape[1], "width": V.shape[2], "hidden": len(call.vectors.region_score)}
-    wanted = {"gradient": wants_gradient(read), "maps": maps, "bilinear": bilinear is not None}
-    name = select(NAME, requested, V.device, V.dtype, **sizes, **wanted)
+def _select(requested: str, call: Call, read: list[Tensor], **wanted: bool) -> str:
+    """The backend that runs a call, which reads these tensors."""
+    V, U = call.regions.features, call.words.features
+    sizes = {"regions": V.shape[1], "words": U.shape[1], "width": V.shape[2], "hidden": call.vectors.region_score.shape[0]}
+    name = select(NAME, requested, V.device, V.dtype, gradient=wants_gradient(read), **sizes, **wanted)
     if name != "reference":
         refuse_tangents(read, NAME)
     return name

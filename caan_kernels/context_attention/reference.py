@@ -96,14 +96,16 @@ def attend(call: Call, bilinear: Bilinear = None) -> Attention:
     u = torch.einsum(f"{x.p}n,{x.t}nd->{x.p}d", g, x.U)  # (6)
     if options.cosine:
         v, u = (unit_rows(widened(pooled)).to(pooled.dtype) for pooled in (v, u))
-    score = (v * u).sum(-1)  # (18)
+    # A pooled vector is NaN where the other side has nothing that attends to what is not finite.
+    score = torch.where(x.exists.any(-1).any(-1), (v * u).sum(-1), 0)  # (18)
     sides = [(side.features, side.lengths) for side in (call.regions, call.words)]
     score = nan_where_wrong(score, *sides, call.pairs)
     return Attention(score, f, g, A, C, Rt, Hv, Hu)
 
 
 class _Operands(NamedTuple):
-    """Both sides of a call, 0 beyond the lengths: as many items as there are, or for a list one a pair.
+    """Both sides of a call, 0 beyond the lengths: as many items as there are, or for a list one a pair. An item that has nothing to
+    pair with is 0, too: it may hold what is not finite, and 0 times that is a gradient of NaN.
 
     Attributes:
         V, VQ1, VQ4: of the images.
@@ -135,13 +137,16 @@ def _operands(call: Call) -> _Operands:
     v_exists, u_exists = real_rows(regions, region_lengths), real_rows(words, word_lengths)
     if pairs is None:
         i, t, p = "i", "t", "it"
-        V, U = without_padding(regions, v_exists), without_padding(words, u_exists)
-        v_exists, u_exists = v_exists[:, None], u_exists[None, :]
+        v_exists, u_exists = v_exists & u_exists.any(), u_exists & v_exists.any()
     else:
         i = t = p = "p"
-        V, region_products, v_exists = (x.index_select(0, pairs[:, 0]) for x in (regions, region_products, v_exists))
-        U, word_products, u_exists = (x.index_select(0, pairs[:, 1]) for x in (words, word_products, u_exists))
-        V, U = without_padding(V, v_exists), without_padding(U, u_exists)
+        regions, region_products, v_exists = (x.index_select(0, pairs[:, 0]) for x in (regions, region_products, v_exists))
+        words, word_products, u_exists = (x.index_select(0, pairs[:, 1]) for x in (words, word_products, u_exists))
+        v_exists, u_exists = v_exists & u_exists.any(-1, keepdim=True), u_exists & v_exists.any(-1, keepdim=True)
+    V, region_products = (without_padding(x, v_exists) for x in (regions, region_products))
+    U, word_products = (without_padding(x, u_exists) for x in (words, word_products))
+    if pairs is None:
+        v_exists, u_exists = v_exists[:, None], u_exists[None, :]
     exists = v_exists[..., :, None] & u_exists[..., None, :]
     of_regions, of_words = region_products.split([hidden, hidden], dim=-1), word_products.split([width, hidden, hidden], dim=-1)
     return _Operands(V, *of_regions, U, *of_words, exists, i, t, p)

@@ -90,7 +90,7 @@ def check_lengths(name: str, lengths: Tensor, items: Named) -> None:
     check_tensor(name, lengths)
     if lengths.dtype not in INDEX_DTYPES:
         raise TypeError(f"{name}: expected an integer dtype, got {lengths.dtype}")
-    if tuple(lengths.shape) != (count,):
+    if lengths.shape != (count,):
         raise ValueError(f"{name}: expected shape ({count},), one for each item of {items.name}, got {tuple(lengths.shape)}")
     _check_index_device(name, lengths, items)
     _check_values(name, lengths, rows, f"the number of rows in {items.name}")

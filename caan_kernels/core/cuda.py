@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import gpu, library
 from .backends import register
-from .gpu import aligned, stream_of
+from .gpu import aligned, limits, stream_of
 from .gpu.plan import Items, Plan, Walk, Wanted, new_plan
 from .gpu.plan import plan_walk as plan_walk_of_list
 from .modes import EMULATED
@@ -90,9 +90,14 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
     if result.numel() == 0 or left.shape[1] == 0:
         return result.zero_()
     # Rows that no copy of 16 bytes takes may begin anywhere.
-    left, right = (aligned(x) if left.shape[1] % 8 == 0 else x for x in (left, right))
-    call = _Product(left, right, result, lengths, item_rows, stream_of(left))
-    _ops.cuda_multiply(*call)
+    if left.shape[1] % 8 == 0:
+        left, right = aligned(left), aligned(right)
+    count, stream = lengths.shape[0], stream_of(left)
+    step = limits.times(limits.product(item_rows, *right.shape, left.dtype))
+    for first in range(0, count, step):
+        items, rows = slice(first, first + step), slice(first * item_rows, (first + step) * item_rows)
+        some = (left, result, lengths) if step >= count else (left[rows], result[rows], lengths[items])
+        _ops.cuda_multiply(*_Product(some[0], right, *some[1:], item_rows, stream))
     return result
 
 
@@ -120,7 +125,7 @@ def plan_walk(grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_l
     parts = [count, count, images + 1, count, captions + 1, images + captions, count]
     numbers = grad.new_empty(sum(parts), dtype=torch.int64)
     _ops.cuda_plan_walk(*_WalkLaunch(grad, region_lengths, word_lengths, numbers, stream_of(grad)))
-    keys, order, image_starts, by_caption, caption_starts, _, _ = numbers.split(parts)
+    keys, order, image_starts, by_caption, caption_starts, _, _ = numbers.split_with_sizes(parts)
     return Walk(keys, order, image_starts[images:], image_starts, by_caption, caption_starts)
 
 

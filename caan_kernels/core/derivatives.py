@@ -35,8 +35,8 @@ def derive(name: str, public: str, backward: Callable[..., tuple]) -> None:
 
     def back(ctx, *gradients):
         saved = iter(ctx.saved_tensors)
-        call = unflatten(found, iter([next(saved) if x is None else x[0] for x in ctx.others]))
-        result = backward(list(gradients), call, unflatten(found, iter(ctx.needs_input_grad)))
+        call = unflatten(found, [next(saved) if x is None else x[0] for x in ctx.others])
+        result = backward(list(gradients), call, unflatten(found, ctx.needs_input_grad))
         return tuple(x if isinstance(x, Tensor) else None for x in flatten(result))
 
     once(f"derivative of {name}", partial(_register, name, back))

@@ -5,11 +5,10 @@ dispatcher takes its values flat, in the order of the fields; `schema` writes wh
 """
 
 import functools
-import itertools
 import operator
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import torch
@@ -65,23 +64,38 @@ def _values(kind: type[tuple]) -> Callable[[tuple], tuple[Any, ...]]:
 
 
 class Layout(NamedTuple):
-    """A record's type, and the layouts of its fields that are records, None for the others."""
+    """How a record's values lie one behind the other.
+
+    Attributes:
+        kind: the record's type.
+        parts: of each field its layout, None for one that is no record, and where among the values it begins and ends.
+        plain: no field is a record.
+    """
 
     kind: type[tuple]
-    parts: "tuple[Layout | None, ...]"
+    parts: "tuple[tuple[Layout | None, int, int], ...]"
+    plain: bool
 
 
 @functools.cache
 def layout(kind: type[tuple]) -> Layout:
-    """How a record's values lie one behind the other."""
-    return Layout(kind, tuple(layout(of) if _is_record(of) else None for of in _fields(kind).values()))
+    """Of a type of record."""
+    parts, start = [], 0
+    for of in _fields(kind).values():
+        part = layout(of) if _is_record(of) else None
+        stop = start + (1 if part is None else part.parts[-1][2])
+        parts.append((part, start, stop))
+        start = stop
+    return Layout(kind, tuple(parts), all(part is None for part, _, _ in parts))
 
 
-def unflatten(found: Layout, values: Iterator[Any]) -> Any:
-    """The record whose values come next."""
-    if not any(found.parts):
-        return found.kind._make(itertools.islice(values, len(found.parts)))
-    return found.kind(*[next(values) if part is None else unflatten(part, values) for part in found.parts])
+def unflatten(found: Layout, values: Sequence[Any]) -> Any:
+    """The record of these values."""
+    if found.plain:
+        return found.kind(*values)
+    return found.kind(
+        *[values[start] if part is None else unflatten(part, values[start:stop]) for part, start, stop in found.parts]
+    )
 
 
 def _leaves(kind: type[tuple], outer: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -55,4 +55,4 @@ def layout_of(name: str) -> Layout:
 def taking_values(name: str, function: Callable) -> Callable:
     """A function of an operator's record as the dispatcher calls it."""
     found = layout_of(name)
-    return lambda *values: function(unflatten(found, iter(values)))
+    return lambda *values: function(unflatten(found, values))

@@ -34,5 +34,5 @@ def test_scores_are_on_tensor_cores(report):
 
 def test_faults_are_found(report):
     tile = next(row for row in report["kernels"] if row["kernel"] == "tile_kernel")
-    for wrong in ({"spilled_bytes": 8}, {"tensor_instructions": 0}, {"shared_bytes": 100 * 1024}, {"threads": 1024}):
+    for wrong in ({"spilled_bytes": 8}, {"tensor_instructions": 0}, {"shared_bytes": 100 * 1024}, {"resident_warps": 0}):
         assert cuda_report.faults({"kernels": [tile | wrong]}) == [cuda_report.line(tile | wrong)]

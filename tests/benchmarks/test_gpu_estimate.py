@@ -6,7 +6,10 @@ from pathlib import Path
 import code_loops
 import cuda_report
 import gpu_estimate
+import gpu_pipes
+import gradient_estimate
 import pytest
+import score_estimate
 
 import caan_kernels as ck
 
@@ -39,7 +42,7 @@ def report(kernels, in_float32):
 
 def test_rates_are_those_measured():
     rates = {row["name"]: row["value"] for row in json.loads(MEASURED.read_text())["rates"]}
-    clocks = {pattern: value for pattern, _, value in gpu_estimate.RATES}
+    clocks = {pattern: value for pattern, _, value in gpu_pipes.RATES}
     assert clocks[r"HMMA\.16816"] == pytest.approx(2048 / rates["mma.sync.m16n8k16.bf16"], rel=1e-3)
     assert clocks[r"HMMA\.1688"] == pytest.approx(1024 / rates["mma.sync.m16n8k8.bf16"], rel=1e-3)
     assert clocks[r"HMMA\.1688\.F32\.TF32"] == pytest.approx(1024 / rates["mma.sync.m16n8k8.tf32"], rel=1e-3)
@@ -51,7 +54,7 @@ def test_rates_are_those_measured():
 
 def test_instructions_find_their_pipes():
     found = {
-        text: gpu_estimate.pipe_of(text)
+        text: gpu_pipes.pipe_of(text)
         for text in ("HMMA.16816.F32.BF16 R4, R8, R2, R4", "@P0 MUFU.TANH R1, R2", "LDSM.16.MT88.4 R4, [R1]", "@!PT LDS RZ, [RZ]")
     }
     assert [x and x[0] for x in found.values()] == ["tensor", "special", "shared", None]
@@ -117,7 +120,7 @@ def test_a_larger_pair_by_hand(kernels):
 def test_a_pair_in_float32_by_hand(in_float32):
     """Six products of bfloat16 parts for one, tanh of an exponential and a reciprocal; regions are 48 where they are summed over,
     else 40."""
-    of = gpu_estimate.float_tile(in_float32["tile_kernel", "false"], 36, 13, 1024, 1024).phases
+    of = score_estimate.float_tile(in_float32["tile_kernel", "false"], 36, 13, 1024, 1024).phases
     product, tanh = 6 * 16 * 1024 / 1355.5, 2 * 1024 / 15.998
     assert of["products"]["tensor"] == pytest.approx(2 * 40 * product, rel=1e-3)
     assert of["words"]["tensor"] == pytest.approx((48 + 16) * product, rel=1e-3)
@@ -128,7 +131,7 @@ def test_a_pair_in_float32_by_hand(in_float32):
 
 def test_a_larger_pair_in_float32_by_hand(in_float32):
     """Three products of TF32 for one; of four strips of regions each is a warp's."""
-    of = gpu_estimate.large(in_float32["large_kernel", "1"], 49, 13, 1024, 1024, single=True).phases
+    of = score_estimate.large(in_float32["large_kernel", "1"], 49, 13, 1024, 1024, single=True).phases
     product, tanh = 3 * 16 * 1024 / 677.78, 2 * 1024 / 15.998
     assert of["products"]["tensor"] == pytest.approx(2 * 64 * product, rel=1e-3)
     assert of["sums"]["tensor"] == pytest.approx((2 * 64 + 16) * product, rel=1e-3)
@@ -139,7 +142,7 @@ def test_a_larger_pair_in_float32_by_hand(in_float32):
 
 def test_loops_of_derivatives_are_those_of_the_source(kernels):
     """One for each call in tiled_pair.h and tiled_sums.h, so that none is counted as another."""
-    found = gpu_estimate.tile_loops(kernels["gradient_tile_kernel", ""])
+    found = gradient_estimate.tile_loops(kernels["gradient_tile_kernel", ""])
     products = {"times_features": 19, "times_made": 16, "rows_of_features": 1, "rows_of_both": 4, "rows_made": 2}
     strips = {"update": 7, "logits": 2, "gradient": 6, "store": 13, "add": 4, "add_image_features": 1, "add_caption_features": 1}
     assert {name: len(found[name]) for name in products} == products
@@ -149,16 +152,16 @@ def test_loops_of_derivatives_are_those_of_the_source(kernels):
 def test_derivatives_by_hand(kernels):
     """Of 48 by 16 cells: 94 tensor-core products over the hidden width, 48 of the pair and 46 of what is shared, and 5 over the
     width."""
-    found = gpu_estimate.gradient(gpu_estimate.tile_loops(kernels["gradient_tile_kernel", ""]), 36, 13, 1024, 1024)
+    found = gradient_estimate.gradient(gradient_estimate.tile_loops(kernels["gradient_tile_kernel", ""]), 36, 13, 1024, 1024)
     assert sum(of.get("tensor", 0) for of in found.phases.values()) == pytest.approx(99 * 48 * 16 * 1024 / 1355.5, rel=1e-3)
 
 
 def test_derivatives_in_float32_by_hand(in_float32):
     """The same loops, those of products alike; six tensor-core products stand for one."""
-    loops = gpu_estimate.tile_loops(in_float32["gradient_tile_kernel", ""])
+    loops = gradient_estimate.tile_loops(in_float32["gradient_tile_kernel", ""])
     assert (len(loops["times_made"]), len(loops["rows_made"]), len(loops["update"])) == (35, 7, 7)
     assert loops["load"]
-    found = gpu_estimate.gradient(loops, 36, 13, 1024, 1024)
+    found = gradient_estimate.gradient(loops, 36, 13, 1024, 1024)
     assert sum(of.get("tensor", 0) for of in found.phases.values()) == pytest.approx(6 * 41 * 48 * 16 * 1024 / 1355.5, rel=1e-3)
 
 

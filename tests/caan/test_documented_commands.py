@@ -1,7 +1,8 @@
-"""Every command that README and docs show is run: here on small data, elsewhere in CI, or the reason why not is in a table."""
+"""Every command of README, docs and --help is run: here on small data, elsewhere in CI; or a table says why not."""
 
 import importlib
 import io
+import json
 import os
 import shlex
 import shutil
@@ -13,11 +14,12 @@ import cases
 import numpy as np
 import pytest
 from averages import averaging
-from documented import ROOT, commands
+from documented import ROOT, Command, commands
 from PIL import Image
 
 from caan import published
 from caan.commands import evaluate, main
+from caan.commands.helping import EXAMPLES
 from caan.extraction import backbones
 
 pytestmark = pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="it needs no backend, and runs once")
@@ -26,9 +28,11 @@ pytestmark = pytest.mark.skipif(cases.INTERPRETED or cases.EMULATED, reason="it 
 # counts. "caan" alone needs none.
 CUT = {
     "caan": "",
-    "caan train": "--width 8 --hidden-width 4 --word-width 6 --batch-size 10 --epochs 2 --decay-epochs 1 --validation-images 5",
+    "caan train": "--width 8 --hidden-width 4 --word-width 6 --batch-size 10 --epochs 2 --decay-epochs 1 --validation-images 5"
+    " --workers 0",
     "caan extract --photos photos --captions captions.csv --hold-out 50": "--hold-out 6",
     "caan extract --photos photos --captions captions.csv --out data --hold-out 50": "--hold-out 6",
+    "caan extract --photos photos --captions dataset_flickr8k.json": "--out other",
     # In the place of the three splits that the line before has made.
     "caan extract --photos photos --captions captions.csv --out data --split test": "--overwrite",
     "python benchmarks/bench_attention.py": "--workload rerank-1x200 --seconds 4",
@@ -42,6 +46,7 @@ ELSEWHERE = {
     "bash tools/setup.sh": (".ci/run", "tools/setup.sh"),
     "bash tools/try_wheel.sh": (".ci/run", "tools/try_wheel.sh"),
     "caan demo": ("tests/caan/test_demo.py", 'main(["demo",'),
+    "caan extract --features": ("tests/caan/test_bottom_up.py", '["extract", "--features",'),
     "CAAN_CUDA_EMULATED=$(python tests/emulated_library.py) python -m pytest": ("tests/test_emulated.py", "CAAN_CUDA_EMULATED"),
     "pip install caan_kernels-": ("tools/try_wheel.sh", 'install "$wheel"'),
     "python -m pytest": (".ci/run", "pytest"),
@@ -58,7 +63,8 @@ NOWHERE = {
     "python tools/build_kernel.py": "compiles all of it once more; a stage of tools/release_check.sh",
     "torchrun --nproc-per-node 8": "needs eight GPUs",
 }
-COMMANDS = list(commands())
+HELP = "caan --help"
+COMMANDS = [*commands(), *(Command(HELP, line) for name, lines in EXAMPLES.items() if name not in ("", "show") for line in lines)]
 LINES = sorted({line for _, line in COMMANDS})
 TABLE = [*CUT, *ELSEWHERE, *NOWHERE]
 
@@ -69,6 +75,7 @@ GIVEN = {
     "docs/flickr8k.md": "Flicker8k_Dataset Flickr8k.token.txt Flickr_8k.trainImages.txt Flickr_8k.devImages.txt",
     "docs/pictures.md": "data/f8k runs/f8k runs/inter runs/intra photo.jpg gallery",
     "docs/search.md": "run data photo.jpg queries.txt moved",
+    HELP: "photos captions.csv dataset_flickr8k.json data/f30k_precomp data/coco_precomp runs/a runs/b queries.txt",
 }
 ID = "2090545563_a4e66ec76b"
 
@@ -133,6 +140,8 @@ def world(tmp_path_factory):
         said = ["two dogs run through the snow", "a dog jumps", "two dogs run", "a cat in the snow", "a dog"]
         captions = [(name, f"{text} {'here ' * (number % 3)}") for number, name in enumerate(names[:18]) for text in said]
         Path("captions.csv").write_text("\n".join(["image,caption", *map(",".join, captions)]))
+        sentences = [{"filename": name, "split": "test", "sentences": [{"raw": text} for text in said]} for name in names[:6]]
+        Path("dataset_flickr8k.json").write_text(json.dumps({"images": sentences}))
         Path("Flickr8k.token.txt").write_text("\n".join(f"{name}#0\t{text}" for name, text in captions))
         Path("Flickr_8k.devImages.txt").write_text("\n".join(names[:6]))
         Path("Flickr_8k.trainImages.txt").write_text("\n".join(names[6:18]))

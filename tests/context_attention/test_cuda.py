@@ -10,6 +10,7 @@ from accuracy import assert_accurate
 import caan_kernels as ck
 from caan_kernels.context_attention import cuda
 from caan_kernels.context_attention.gpu import launch
+from caan_kernels.core.gpu import limits
 
 pytestmark = pytest.mark.skipif("cuda" not in cases.KERNELS, reason="on a GPU, or by tests/test_emulated.py")
 
@@ -193,8 +194,9 @@ def test_split_launches(dtype, monkeypatch):
     few = {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 1, "SCORE_SCRATCH_BYTES": 1, "MOST_LISTED": 2, "MOST_ORDERED": 3}
     for name, limit in few.items():
         monkeypatch.setattr(launch, name, limit)
-    # Of six pairs, two a launch.
-    monkeypatch.setattr(cuda, "MOST_WALKED", 2)
+    # As little a launch as can be.
+    monkeypatch.setattr(limits, "LONGEST", 0.0)
+    monkeypatch.setattr(cuda, "CAPTIONS", 2)
     for found, expected in zip(results(), whole, strict=True):
         assert torch.equal(found, expected)
 
@@ -354,25 +356,36 @@ def test_gradients_beside_what_is_not_finite(dtype, value):
     assert all(torch.equal(spared[name], expected[name]) for name in ("regions", "words"))
 
 
-# A band of images is the least that a launch of tiles has.
+TILES, LARGE = ([3, 9] + [1] * 31, [12, 5, 17]), ([66, 9], [129, 5, 33])
+
+
 @pytest.mark.parametrize(
-    ("limit", "regions", "words"),
+    ("few", "lengths", "parts", "dtype"),
     [
-        *((x, [3, 9] + [1] * 31, [12, 5]) for x in ("TILE_LAUNCH", "SINGLE_TILE_LAUNCH")),
-        *((x, [66, 9], [129, 5, 33]) for x in ("SCORE_SCRATCH_BYTES", "LARGE_LAUNCH", "SINGLE_LAUNCH", "PAIR_LAUNCH")),
+        *(("places", TILES, 2, x) for x in (torch.float16, torch.float32)),
+        *(("places", LARGE, 2, x) for x in (torch.float16, torch.float32)),
+        ("slots", LARGE, 1, torch.float16),
+        ("scores", ([3, 9] + [1] * 7, [12, 5, 17]), 2, torch.float16),
     ],
 )
-def test_scores_in_pieces(limit, regions, words, monkeypatch):
+def test_scores_in_pieces(few, lengths, parts, dtype, monkeypatch, kernels):
     """Blocks that have several pairs, one after another, and launches of few places, of pairs that each kernel takes."""
-    dtype = torch.float32 if limit.startswith("SINGLE") else torch.float16
+    regions, words = lengths
     case = lengths_given((len(regions), max(regions), len(words), max(words), 8, 16), regions, words, dtype)
     scores = case.call(backend="cuda").cpu()
+    whole = kernels.count("TileLaunch")
+    kernels.clear()
     pairs = torch.cartesian_prod(torch.arange(len(regions)), torch.arange(len(words)))
-    monkeypatch.setattr(launch if limit == "SCORE_SCRATCH_BYTES" else cuda, limit, 1)
-    if limit == "PAIR_LAUNCH":
-        # A launch has a pair for each slot at least.
-        monkeypatch.setattr(launch, "SCORE_SCRATCH_BYTES", 1)
+    monkeypatch.setattr(launch, "SCORE_SCRATCH_BYTES", 1)
+    if few == "scores":
+        # They are planned for 8 images at least.
+        monkeypatch.setattr(launch, "MOST_SCORED", 1)
+    if few == "places":
+        # A launch of tiles has a band of images at least.
+        monkeypatch.setattr(limits, "LONGEST", 0.0)
+        monkeypatch.setattr(cuda, "CAPTIONS", 2)
     assert torch.equal(case.call(backend="cuda").cpu(), scores)
+    assert kernels.count("TileLaunch") == whole * parts
     assert torch.equal(replace(case, pairs=pairs).call(backend="cuda").cpu(), scores.flatten())
 
 

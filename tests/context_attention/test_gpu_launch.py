@@ -45,7 +45,7 @@ def test_tensors_of_another_device_are_refused(monkeypatch, name):
     vectors, pairs = Vectors(torch.ones(2), torch.ones(2)), torch.zeros(1, 2, dtype=torch.int64)
     values = flatten(Call(regions, words, vectors, Matrices(), pairs, cases.PAPER, "none"))
     values[PLACES[name]] = values[PLACES[name]].to("meta")
-    call = unflatten(layout(Call), iter(values))
+    call = unflatten(layout(Call), values)
     # The regions' device is what the others are held against.
     expected = "words" if name == "regions" else name
     with pytest.raises(RuntimeError, match=f"^{expected}: expected device (cpu, got meta|meta, got cpu)$"):

@@ -67,6 +67,30 @@ def test_empty_side(backend):
 
 
 @backends
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_empty_side_beside_what_is_not_finite(backend, value, similarity):
+    """0, and so are the gradients of both items' features, in all pairs and in lists."""
+    options = {"similarity": similarity, "backend": backend}
+    case = cases.problem("odd", torch.float32)
+    case.regions[1, 0, 0] = case.words[1, 0, 0] = value
+    scores, gradients = cases.run(case, **options)
+    assert not scores[2].any() and not scores[:, 2].any()
+    assert not gradients["regions"][2].any() and not gradients["words"][2].any()
+    assert scores[0, 0].isfinite() and not scores[0, 1].isfinite()
+    scores, gradients = cases.run(replace(case, pairs=torch.tensor([[2, 1], [1, 2], [0, 0]])), **options)
+    assert scores[:2].tolist() == [0, 0] and scores[2].isfinite()
+    assert not any(gradients[name][1:].any() for name in ("regions", "words"))
+    assert all(gradients[name][0].isfinite().all() for name in ("regions", "words"))
+    for empty in (
+        replace(case, regions=case.regions[2:3], region_lengths=case.region_lengths[2:3]),
+        replace(case, words=case.words[2:3], word_lengths=case.word_lengths[2:3]),
+    ):
+        scores, gradients = cases.run(empty, **options)
+        assert not scores.any() and not any(gradients[name].any() for name in ("regions", "words"))
+
+
+@backends
 def test_layouts_and_index_dtypes(backend):
     """Strided features and weights, expanded gradients, and lengths of any integer dtype give what contiguous int64 gives."""
     case = cases.problem("odd", torch.float32)

@@ -10,6 +10,7 @@ from accuracy import assert_accurate
 import caan_kernels as ck
 from caan_kernels.context_attention.call import CallGradient
 from caan_kernels.core import backends
+from caan_kernels.core.gpu import limits
 from caan_kernels.core.records import flatten
 
 triton = pytest.importorskip("triton")
@@ -238,11 +239,13 @@ def test_tf32_allowed_by_the_setting_of_one_backend():
         torch.backends.cuda.matmul.fp32_precision = before
 
 
-SMALLEST = {"BLOCK_BYTES": 1, "SCRATCH_BYTES": 1, "WORKSPACE_BYTES": 1}
+MODULES = {"WORKSPACE_BYTES": launch, "LONGEST": limits}
 FEW = {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 4000, "WORKSPACE_BYTES": 12000, "MOST_LISTED": 2, "MOST_ORDERED": 3}
+# As little as can be, of items at a time and of pairs a launch.
+LEAST = {"BLOCK_BYTES": 1, "LONGEST": 0.0}
 
 
-@pytest.mark.parametrize(("dtype", "few"), [(torch.float32, FEW), (torch.float16, {})], ids=str)
+@pytest.mark.parametrize(("dtype", "few"), [(torch.float32, FEW), (torch.float16, LEAST)], ids=["few", "least"])
 def test_split_launches(dtype, few, monkeypatch):
     """Scores, gradients and maps have the same bits in however many pieces they are made."""
     case = lengths_given((2, 5, 3, 66, *WIDTHS), [5, 2], [3, 66, 0], dtype)
@@ -258,8 +261,8 @@ def test_split_launches(dtype, few, monkeypatch):
         yield from listed.call(ck.attention_maps, backend="triton")
 
     whole = list(results())
-    for name, limit in (SMALLEST | few).items():
-        monkeypatch.setattr(launch if name == "WORKSPACE_BYTES" else operators, name, limit)
+    for name, limit in few.items():
+        monkeypatch.setattr(MODULES.get(name, operators), name, limit)
     for found, expected in zip(results(), whole, strict=True):
         assert torch.equal(found, expected)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from caan_kernels.core.gpu import checks as core_checks
+from caan_kernels.core.gpu import limits
 from caan_kernels.core.records import flatten
 from caan_kernels.max_similarity.call import CallGradient
 from caan_kernels.max_similarity.gpu import checks, launch
@@ -33,6 +34,8 @@ def test_pieces(backend, over, pairs, monkeypatch):
     for name, value in (numbers | {"PLACES_BYTES": 16 * SHAPE[1], "MOST_ORDERED": 9, "MOST_PLANNED": 5}).items():
         assert value < getattr(launch, name)
         monkeypatch.setattr(launch, name, value)
+    cases.assert_same(expected, run(case, over=over, backend=backend))
+    monkeypatch.setattr(limits, "LONGEST", 0.0)
     cases.assert_same(expected, run(case, over=over, backend=backend))
 
 

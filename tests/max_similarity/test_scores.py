@@ -109,6 +109,19 @@ def test_empty_side(backend, options):
 
 
 @backends
+@pytest.mark.parametrize("options", [{}, {"over": "regions"}], ids=str)
+def test_empty_side_beside_what_is_not_finite(backend, options):
+    case = problem((4, 5, 3, 4, 8), torch.float32)
+    case.regions[1, 0, 0] = case.words[1, 0, 0] = torch.nan
+    scores, gradients = run(case, **options, backend=backend)
+    assert not scores[2].any() and not scores[:, 2].any() and scores[0, 0].isfinite()
+    assert not gradients["regions"][2].any() and not gradients["words"][2].any()
+    scores, gradients = run(replace(case, pairs=torch.tensor([[2, 1], [1, 2], [0, 0]])), **options, backend=backend)
+    assert scores[:2].tolist() == [0, 0] and scores[2].isfinite()
+    assert not any(x[1:].any() or not x[0].isfinite().all() for x in gradients.values())
+
+
+@backends
 def test_layouts_and_index_dtypes(backend):
     """Strided features and lengths of any integer dtype give what contiguous int64 gives."""
     case = problem("odd", torch.float32)

@@ -61,17 +61,17 @@ struct Call {
   }
 };
 
-// In four slots.
-template <typename T>
+// In four slots, by either function.
+template <typename T, typename Differentiate>
 void run_gradients(const Call<T>& call, const Options& options, const std::vector<float>& scores, std::vector<float>& scratch,
-                   bool tiled) {
+                   Differentiate run) {
   std::vector<float> dV(call.V.size()), dVQ(call.VQ.size()), dU(call.U.size()), dUQ(call.UQ.size()), dw_v(2 * call.H),
       dw_u(2 * call.H);
   const Walk walk{call.keys.data(),         call.places.data(),     call.walked.data(),
                   call.image_starts.data(), call.by_caption.data(), call.caption_starts.data()};
   const Sums sums{dV.data(), dVQ.data(), dU.data(), dUQ.data(), dw_v.data(), dw_u.data()};
   int64_t turns[2] = {};
-  differentiate(call.sides(), walk, 0, 6, options, scores.data(), scratch.data(), 4, sums, turns, tiled, nullptr);
+  run(call.sides(), walk, 0, 6, options, scores.data(), scratch.data(), 4, sums, turns, nullptr);
 }
 
 template <typename T>
@@ -82,9 +82,11 @@ void run_pairs(const Options& options) {
   std::vector<float> scratch(2 * SlotShape{call.M, call.N, call.D, false}.size());
   score_pairs(call.sides(), Pairs{nullptr, 0, 6}, options, scores.data(), 3, false, scratch.data(), 2, 6, nullptr);
 
-  // Two rounds, of which the second leaves a slot empty.
-  scratch.resize(4 * SlotShape{call.M, call.N, call.D, true}.size());
-  run_gradients(call, options, scores, scratch, false);
+  if constexpr (sizeof(T) == 4) {
+    // Two rounds, of which the second leaves a slot empty.
+    scratch.resize(4 * SlotShape{call.M, call.N, call.D, true}.size());
+    run_gradients(call, options, scores, scratch, differentiate);
+  }
 }
 
 // On tensor cores.
@@ -92,7 +94,7 @@ template <typename T>
 void run_gradient_tiles(const Options& options, int M, int N, int width) {
   const Call<T> call(M, N, width, width);
   std::vector<float> scores(6, 1.0f), scratch(4 * TiledShape<T>{M, N, call.D}.size());
-  run_gradients(call, options, scores, scratch, true);
+  run_gradients(call, options, scores, scratch, differentiate_tiled<T>);
 }
 
 template <typename T>
@@ -164,6 +166,7 @@ int main() {
   // Every kernel, size of tile and set of terms; which goes with which makes no difference to what barriers order.
   const Options paper{true, true, true}, one_term{false, true, false};
   run_pairs<float>(paper);
+  run_pairs<float>(one_term);
   run_pairs<bfloat16>(one_term);
   // More regions than lie in shared memory at once, and two pieces of the widths.
   run_gradient_tiles<bfloat16>(paper, 65, 9, 16);

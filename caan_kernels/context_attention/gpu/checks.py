@@ -22,7 +22,7 @@ def check_call(V, U, vectors: Vectors, pairs: Tensor | None) -> None:
     check_rank("region_score", vectors.region_score, 1)
     hidden = vectors.region_score.shape[0]
     check("words", U.features, (*U.features.shape[:2], width), dtype, device)
-    for name, vector in vectors._asdict().items():
+    for name, vector in zip(vectors._fields, vectors, strict=True):
         check(name, vector, (hidden,), dtype, device)
     for side, columns in ((V, 2 * hidden), (U, width + 2 * hidden)):
         if side.products is not None:

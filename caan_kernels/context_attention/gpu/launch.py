@@ -1,17 +1,19 @@
 """The operators of operators.py on a GPU: what every backend there shares. Plans are tensors on the device, memory is bounded by
 going through a call in pieces, and a backend's `Kernels` do the work."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ...core.autocast import without_autocast
+from ...core.gpu.limits import whole
 from ...core.gpu.plan import Plan, Walk, Wanted, exist
 from ...core.ragged import new_scores
 from ..call import Call, CallGradient, Options, Projection, ProjectionGradient, Side, Vectors, beside
 from .checks import check_call, check_projection
+from .limits import Shape
 
 # Bytes that a call may take beside its result where features come unprojected, for the matrices of a side beside each other,
 # blocks of products, and the copies of a list's items; with plans and scratch that stays within 64 MiB.
@@ -24,6 +26,8 @@ SCORE_SCRATCH_BYTES = 20 * 2**20
 # Pairs of a list that are put in order at once, and pairs with or without a gradient: about 70 bytes each.
 MOST_LISTED = 2**18
 MOST_ORDERED = 2**20
+# Scores that are planned at once.
+MOST_SCORED = 2**32
 
 # Backends by the name that is the operators' last argument.
 KERNELS: dict[str, "Kernels"] = {}
@@ -128,12 +132,13 @@ def pair_scores(call: Call) -> Tensor:
     scores = new_scores(V.features, U.features, pairs)
     if not (len(V) and len(U)):
         return scores.fill_(torch.nan)
-    if V.weight is None and U.weight is None:
-        _score(planned, scores)
+    images, captions = _blocks(V, U)
+    if images >= len(V) and captions >= len(U):
+        _score(planned.of(V.projected(planned.kernels), U.projected(planned.kernels), pairs), scores)
         return scores
-    images, captions, listed = _blocks(V, U)
-    if pairs is not None and (len(V) > images or len(U) > captions):
+    if pairs is not None:
         # A gallery is not projected for a few pairs, nor kept for many: each block of the list brings its own items.
+        listed = max(1, _room(V, U) // max(1, V.copy_bytes + U.copy_bytes))
         for start in range(0, len(pairs), listed):
             some = pairs[start : start + listed]
             own = torch.arange(len(some), device=pairs.device)[:, None].repeat(1, 2)
@@ -150,22 +155,25 @@ def pair_scores(call: Call) -> Tensor:
             if some_V is None or images < len(V):
                 some_V = None
                 some_V = V.part(i, images).projected(planned.kernels)
-            _score(planned.of(some_V, some_U, pairs), scores if pairs is not None else scores[i : i + images, t : t + captions])
+            _score(planned.of(some_V, some_U, None), scores[i : i + images, t : t + captions])
     return scores
 
 
-def _blocks(V: "PlannedSide", U: "PlannedSide") -> tuple[int, int, int]:
-    """Images, captions, and pairs of a list, whose products are made at once.
+def _room(V: "PlannedSide", U: "PlannedSide") -> int:
+    """Bytes that are left for products beside the matrices that make them."""
+    return BLOCK_BYTES - sum(x.weight.nbytes for x in (V, U) if x.weight is not None)
+
+
+def _blocks(V: "PlannedSide", U: "PlannedSide") -> tuple[int, int]:
+    """Images and captions whose products are made at once: all of a side that has them.
 
     Captions get more of the room: there are more of them, and images are projected once for each block of captions.
     """
-    left = BLOCK_BYTES - sum(0 if x.weight is None else x.weight.numel() * x.weight.element_size() for x in (V, U))
-    items = []
-    for side, share in ((V, 2 / 5), (U, 3 / 5)):
-        whole = (U if side is V else V).weight is not None
-        fit = int(left * (share if whole else 1)) // max(1, side.item_bytes)
-        items.append(max(1, len(side) if side.weight is None else fit))
-    return *items, max(1, left // max(1, sum(x.copy_bytes for x in (V, U))))
+    room = _room(V, U)
+    of_V, of_U = (room, room) if V.weight is None or U.weight is None else (room * 2 // 5, room * 3 // 5)
+    images = len(V) if V.weight is None else max(1, of_V // max(1, V.item_bytes))
+    captions = len(U) if U.weight is None else max(1, of_U // max(1, U.item_bytes))
+    return images, captions
 
 
 def pair_scores_backward(call: CallGradient) -> tuple[Tensor, ...]:
@@ -192,7 +200,7 @@ def pair_maps(call: Call) -> tuple[Tensor, ...]:
     return scores, f, g, A, C, R.mT.contiguous()
 
 
-@dataclass(frozen=True)
+@dataclass
 class PlannedSide:
     """Regions or words on their way to being scored; its length is the number of items.
 
@@ -235,12 +243,14 @@ class PlannedSide:
         side = self._of(lambda x: x.index_select(0, items))
         rows = self.features.shape[1]
         lengths = torch.full_like(items, rows) if side.lengths is None else side.lengths
-        return replace(side, lengths=torch.where(inside, lengths, -1))
+        side.lengths = torch.where(inside, lengths, -1)
+        return side
 
     def projected(self, kernels: Kernels) -> "PlannedSide":
         if self.weight is None:
             return self
-        return replace(self, products=_products(self.features, self.weight, self.lengths, kernels), weight=None)
+        products = _products(self.features, self.weight, self.lengths, kernels)
+        return PlannedSide(self.kind, self.features, products, None, self.lengths)
 
     def _of(self, some) -> "PlannedSide":
         tensors = (None if x is None else some(x) for x in (self.features, self.products, self.lengths))
@@ -271,6 +281,11 @@ class PlannedCall(NamedTuple):
         return self._replace(plan=self.kernels.plan(Wanted(V.features, V.lengths, U.features, U.lengths, pairs, scores)))
 
 
+def shape_of(call: PlannedCall) -> Shape:
+    (m, width), n = call.V.features.shape[1:], call.U.features.shape[1]
+    return Shape(m, n, width, call.vectors.region_score.shape[0], call.V.features.itemsize, call.options.cosine)
+
+
 def _planned(call: Call) -> PlannedCall:
     V = _planned_side("region", call.regions, call.matrices.of_regions())
     U = _planned_side("word", call.words, call.matrices.of_words())
@@ -299,6 +314,12 @@ def _score(call: PlannedCall, scores: Tensor) -> None:
         for start in range(0, len(pairs), MOST_LISTED):
             some = slice(start, start + MOST_LISTED)
             _score(call.of(V, U, pairs[some]), scores[some])
+        return
+    # Of so many images that views begin where copies of 16 bytes may.
+    images = whole(max(1, MOST_SCORED // len(U)), 8)
+    if pairs is None and len(V) > images:
+        for start in range(0, len(V), images):
+            _score(call.of(V.part(start, images), U, None), scores[start : start + images])
         return
     call = call.planned(scores)
     if V.features.numel() and U.features.numel() and call.kernels.score_tiles(call, scores):

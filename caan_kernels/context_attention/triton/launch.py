@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from ...core.gpu import aligned
+from ...core.gpu import limits as launches
 from ...core.gpu.plan import Items, Listed, Plan, Walk, Wanted, parts_of, plan_walk, size_of, sort_list
 from ...core.triton.capture import refuse_in_capture
 from ...core.triton.plan import plan_kernel, planning
 from ...core.triton.product import product_kernel
 from ..call import Options, Vectors
-from ..gpu.launch import PlannedCall, Slots
+from ..gpu import limits
+from ..gpu.launch import PlannedCall, Slots, shape_of
 from . import configurations
 from .gradients import (
     caption_features_kernel,
@@ -74,27 +76,31 @@ def plan(wanted: Wanted) -> Plan:
 def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Tensor:
     # A small alignment is a difference of large terms, and where it stands alone its relative error goes to the gradients.
     exact = left.dtype == torch.float32 and precision_of(left.dtype) == "ieee"
-    (rows, depth), columns = left.shape, right.shape[1]
-    product = left.new_empty(rows, columns)
+    depth, columns = right.shape
+    product = left.new_empty(len(left), columns)
     if product.numel() == 0 or depth == 0:
         return product.zero_()
     config = configurations.product(left.dtype, exact)
-    row_blocks, column_blocks = (-(-x // config.blocks[name]) for x, name in ((rows, "ROW_BLOCK"), (columns, "COLUMN_BLOCK")))
-    product_kernel[(row_blocks * column_blocks,)](
-        left,
-        right,
-        product,
-        lengths,
-        rows,
-        columns,
-        depth,
-        item_rows,
-        *left.stride(),
-        *right.stride(),
-        EXACT=exact,
-        PRECISION=precision_of(left.dtype),
-        **config.arguments(),
-    )
+    step = launches.times(launches.product(item_rows, depth, columns, left.dtype))
+    for first in range(0, len(lengths), step):
+        some = slice(first * item_rows, (first + step) * item_rows)
+        count = len(product[some])
+        row_blocks, column_blocks = (-(-x // config.blocks[name]) for x, name in ((count, "ROW_BLOCK"), (columns, "COLUMN_BLOCK")))
+        product_kernel[(row_blocks * column_blocks,)](
+            left[some],
+            right,
+            product[some],
+            lengths[first : first + step],
+            count,
+            columns,
+            depth,
+            item_rows,
+            *left.stride(),
+            *right.stride(),
+            EXACT=exact,
+            PRECISION=precision_of(left.dtype),
+            **config.arguments(),
+        )
     return product
 
 
@@ -276,7 +282,9 @@ class Scoring(NamedTuple):
     def _products(self, kind: Class, beside: int) -> tuple[Tensor, Tensor, int]:
         """Room for S and X of as many pairs as a round may have, with `beside` more bytes for each of them; and how many."""
         cells = kind.rows[0] * kind.rows[1]
-        most = min(self.scores.numel(), max(1, WORKSPACE_BYTES // (8 * cells + beside)))
+        shape = shape_of(self.call)._replace(regions=kind.rows[0], words=kind.rows[1])
+        pair = limits.in_triton(shape, kind.small, score_precision(self.sides.regions.dtype) == "ieee")
+        most = min(self.scores.numel(), max(1, WORKSPACE_BYTES // (8 * cells + beside)), launches.times(pair))
         S, X = (self.scores.new_empty(most * cells) for _ in range(2))
         return S, X, most
 
@@ -326,18 +334,30 @@ def slot_numbers(call: PlannedCall, gradient: bool) -> int:
 
 
 def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:
-    _run_pairs(slots, first, count, scores, None)
+    step = launches.times(_derivatives(slots).pair)
+    for start in range(0, count, step):
+        _run_pairs(slots, slots.scratch[start:], first + start, min(step, count - start), scores, None)
+
+
+def _derivatives(slots: Slots) -> limits.Derivatives:
+    """Seconds of a pair: rows come in whole blocks."""
+    shape = shape_of(slots.call)
+    return limits.derivatives(shape._replace(regions=size_of(shape.regions), words=size_of(shape.words)), tiled=False)
 
 
 def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
-    """Launches that fill all slots, and launches that add up what is in them."""
-    for first in range(0, grad.numel(), slots.count):
+    """Launches that fill slots, and launches that add up what is in them."""
+    # A list may have one item's pairs only.
+    step = min(slots.count, limits.walked(_derivatives(slots), max(grad.shape), slots.count))
+    for first in range(0, grad.numel(), step):
         # How many pairs have a gradient only the device knows: later launches may find none left.
-        _run_pairs(slots, first, slots.reserve(grad.numel() - first), grad, walk)
-        _sum_gradients(slots, walk, first, sums)
+        count = min(step, grad.numel() - first)
+        slots.reserve(count)
+        _run_pairs(slots, slots.scratch, first, count, grad, walk)
+        _sum_gradients(slots, walk, first, count, sums)
 
 
-def _run_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
+def _run_pairs(slots: Slots, scratch: Tensor, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
     """`pair_kernel` for `count` pairs from `first`, of the call's list or of a walk, whose `scores` are gradients."""
     V, U, vectors, pairs, options, *_ = slots.call
     dtype, unused = V.features.dtype, slots.regions.lengths
@@ -355,7 +375,7 @@ def _run_pairs(slots: Slots, first: int, count: int, scores: Tensor, walk: Walk 
         pairs if walk is None else unused,
         *((unused,) * 3 if walk is None else (walk.keys, walk.order, walk.count)),
         scores,
-        slots.scratch,
+        scratch,
         len(V),
         len(U),
         first,
@@ -380,7 +400,7 @@ def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
     return f, g, A, P / column_norm[:, None, :], P / row_norm[:, :, None]
 
 
-def _sum_gradients(slots: Slots, walk: Walk, first: int, sums: tuple[Tensor, ...]) -> None:
+def _sum_gradients(slots: Slots, walk: Walk, first: int, count: int, sums: tuple[Tensor, ...]) -> None:
     V, U, (region_score, word_score), _, (_, inter, intra), *_ = slots.call
     vector_sums = sums[4:]
     lengths = slots.regions.lengths, slots.words.lengths
@@ -393,7 +413,7 @@ def _sum_gradients(slots: Slots, walk: Walk, first: int, sums: tuple[Tensor, ...
     of_width = {name: x for name, x in shape.items() if name != "HIDDEN_BLOCK"}
     of_hidden = {name: x for name, x in shape.items() if name != "WIDTH_BLOCK"}
     of_hidden |= {"INTER": inter, "INTRA": intra}
-    place = captions, first, slots.count, *slots.rows, slots.numbers
+    place = captions, first, count, *slots.rows, slots.numbers
     along_images = walk.keys, walk.image_starts, walk.count, slots.scratch
     along_captions = walk.keys, walk.by_caption, walk.caption_starts, walk.count, slots.scratch
     image_features_kernel[(images * width_blocks,)](U.products, *lengths, *along_images, sums[0], *place, **of_width)

@@ -11,7 +11,7 @@ def check(
     # First of all: a kernel would take an address on another device for one of its own.
     if tensor.device != device:
         raise RuntimeError(f"{name}: expected device {device}, got {tensor.device}")
-    if tuple(tensor.shape) != shape:
+    if tensor.shape != shape:
         raise RuntimeError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
     if tensor.dtype != dtype:
         raise RuntimeError(f"{name}: expected dtype {dtype}, got {tensor.dtype}")
@@ -28,7 +28,7 @@ def check_rank(name: str, tensor: Tensor, rank: int) -> None:
 def check_lengths(name: str, lengths: Tensor | None, items: Tensor) -> None:
     """(B,) int64 from 0 to L, for (B, L, D) items."""
     if lengths is not None:
-        check(name, lengths, (len(items),), torch.int64, items.device)
+        check(name, lengths, (items.shape[0],), torch.int64, items.device)
         check_values(name, lengths, items.shape[1])
 
 

@@ -118,7 +118,7 @@ def new_plan(wanted: Wanted) -> tuple[Tensor, Plan]:
     parts = [images, images, len(region_sizes) + 1, captions, captions, len(word_sizes) + 1]
     parts.append(0 if wanted.pairs is None else wanted.pairs.shape[0])
     numbers = wanted.regions.new_empty(sum(parts), dtype=torch.int64)
-    m, image_order, image_starts, n, caption_order, caption_starts, keys = numbers.split(parts)
+    m, image_order, image_starts, n, caption_order, caption_starts, keys = numbers.split_with_sizes(parts)
     regions, words = Items(m, region_sizes, image_order, image_starts), Items(n, word_sizes, caption_order, caption_starts)
     return numbers, Plan(regions, words, None if wanted.pairs is None else keys)
 

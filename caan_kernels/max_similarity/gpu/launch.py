@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ...core.gpu import aligned
+from ...core.gpu.limits import times
 from ...core.gpu.plan import Plan, Walk, Wanted
 from ...core.ragged import new_scores
 from ...core.records import Items
 from ..call import Call, CallGradient
+from . import limits
 from .checks import check_call, check_gradient
 
 # Bytes of the largest products of one launch, which the L2 cache of a data centre's GPU holds. With plans that stays within 64 MiB.
@@ -145,23 +147,30 @@ def _rows(side: Items, lengths: Tensor, packed: bool) -> Rows:
 
 
 def pieces_of(call: Call, scores: Tensor) -> Iterator[tuple[Call, Tensor]]:
-    """Calls whose largest products have room, and their scores, which are views."""
+    """Calls whose largest products have room and do not take long, and their scores, which are views."""
     numbers = LARGEST_BYTES // 4
     queries, documents = (call.regions, call.words) if call.options.over_regions else (call.words, call.regions)
-    rows = max(1, queries.features.shape[1])
+    rows, of_document = max(1, queries.features.shape[1]), _document_of(documents.features)
     if call.pairs is not None:
-        step = max(1, min(MOST_PLANNED, numbers // rows))
+        step = max(1, min(MOST_PLANNED, numbers // rows, times(limits.largest_of_pair(rows, *of_document))))
         for start in range(0, len(call.pairs), step):
             yield call._replace(pairs=call.pairs[start : start + step]), scores[start : start + step]
         return
-    most_queries = max(1, min(len(queries.features), QUERY_ROWS // rows))
-    most_documents = max(1, min(MOST_PLANNED, numbers // (most_queries * rows)))
+    tiles = times(limits.largest(limits.TILE_ROWS, *of_document))
+    most_queries = max(1, min(len(queries.features), QUERY_ROWS // rows, tiles * limits.TILE_ROWS // rows))
+    of_queries = limits.largest(most_queries * rows, *of_document)
+    most_documents = max(1, min(MOST_PLANNED, numbers // (most_queries * rows), times(of_queries)))
     for query in range(0, len(queries.features), most_queries):
         for document in range(0, len(documents.features), most_documents):
             some = slice(query, query + most_queries), slice(document, document + most_documents)
             of_regions, of_words = some if call.options.over_regions else some[::-1]
             part = call._replace(regions=part_of(call.regions, of_regions), words=part_of(call.words, of_words))
             yield part, scores[of_regions, of_words]
+
+
+def _document_of(features: Tensor) -> tuple[int, int, torch.dtype]:
+    """Rows, width and dtype: at least one of each, so that something takes time."""
+    return max(1, features.shape[1]), max(1, features.shape[2]), features.dtype
 
 
 def part_of(side: Items, some: slice) -> Items:
@@ -219,13 +228,21 @@ def _sweep(call: Call, grad: Tensor, results: list[Tensor], some: tuple[slice | 
 def _add_table(call: Call, grad: Tensor, sums: list[Tensor | None]) -> None:
     """Add what all pairs give, images after each other and captions within: every item sees the others in rising order."""
     images, captions = grad.shape
-    most_captions = min(captions, MOST_ORDERED)
-    most_images = max(1, MOST_ORDERED // most_captions)
+    # An item's pairs are summed one after another.
+    in_one_sum = _most_in_one_sum(call)
+    most_captions = min(captions, MOST_ORDERED, in_one_sum)
+    most_images = max(1, min(MOST_ORDERED // most_captions, in_one_sum))
     for image in range(0, images, most_images):
         for caption in range(0, captions, most_captions):
             some = slice(image, image + most_images), slice(caption, caption + most_captions)
             part = call._replace(regions=part_of(call.regions, some[0]), words=part_of(call.words, some[1]))
             _add(part, grad[some], [None if x is None else x[y] for x, y in zip(sums, some, strict=True)])
+
+
+def _most_in_one_sum(call: Call) -> int:
+    """Pairs of one item that a launch adds up."""
+    queries = call.regions if call.options.over_regions else call.words
+    return times(limits.step_of_sum(queries.features.shape[1]))
 
 
 def _add_list(call: Call, grad: Tensor, sums: list[Tensor | None]) -> None:
@@ -244,7 +261,10 @@ def _add(call: Call, grad: Tensor, sums: list[Tensor | None]) -> None:
     walk = kernels.plan_walk(grad, call.pairs, regions.lengths, words.lengths)
     orders = (walk.image_starts, None), (walk.caption_starts, walk.by_caption)
     flat, rows = grad.flatten(), queries.features.shape[1]
-    step = max(1, PLACES_BYTES // (4 * rows))
+    step = max(1, min(PLACES_BYTES // (4 * rows), times(limits.largest_of_pair(rows, *_document_of(documents.features)))))
+    if call.pairs is not None:
+        # They may all be of one item.
+        step = min(step, _most_in_one_sum(call))
     for first in range(0, len(flat), step):
         # How many pairs have a gradient only the device knows; the keys beyond name an image that does not exist.
         keys = walk.keys[first : first + step]

@@ -15,6 +15,12 @@ CAAN_DEVICE float quick_tanh(float x) {
   return fabsf(x) < 0.015625f ? fmaf(x * x * x, -1.0f / 3.0f, x) : large;
 }
 
+// tanh as close as what is made of features of type T needs it.
+template <typename T>
+CAAN_DEVICE float tanh_for(float x) {
+  return sizeof(T) == 4 ? close_tanh(x) : quick_tanh(x);
+}
+
 CAAN_DEVICE float inverse_norm(float squares) { return quick_inverse_root(fmaxf(squares, EPSILON * EPSILON)); }
 
 // Softmax of what TILES tiles of 8 columns hold, two neighbours a lane, rows alike; 0 from `count` on.
@@ -81,8 +87,8 @@ struct Scales {
   float of_word[STRIPS][2], of_region[TILES][2], of_C[TILES][2], of_R[STRIPS][2];
 };
 
-// S[w][t] becomes P, 0 where there is no word or region. SINGLE: as close as float32 has to be.
-template <int STRIPS, int TILES, bool SINGLE = false>
+// S[w][t] becomes P, 0 where there is no word or region.
+template <typename T, int STRIPS, int TILES>
 CAAN_DEVICE Scales<STRIPS, TILES> attend(float (&P)[STRIPS][TILES][4], int m, int n) {
   const int lane = int(threadIdx.x) % WARP, row = lane / 4, column = 2 * (lane % 4);
 #pragma unroll
@@ -92,7 +98,7 @@ CAAN_DEVICE Scales<STRIPS, TILES> attend(float (&P)[STRIPS][TILES][4], int m, in
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const bool exists = 16 * w + 8 * (e / 2) + row < n && 8 * t + column + e % 2 < m;
-        P[w][t][e] = exists ? fmaxf(SINGLE ? close_tanh(P[w][t][e]) : quick_tanh(P[w][t][e]), 0.0f) : 0.0f;
+        P[w][t][e] = exists ? fmaxf(tanh_for<T>(P[w][t][e]), 0.0f) : 0.0f;
       }
   Scales<STRIPS, TILES> found;
   norms_of_words<STRIPS, TILES>(found.of_word, [&](int w, int t, int e) { return P[w][t][e]; });

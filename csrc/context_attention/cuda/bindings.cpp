@@ -100,7 +100,7 @@ void score_tiles_(Arguments& in) {
                     indices(pairs),
                     indices(order),
                     indices(keys),
-                    pairs ? pairs->size(0) : 0,
+                    keys ? keys->size(0) : 0,
                     score_row,
                     blocks,
                     launch_images,
@@ -127,15 +127,22 @@ void differentiate_(Arguments& in) {
   const bool tiled = in.next<bool>();
   const Options options = Options::from(in);
   const Stream stream = next_stream(in);
+  const auto run = [&](auto start, const auto& sides) {
+    start(sides, walk, first, most, options, data<float>(score_gradients), mutable_data<float>(scratch), scratch.size(0), sums,
+          mutable_data<int64_t>(turns), stream);
+  };
+  if (!tiled) {
+    STD_TORCH_CHECK(tensors.regions.scalar_type() == torch::headeronly::ScalarType::Float, "regions: expected float32");
+    const auto sides = sides_of<float>(tensors);
+    check_scratch(scratch, SlotShape{sides.M, sides.N, sides.D, true}.size());
+    return run(differentiate, sides);
+  }
   with_type(tensors.regions, [&](auto type) {
     using T = decltype(type);
     const auto sides = sides_of<T>(tensors);
-    STD_TORCH_CHECK(!tiled || sides.N <= MOST_GRADIENT_WORDS<T>, "tiled: expected at most ", MOST_GRADIENT_WORDS<T>, " words, got ",
-                    sides.N);
-    check_scratch(scratch,
-                  tiled ? TiledShape<T>{sides.M, sides.N, sides.D}.size() : SlotShape{sides.M, sides.N, sides.D, true}.size());
-    differentiate(sides, walk, first, most, options, data<float>(score_gradients), mutable_data<float>(scratch), scratch.size(0),
-                  sums, mutable_data<int64_t>(turns), tiled, stream);
+    STD_TORCH_CHECK(sides.N <= MOST_GRADIENT_WORDS<T>, "tiled: expected at most ", MOST_GRADIENT_WORDS<T>, " words, got ", sides.N);
+    check_scratch(scratch, TiledShape<T>{sides.M, sides.N, sides.D}.size());
+    run(differentiate_tiled<T>, sides);
   });
 }
 

@@ -252,7 +252,7 @@ template <typename S>
 CAAN_DEVICE void add_logits(const Tile<S, float>& tile, float (&A)[S::STRIPS][S::TILES][4], float (&of_regions)[S::TILES][2],
                             float (&of_words)[2 * S::STRIPS][2]) {
   constexpr int STRIPS = S::STRIPS, TILES = S::TILES;
-  const auto scales = attend<STRIPS, TILES, true>(A, tile.m(), tile.n(0));
+  const auto scales = attend<float, STRIPS, TILES>(A, tile.m(), tile.n(0));
   const auto R = [&](int w, int t, int e) { return A[w][t][e] * scales.of_region[t][e % 2]; };
   PartedFactors<S::DEPTHS, 2 * STRIPS> factors;
   PartedFactors<STRIPS, 2 * STRIPS> H;

@@ -40,21 +40,20 @@ struct Tasks {
 };
 
 // How a block works on a pair in a slot of `size` floats, and on a task, whose columns are COLUMNS. What takes longest comes first.
-template <typename T>
 struct InPanels {
   static constexpr int COLUMNS = PANEL;
-  const Sides<T>& s;
+  const Sides<float>& s;
   const Options& o;
   char* const shared;
 
-  CAAN_DEVICE InPanels(const Sides<T>& s, const Options& o, const Sizes&, char* shared) : s(s), o(o), shared(shared) {}
+  CAAN_DEVICE InPanels(const Sides<float>& s, const Options& o, const Sizes&, char* shared) : s(s), o(o), shared(shared) {}
   CAAN_DEVICE int64_t size() const { return SlotShape{s.M, s.N, s.D, true}.size(); }
-  static size_t shared_bytes(const Sides<T>& s) { return panel_bytes(s.M, s.N) + THREADS * sizeof(float); }
+  static size_t shared_bytes(const Sides<float>& s) { return panel_bytes(s.M, s.N) + THREADS * sizeof(float); }
 
   template <typename ScoreGradient>
   CAAN_DEVICE void work(int64_t image, int64_t caption, float* slot, ScoreGradient score_gradient) const {
-    const OnPanels<T> on(s, o, image, caption, slot, true, shared);
-    work_on<true>([made = &on]() -> const OnPanels<T>& { return *made; }, on.panels.P0, score_gradient);
+    const OnPanels<float> on(s, o, image, caption, slot, true, shared);
+    work_on<true>([made = &on]() -> const OnPanels<float>& { return *made; }, on.panels.P0, score_gradient);
   }
 
   CAAN_DEVICE void sum(const InSlots& in, const Sums& sums, const Tasks& tasks, int64_t task) const {
@@ -133,12 +132,11 @@ CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Wa
   }
 }
 
-template <typename T>
 CAAN_KERNEL void CAAN_BOUNDS(THREADS, 3)
-    gradient_kernel(Sides<T> s, Walk walk, int64_t first, int64_t beyond, Options o, const float* score_gradients, float* scratch,
-                    int64_t slots, Sums sums, int64_t* turns) {
+    gradient_kernel(Sides<float> s, Walk walk, int64_t first, int64_t beyond, Options o, const float* score_gradients,
+                    float* scratch, int64_t slots, Sums sums, int64_t* turns) {
   CAAN_SHARED;
-  take_turns<InPanels<T>>(shared_memory, s, walk, first, beyond, o, score_gradients, scratch, slots, sums, turns);
+  take_turns<InPanels>(shared_memory, s, walk, first, beyond, o, score_gradients, scratch, slots, sums, turns);
 }
 
 template <typename T>
@@ -149,27 +147,34 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 3)
   take_turns<InTiles<T>>(shared_memory, s, walk, first, beyond, o, score_gradients, scratch, slots, sums, turns);
 }
 
-} // namespace
-
 template <typename T>
-void differentiate(const Sides<T>& s, const Walk& walk, int64_t first, int64_t most, const Options& o, const float* score_gradients,
-                   float* scratch, int64_t slots, const Sums& sums, int64_t* turns, bool tiled, Stream stream) {
-  const int columns = tiled ? PIECE : PANEL;
+int64_t blocks_of(const Sides<T>& s, int64_t most, int64_t slots, int columns) {
   const int64_t panels = (s.H + columns - 1) / columns + (s.D + columns - 1) / columns;
   const int64_t round_turns = (most < slots ? most : slots) + (s.images + s.captions) * panels;
-  const int64_t blocks = round_turns < MOST_BLOCKS ? round_turns : MOST_BLOCKS;
-  if (tiled)
-    return launch<gradient_tile_kernel<T>>(blocks, THREADS, TURN_BYTES + InTiles<T>::shared_bytes(s), stream, s, walk, first,
-                                           first + most, o, score_gradients, scratch, slots, sums, turns);
-  launch<gradient_kernel<T>>(blocks, THREADS, TURN_BYTES + InPanels<T>::shared_bytes(s), stream, s, walk, first, first + most, o,
-                             score_gradients, scratch, slots, sums, turns);
+  return round_turns < MOST_BLOCKS ? round_turns : MOST_BLOCKS;
 }
 
-template void differentiate(const Sides<float>&, const Walk&, int64_t, int64_t, const Options&, const float*, float*, int64_t,
-                            const Sums&, int64_t*, bool, Stream);
-template void differentiate(const Sides<bfloat16>&, const Walk&, int64_t, int64_t, const Options&, const float*, float*, int64_t,
-                            const Sums&, int64_t*, bool, Stream);
-template void differentiate(const Sides<float16>&, const Walk&, int64_t, int64_t, const Options&, const float*, float*, int64_t,
-                            const Sums&, int64_t*, bool, Stream);
+} // namespace
+
+void differentiate(const Sides<float>& s, const Walk& walk, int64_t first, int64_t most, const Options& o,
+                   const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, Stream stream) {
+  launch<gradient_kernel>(blocks_of(s, most, slots, PANEL), THREADS, TURN_BYTES + InPanels::shared_bytes(s), stream, s, walk, first,
+                          first + most, o, score_gradients, scratch, slots, sums, turns);
+}
+
+template <typename T>
+void differentiate_tiled(const Sides<T>& s, const Walk& walk, int64_t first, int64_t most, const Options& o,
+                         const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns,
+                         Stream stream) {
+  launch<gradient_tile_kernel<T>>(blocks_of(s, most, slots, PIECE), THREADS, TURN_BYTES + InTiles<T>::shared_bytes(s), stream, s,
+                                  walk, first, first + most, o, score_gradients, scratch, slots, sums, turns);
+}
+
+template void differentiate_tiled(const Sides<float>&, const Walk&, int64_t, int64_t, const Options&, const float*, float*, int64_t,
+                                  const Sums&, int64_t*, Stream);
+template void differentiate_tiled(const Sides<bfloat16>&, const Walk&, int64_t, int64_t, const Options&, const float*, float*,
+                                  int64_t, const Sums&, int64_t*, Stream);
+template void differentiate_tiled(const Sides<float16>&, const Walk&, int64_t, int64_t, const Options&, const float*, float*,
+                                  int64_t, const Sums&, int64_t*, Stream);
 
 } // namespace caan::context_attention

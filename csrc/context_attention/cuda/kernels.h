@@ -119,8 +119,8 @@ struct TiledShape {
 
 // Scores of listed or of all pairs, by as many blocks as there are slots. Of an all-pairs call: scores[image * score_row +
 // caption]; of a list: scores[place]. With `rest`, pairs that `score_tiles` and `score_large` take are left out. A block's slot
-// keeps what its last pair left there; with a slot for each pair, that of its place from `first`. A launch has `launch_pairs`
-// places at most, where there are more than slots.
+// keeps what its last pair left there; in one launch with a slot for each pair, that of its place from `first`. A launch has
+// `launch_pairs` places at most.
 template <typename T>
 void score_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row, bool rest,
                  float* scratch, int64_t slots, int64_t launch_pairs, Stream stream);
@@ -131,10 +131,10 @@ template <typename T>
 void score_large(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row,
                  float* scratch, int64_t floats, int64_t blocks, int64_t launch_pairs, Stream stream);
 
-// Every image with the captions of one bucket, `word_order` from word_starts[bucket] to the next; or of a list `pairs`, sorted by
-// `keys` bucket * images + image, positions `order` of the call, those whose bucket is one of `bucket`, bucket + word_buckets, ...
-// below `buckets`. A bucket's captions have at most 16 * strips words. `blocks` is how many multiprocessors
-// there are; a launch has at most about `launch_images` images.
+// Every image with the captions of one bucket, `word_order` from word_starts[bucket] to the next; or `listed` of the places of a
+// list `pairs`, sorted by `keys` bucket * images + image, positions `order` of the call, those whose bucket is one of `bucket`,
+// bucket + word_buckets, ... below `buckets`. A bucket's captions have at most 16 * strips words. `blocks` is how many
+// multiprocessors there are; a launch has at most about `launch_images` images.
 struct Tiles {
   const int64_t *word_order, *word_starts, *pairs, *order, *keys;
   int64_t listed, score_row, blocks, launch_images;
@@ -155,11 +155,14 @@ struct Sums {
 };
 
 // Adds what `most` walked pairs from `first` give, as far as there are so many, from the gradients of their scores. As many of them
-// as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before. `tiled`: on
-// tensor cores, in slots of TiledShape; up to MOST_GRADIENT_WORDS words.
+// as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before.
+void differentiate(const Sides<float>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
+                   const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, Stream stream);
+
+// The same on tensor cores, in slots of TiledShape; up to MOST_GRADIENT_WORDS words.
 template <typename T>
-void differentiate(const Sides<T>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
-                   const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, bool tiled,
-                   Stream stream);
+void differentiate_tiled(const Sides<T>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
+                         const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns,
+                         Stream stream);
 
 } // namespace caan::context_attention

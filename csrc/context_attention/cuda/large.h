@@ -103,10 +103,6 @@ CAAN_DEVICE void load_strip(Strip<S>& cells, const float* from, int strip) {
 
 // Half precision needs less than the features hold; float32 needs what they hold.
 template <typename T>
-CAAN_DEVICE float tanh_of_alignment(float x) {
-  return sizeof(T) == 4 ? close_tanh(x) : quick_tanh(x);
-}
-template <typename T>
 CAAN_DEVICE float tanh_of_context(float x) {
   return sizeof(T) == 4 ? close_tanh(x) : rough_tanh(x);
 }

@@ -25,9 +25,9 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
 template <typename T>
 void score_pairs(const Sides<T>& s, const Pairs& all, const Options& o, float* scores, int64_t score_row, bool rest, float* scratch,
                  int64_t slots, int64_t launch_pairs, Stream stream) {
-  const int64_t step = slots > launch_pairs ? slots : launch_pairs, last = all.first + all.count;
-  for (Pairs pairs = all; pairs.first < last; pairs.first += step) {
-    pairs.count = last - pairs.first < step ? last - pairs.first : step;
+  const int64_t last = all.first + all.count;
+  for (Pairs pairs = all; pairs.first < last; pairs.first += launch_pairs) {
+    pairs.count = last - pairs.first < launch_pairs ? last - pairs.first : launch_pairs;
     launch<score_kernel<T>>(pairs.count < slots ? pairs.count : slots, THREADS, THREADS + panel_bytes(s.M, s.N), stream, s, pairs,
                             o, scores, score_row, rest, scratch);
   }

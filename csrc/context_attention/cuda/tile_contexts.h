@@ -245,7 +245,7 @@ CAAN_DEVICE void add_logits(const Tile<S, T>& tile, const ContextRows<S>& rows, 
   Scales<STRIPS, TILES> scales[PAIRS];
 #pragma unroll
   for (int p = 0; p < PAIRS; ++p) {
-    scales[p] = attend<STRIPS, TILES>(A[p], tile.m(), tile.n(p));
+    scales[p] = attend<T, STRIPS, TILES>(A[p], tile.m(), tile.n(p));
     make_factors<T, STRIPS, TILES>(
         R[p], turnable, [&](int w, int t, int e) { return A[p][w][t][e] * scales[p].of_region[t][e % 2]; },
         [&](int w, int, int e) { return scales[p].of_R[w][e / 2]; });

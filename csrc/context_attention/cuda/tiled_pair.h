@@ -280,7 +280,7 @@ struct OnTiles {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sums[i / 2] = fmaf(quick_tanh(cells[half][i]), w[half][i % 2], sums[i / 2]);
+      for (int i = 0; i < 4; ++i) sums[i / 2] = fmaf(tanh_for<T>(cells[half][i]), w[half][i % 2], sums[i / 2]);
 #pragma unroll
     for (int below = 0; below < 2; ++below) {
       const float sum = sum_over_columns(sums[below]);
@@ -335,7 +335,7 @@ struct OnTiles {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float& x = cells[half][2 * below + i];
-          const float t = quick_tanh(x);
+          const float t = tanh_for<T>(x);
           each(half, i, of_logit, t);
           x = row < count ? of_logit * w[half][i] * (1.0f - t * t) : 0.0f;
         }

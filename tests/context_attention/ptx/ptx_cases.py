@@ -87,23 +87,62 @@ def tile_cases(tiles: int, regions: int, captions: tuple[int, int]) -> dict[str,
     return found
 
 
+def option_cases() -> dict[str, Case]:
+    """Every class of shapes with every option, an empty item and one with a single row beside full ones.
+
+    The cosine of one term alone is left to golden cases.
+    """
+    found = {}
+    for name in ("cosine", "inter_only", "intra_only", "neither"):
+        cosine, both = name == "cosine", str(name == "cosine").lower()
+
+        def add(kind, kernels, dtypes, regions, words, widths, name=name, **more):
+            # The cosine rounds to the dtype; terms do not differ by it.
+            dtypes = dtypes if name == "cosine" else dtypes[:1]
+            found[f"{kind}_{name}"] = Case(kernels, dtypes, regions, words, widths, cases.OPTIONS[name], quick=False, **more)
+
+        for tiles, regions in ((5, 38), (8, 50)):
+            for kind, listed, of_terms in ((f"tiles_{regions}", "false", both), (f"list_{regions}", "true", "false")):
+                kernels = tuple(f"tile_kernel<Shape<{tiles},{strips},{listed},{of_terms}>,{{}}>" for strips in (1, 2))
+                add(kind, kernels, HALF, (regions, 0, 1, 7), (16, 0, 1, 32, 9), (72, 72), listed=listed == "true")
+        # One block has all pairs of 33 words and more.
+        add("large", ("large_kernel<Large<1>,{}>", "large_kernel<Large<4>,{}>"), HALF, (66, 65), (0, 40, 1, 33), (72, 72))
+        if not cosine:
+            for kind, listed in (("tiles", False), ("list", True)):
+                kernel = f"tile_kernel<FloatShape<{str(listed).lower()}>,{{}}>"
+                add(f"float32_{kind}", (kernel,), SINGLE, (36, 0, 1, 7), (13, 0, 1, 16), (40, 40), listed=listed)
+        kernels = tuple(f"large_kernel<Single<{n}>,{{}}>" for n in ((1, 2) if cosine else (2,)))
+        add("float32_large", kernels, SINGLE, (41, 0, 7), (20, 0, 1), (40, 72))
+        add("any_width", ("score_kernel<{}>",), HALF + SINGLE, (5, 0, 1), (7, 0, 1), (36, 25))
+        add("gradients", ("gradient_tile_kernel<{}>",), HALF, (5, 0, 1), (6, 0, 1), (72, 16), scratch=60000)
+        add("float32_gradients", ("gradient_tile_kernel<{}>",), SINGLE, (5, 0, 1), (6, 0, 1), (16, 8), scratch=60000)
+        add("ieee_gradients", ("gradient_kernel",), SINGLE, (5, 0, 1), (6, 0, 1), (40, 40), scratch=6000, ieee=True)
+    return found | {"tiles_38_cosine": found["tiles_38_cosine"]._replace(quick=True)}
+
+
 CASES = {
     # Of each kind of block one in which two captions share a tile of columns, and one in which they do not.
     **tile_cases(5, 38, (12, 5)),
     **tile_cases(8, 50, (7, 5)),
+    # Two bands of images, two groups of captions, and two blocks, which have the work of both one after another.
+    "bands": Case(("tile_kernel<Shape<5,1,false,true>,{}>",), HALF, tuple(7 * i % 9 for i in range(33)), (5, 0, 1, 2) * 3, (16, 8)),
+    "bands_of_float32": Case(
+        ("tile_kernel<FloatShape<false>,{}>",), SINGLE, tuple(7 * i % 9 for i in range(33)), (5, 0, 1, 2) * 3, (16, 8), quick=False
+    ),
     "large": Case(tuple(f"large_kernel<Large<{n}>,{{}}>" for n in (1, 2, 4, 8)), HALF, (66,), (9, 20, 40, 70), (136, 136)),
-    "tiles_of_float32": Case(("tile_kernel<FloatShape<false>,{}>",), SINGLE, (36, 7, 20), (13, 4, 16, 1, 9), (72, 40)),
+    "tiles_of_float32": Case(("tile_kernel<FloatShape<false>,{}>",), SINGLE, (36, 7, 20), (13, 4, 16, 1, 9), (72, 72)),
     "list_of_float32": Case(
         ("tile_kernel<FloatShape<true>,{}>",), SINGLE, (36, 7, 20), (13, 4, 16), (72, 40), listed=True, quick=False
     ),
     "large_of_float32": Case(tuple(f"large_kernel<Single<{n}>,{{}}>" for n in (1, 2, 4)), SINGLE, (41,), (9, 20, 40), (136, 136)),
     "any_width": Case(("product_kernel<{}>", "score_kernel<{}>"), HALF + SINGLE, (5, 3), (7, 2, 6), (36, 25)),
-    "long_caption": Case(("score_kernel<{}>", "gradient_kernel<{}>"), HALF, (3,), (130,), scratch=2**24, quick=False),
+    "long_caption": Case(("score_kernel<{}>", "gradient_kernel"), HALF, (3,), (130,), scratch=2**24, quick=False),
     # Six pairs in two slots.
     "gradients": Case(("gradient_tile_kernel<{}>", *PLANNING), HALF, (5, 3), (6, 4, 2), (16, 8), scratch=44000),
     "gradients_of_float32": Case(("gradient_tile_kernel<{}>",), SINGLE, (5, 3), (6, 4, 2), (16, 8), scratch=60000),
     "gradients_in_pieces": Case(("gradient_tile_kernel<{}>",), HALF, (20,), (20,), (136, 72), scratch=2**24),
-    "ieee_gradients": Case(("gradient_kernel<{}>",), SINGLE, (5, 3), (6, 4, 2), (40, 40), scratch=6000, ieee=True, quick=False),
+    "ieee_gradients": Case(("gradient_kernel",), SINGLE, (5, 3), (6, 4, 2), (40, 40), scratch=6000, ieee=True, quick=False),
+    **option_cases(),
 }
 
 
@@ -130,14 +169,15 @@ def assert_accurate(case: Case, problem: cases.Problem, found: torch.Tensor, gra
         assert cases.gradient_error(gradient, expected[1][tensor]) <= 3 * of_plain + 1e-5, tensor
 
 
-def assert_golden(name, backend):
+def assert_golden(name, backend, dtype=torch.bfloat16):
     """Scores and gradients of a stored case, to the bounds of test_accuracy.py."""
     path = next(path for path in cases.GOLDEN if path.stem == name)
     case, options, scores, grad_scores, gradients = cases.golden(path)
-    case = case.to(torch.bfloat16)
+    case = case.to(dtype)
     found, found_gradients = cases.run(case, grad_scores, **options, backend=backend)
     plain, plain_gradients = cases.run(case, grad_scores, **options, backend="reference")
-    assert cases.score_error(found, scores) <= max(2**-6, 2 * cases.score_error(plain, scores))
+    bound = {torch.bfloat16: 2**-6, torch.float16: 2**-9, torch.float32: 2e-6}[dtype]
+    assert cases.score_error(found, scores) <= max(bound, 2 * cases.score_error(plain, scores))
     for tensor, gradient in gradients.items():
         of_plain = cases.gradient_error(plain_gradients[tensor], gradient)
         assert cases.gradient_error(found_gradients[tensor], gradient) <= max(1e-5, 3 * of_plain), tensor

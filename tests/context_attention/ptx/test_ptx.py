@@ -1,18 +1,26 @@
 """The PTX that nvcc makes of the kernels, executed: golden cases, and every kernel at the classes of shapes it is for."""
 
+import cases
 import pytest
 import torch
 from ptx_cases import CASES, assert_accurate, assert_golden, product
 from support.ptx import compilers, cuda_launches
 
+# The cosine and its derivatives; one term alone; widths that tensor cores do not take.
+QUICK_GOLDEN = ("cosine", "intra_only", "one_region")
 
-@pytest.mark.parametrize(
-    "name", ["one_region", *(pytest.param(x, marks=pytest.mark.release) for x in ("square_small", "full_36x13"))]
-)
-def test_golden(name):
-    """Widths that tensor cores take, and others; one piece of columns, and whole tiles of rows."""
+
+def golden():
+    for path in cases.GOLDEN:
+        for dtype in (torch.bfloat16, torch.float32):
+            quick = path.stem in QUICK_GOLDEN and dtype == torch.bfloat16
+            yield pytest.param(path.stem, dtype, marks=[] if quick else pytest.mark.release)
+
+
+@pytest.mark.parametrize(("name", "dtype"), list(golden()), ids=str)
+def test_golden(name, dtype):
     with cuda_launches.interpreted() as launched:
-        assert_golden(name, "cuda")
+        assert_golden(name, "cuda", dtype)
     assert launched
 
 

@@ -1,15 +1,15 @@
 """Faults planted in the PTX of the kernels, each of which has to be found."""
 
+from typing import NamedTuple
+
 import cases
 import pytest
 import torch
-from ptx_cases import CASES, product
+from ptx_cases import CASES, Case, product
 from support.ptx import PtxError
-from support.ptx.faults import editing
+from support.ptx.faults import BARRIER, WAIT, WARP_BARRIER, assert_needed, editing
 
 PRODUCT, GRADIENTS = "product_tile_kernel<bfloat16>", "gradient_tile_kernel<bfloat16>"
-TILES = "tile_kernel<Shape<5,1,false,true>,bfloat16>"
-LARGE = CASES["large"]._replace(words=(40,))
 LARGE_OF_FLOAT32 = CASES["large_of_float32"]._replace(words=(9,))
 
 
@@ -61,58 +61,64 @@ def test_fault_is_found(pattern, replacement, place, message):
         ),
         (r"ld\.acquire", "ld.relaxed", None, "race: it reads what thread .* of block . wrote"),
         (r"membar\.gl;([^@]*)red\.release", r"\1red.relaxed", 0, "race: it reads what thread .* of block . wrote"),
-        (r"bar\.sync[^;]*;", "", -1, "race"),
-        (r"bar\.sync[^;]*;(\s*setp\.lt\.s64 \t%p\d+, %rd\d+, 0;)", r"\1", 0, "race|never written"),
     ],
-    ids=["no_wait", "next_round_does_not_wait", "no_acquire", "no_release", "no_barrier_before_end", "no_barrier_after_wait"],
+    ids=["no_wait", "next_round_does_not_wait", "no_acquire", "no_release"],
 )
 def test_missing_order_of_turns_is_found(pattern, replacement, place, message):
     with pytest.raises(PtxError, match=f"(?s)gradient_tile_kernel.*({message})"):
         run(CASES["gradients"], editing(GRADIENTS, pattern, replacement, place))
 
 
-@pytest.mark.parametrize("place", [20, slow(13), slow(27)])
-def test_missing_barrier_of_gradients_is_found(place):
-    """Between what warps bring for each other, or leave in the block's slot."""
-    with pytest.raises(PtxError, match="(?s)gradient_tile_kernel.*(race|never written)"):
-        run(CASES["gradients"], editing(GRADIENTS, r"bar\.sync[^;]*;", "", place))
+class Ordered(NamedTuple):
+    """A kernel, and how much of what keeps its threads in order some calls need.
+
+    Attributes:
+        kernel: its key.
+        cases: a fault that the first does not find the next one may.
+        unnoticed: barriers of the block that can be left out by themselves: others stand right behind them.
+        others: what else is left out.
+    """
+
+    kernel: str
+    cases: tuple[Case, ...]
+    unnoticed: int = 0
+    others: tuple[str, ...] = (WARP_BARRIER, WAIT)
+
+    def assert_needed(self, every: bool) -> None:
+        dtype = torch.bfloat16 if "bfloat16" in self.kernel else torch.float32
+        calls = [(case, case.problem(dtype)) for case in self.cases]
+
+        def run(edit):
+            for case, problem in calls:
+                case.run(problem, edit)
+
+        assert_needed(self.kernel, BARRIER, run, self.unnoticed, every)
+        for pattern in self.others:
+            assert_needed(self.kernel, pattern, run, every=every)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "message", "place"),
-    [
-        # Before other sums, or other columns, are written over those that others read.
-        *((r"bar\.sync[^;]*;", "race: it writes what thread .* read", place) for place in (4, 8)),
-        (r"bar\.warp\.sync[^;]*;", "race: it reads what thread .* wrote", 0),
-        # Contexts of words and of regions, of captions that share a tile of columns and of others.
-        *((r"cp\.async\.wait_group[^;]*;", "a copy to it is not waited for", place) for place in (1, 2, 3, 4)),
-    ],
-)
-def test_missing_order_of_tiles_is_found(pattern, message, place):
-    with pytest.raises(PtxError, match=f"(?s)tile_kernel.*{message}"):
-        run(CASES["tiles_38_both_terms"], editing(TILES, pattern, "", place))
+ORDERED = {
+    "tiles": Ordered("tile_kernel<Shape<5,1,false,true>,bfloat16>", (CASES["tiles_38_both_terms"], CASES["tiles_38_cosine"])),
+    "list": Ordered("tile_kernel<Shape<8,2,true,false>,bfloat16>", (CASES["tiles_50_list"], CASES["list_50_cosine"])),
+    "tiles_of_float32": Ordered("tile_kernel<FloatShape<false>,float>", (CASES["tiles_of_float32"],), 2, (WARP_BARRIER,)),
+    "large": Ordered("large_kernel<Large<4>,bfloat16>", (CASES["large"]._replace(words=(40,)), CASES["large_cosine"]), 4),
+    "pair": Ordered("score_kernel<bfloat16>", (CASES["any_width"], CASES["any_width_cosine"]), 4, ()),
+    # Many of its warps' barriers only a call of several pieces needs.
+    "gradients": Ordered("gradient_tile_kernel<bfloat16>", (CASES["gradients"],), 1, ()),
+    "ieee_gradients": Ordered("gradient_kernel", (CASES["ieee_gradients"],), 12, ()),
+}
 
 
-@pytest.mark.parametrize(
-    ("kernel", "name"),
-    [
-        ("score_kernel<bfloat16>", "any_width"),
-        slow("gradient_kernel<float>", "ieee_gradients"),
-    ],
-)
-@pytest.mark.parametrize("place", [3, 9, 13])
-def test_missing_barrier_of_a_pair_is_found(kernel, name, place):
-    """Between what threads leave in shared memory, or in the block's slot."""
-    case = CASES[name]
-    with pytest.raises(PtxError, match=f"(?s){kernel.split('<')[0]}.*race"):
-        run(case, editing(kernel, r"bar\.sync[^;]*;", "", place), case.dtypes[0])
+@pytest.mark.parametrize("name", [slow(x) if x in ("list", "tiles_of_float32", "ieee_gradients") else x for x in ORDERED])
+def test_a_barrier_is_needed(name):
+    """One at least, and one of what else keeps order."""
+    ORDERED[name].assert_needed(every=False)
 
 
-@pytest.mark.parametrize("place", [4, slow(3), slow(10)])
-def test_missing_barrier_of_a_large_pair_is_found(place):
-    """Between what warps bring for each other, or leave in the block's slot."""
-    with pytest.raises(PtxError, match="(?s)large_kernel.*race: it (reads|writes) what thread .* of block 0"):
-        run(LARGE, editing("large_kernel<Large<4>,bfloat16>", r"bar\.sync[^;]*;", "", place))
+@pytest.mark.release
+@pytest.mark.parametrize("name", ORDERED)
+def test_every_barrier_is_needed(name):
+    ORDERED[name].assert_needed(every=True)
 
 
 @pytest.mark.parametrize(

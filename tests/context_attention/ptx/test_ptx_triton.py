@@ -22,15 +22,24 @@ CASES = {
     "small_list": Case(("plan_kernel", "products_kernel", "tile_kernel", "finish_kernel"), HALF, (36, 7), (9, 20), listed=True),
     "large": Case(("products_kernel", "factors_kernel", "logits_kernel"), HALF + SINGLE, (66,), (40, 9)),
     "large_list": Case(("products_kernel", "factors_kernel", "logits_kernel"), HALF + SINGLE, (66,), (40, 9), listed=True),
+    # An empty item and one with a single row beside full ones.
+    "small_one_term": Case(
+        ("tile_kernel", "finish_kernel"), HALF, (36, 0, 1), (9, 0, 1, 20), (72, 40), cases.OPTIONS["inter_only"], listed=True
+    ),
+    **{
+        f"large_{name}": Case(("logits_kernel",), dtypes, (66, 0), (40, 0, 1), (72, 40), cases.OPTIONS[name])
+        for name, dtypes in (("cosine", HALF[1:]), ("inter_only", HALF[:1]), ("intra_only", SINGLE))
+    },
     # In float32, of several rounds.
     "gradients": Case(("product_kernel", "pair_kernel", *SUMS), SINGLE + HALF, (5, 3), (6, 4, 2), (40, 40), scratch=20000),
 }
 
 
 @pytest.mark.release
-def test_golden():
+@pytest.mark.parametrize("name", ["square_small", "cosine", "inter_only", "intra_only"])
+def test_golden(name):
     with triton_launches.interpreted(launch) as launched:
-        assert_golden("square_small", "triton")
+        assert_golden(name, "triton")
     assert {"products_kernel", "tile_kernel", "finish_kernel", "pair_kernel", *SUMS} <= set(launched)
 
 
@@ -46,9 +55,9 @@ def test_class_of_shapes(name, dtype):
     problem = case.problem(dtype)
     with triton_launches.interpreted(launch) as launched, mock.patch.object(gpu_launch, "SCRATCH_BYTES", case.scratch):
         if case.scratch is None:
-            found, gradients = problem.call(backend="triton"), {}
+            found, gradients = problem.call(**case.options, backend="triton"), {}
         else:
-            found, gradients = cases.run(problem, backend="triton")
+            found, gradients = cases.run(problem, **case.options, backend="triton")
     assert set(case.kernels) <= set(launched)
     assert_accurate(case, problem, found, gradients)
 

@@ -74,7 +74,7 @@ def test_the_readme_can_be_walked(tmp_path):
     walk = subprocess.run(["bash", ROOT / "tools" / "walk.sh", tmp_path / "walk"], env=environment, capture_output=True, text=True)
     assert walk.returncode == 0, walk.stderr
     commands = re.findall(r"^\+ caan (\w+)", walk.stdout, re.MULTILINE)
-    assert commands[:5] == ["extract", "train", "index", "search", "show"] and "%|" not in walk.stderr
+    assert commands[:6] == ["extract", "train", "evaluate", "index", "search", "show"] and "%|" not in walk.stderr
     scores = [float(line.split()[0]) for line in walk.stdout.split("+ python\n")[1].splitlines()]
     # Of a model's ranking, and of a gallery's search.
     parts = scores[:3], scores[3:]

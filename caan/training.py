@@ -252,7 +252,7 @@ class Trainer:
             images = self.validation.num_images, self._validation_images
             metrics.add(self._place(), validation_row(figures, *images) | gradients)
             self.say(
-                f"epoch {self.step // self.steps_per_epoch} of {config.epochs}: {self.seconds:,.0f} s, "
+                f"epoch {self.step // self.steps_per_epoch} of {config.epochs}: {self.seconds:,.0f} s so far, "
                 f"validation on {self.validated_on}: {summary(figures)}; "
                 f"gradient norm {gradients['gradient_norm_median']:.3g} (median), "
                 f"{gradients['gradient_norm_max']:.3g} (largest), {gradients['clipped_share']:.0%} of steps clipped"

@@ -58,6 +58,27 @@ def test_what_a_wheel_does_not_have_is_not_asked_for(monkeypatch):
     assert caan_build.get_requires_for_build_editable() == ["pybind11>=2.13"]
 
 
+def test_an_editable_install_beside_a_folder_of_the_same_name(tmp_path):
+    """A clone may be called caan or caan_kernels, and Python be started beside it."""
+    for name in ("clone", "beside", "site"):
+        (tmp_path / name).mkdir()
+    # Without setup.py, which compiles.
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, tmp_path / "clone")
+    for package in ("caan", "caan_kernels"):
+        (tmp_path / "beside" / package).mkdir()
+        (tmp_path / "clone" / package).mkdir()
+        (tmp_path / "clone" / package / "__init__.py").touch()
+    build = f"import sys; sys.path.append({str(ROOT / 'build_backend')!r}); import caan_build; caan_build.build_editable('.')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path / "clone", capture_output=True, check=True)
+    (wheel,) = (tmp_path / "clone").glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "site", "zip")
+    start = f"import site; site.addsitedir({str(tmp_path / 'site')!r}); import caan, caan_kernels; print(caan, caan_kernels)"
+    # Without the path and site-packages of here, which may have another install.
+    shown = subprocess.run([sys.executable, "-ES", "-c", start], cwd=tmp_path / "beside", capture_output=True, text=True)
+    assert shown.stdout.count(f"from '{tmp_path / 'clone'}/") == 2, shown.stdout + shown.stderr
+
+
 def test_the_cuda_runtime_lies_where_nvcc_says():
     nvcc = caan_build.find_nvcc()
     if nvcc is None:

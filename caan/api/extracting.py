@@ -53,10 +53,10 @@ def extract(
 
     Examples:
         >>> import caan
-        >>> data = caan.extract("photos", "data", "captions.csv", captions_per_image=1)
-        test: 3 images in data...
-        >>> sorted(file.name for file in data.glob("*.npy"))
-        ['test_boxes.npy', 'test_ims.npy']
+        >>> data = caan.extract("photos", "data", "captions.csv", hold_out=1)
+        train: 1 images in data...
+        >>> sorted(file.name for file in data.glob("*_ims.npy"))
+        ['dev_ims.npy', 'test_ims.npy', 'train_ims.npy']
         >>> model = caan.load("runs/pets", backbone=data)
     """
     from ..commands import extract as command

@@ -261,7 +261,8 @@ class Model:
         of_text = isinstance(query, (str, EncodedTexts))
         if isinstance(candidates, EncodedTexts if of_text else EncodedImages):
             wanted, got = ("images", "texts") if of_text else ("texts", "images")
-            raise TypeError(f"candidates: expected {wanted} for {'a text' if of_text else 'an image'}, got {got}")
+            hint = "; a string is a text, name a photograph's file by a pathlib.Path" if isinstance(query, str) else ""
+            raise TypeError(f"candidates: expected {wanted} for {'a text' if of_text else 'an image'}, got {got}{hint}")
         if isinstance(query, str):
             self.check_known(query, "query")
         elif not isinstance(query, (EncodedImages, EncodedTexts)):

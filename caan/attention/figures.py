@@ -19,7 +19,7 @@ from ..files import read_text
 from ..metrics import GRADIENTS, RECALLS, VALIDATED
 from ..progress import warn
 from ..text import shown
-from .heat import COLOUR, GREY, LIMIT, even_part, even_share, painted, scale, strength
+from .heat import COLOUR, GREY, LIMIT, even_part, even_share, evenness, painted, scale, strength
 from .maps import PairAttention
 
 _COLOURS = "inferno"
@@ -109,10 +109,12 @@ def _add_attention(figure: Figure, place: SubplotSpec, pair: PairAttention, canv
 
 
 def _bars(axes: Axes, weights: np.ndarray) -> None:
-    """A bar a weight, those of more than an even share in the colour of photographs."""
+    """A bar a weight, those of more than an even share in the colour of photographs, however little more it is."""
     share = even_share(len(weights))
+    even = evenness(weights / share)
+    near = f"; all within {even}" if even else ""
     axes.bar(np.arange(len(weights)), weights, color=[_BAR if weight > share else _LOW_BAR for weight in weights])
-    axes.axhline(share, linestyle="--", linewidth=1, color=_LINE, label=f"an even share, 1/{len(weights)}")
+    axes.axhline(share, linestyle="--", linewidth=1, color=_LINE, label=f"an even share, 1/{len(weights)}" + near)
     axes.legend(fontsize=8)
 
 

@@ -6,6 +6,8 @@ from PIL import Image
 SIDE = 180
 # From so many times an even share on, and from its inverse down, colours do not change any more.
 LIMIT = 3.0
+# Differences from an even share below this are hardly seen as colours.
+NEARLY_EVEN = 0.1
 # What has more than an even share is covered by the first colour, what has less by black, at most so opaque.
 COLOUR = (255, 122, 0)
 MOST_OPAQUE = 0.55
@@ -34,6 +36,16 @@ def strength(ratios: np.ndarray) -> np.ndarray:
         The same shape: 0 for an even share, 1 for `LIMIT` times as much or more, -1 for so many times less or less.
     """
     return np.clip(np.log(np.maximum(ratios, 1e-12)) / np.log(LIMIT), -1, 1)
+
+
+def evenness(ratios: np.ndarray) -> str:
+    """How far attention is from an even share at most, as a percentage; an empty string where colours show the difference.
+
+    Args:
+        ratios: as in `strength`.
+    """
+    most = float(np.abs(np.asarray(ratios) - 1).max(initial=0))
+    return f"{100 * most:.2g}%" if most < NEARLY_EVEN else ""
 
 
 def heat_image(boxes: np.ndarray, values: np.ndarray) -> np.ndarray:

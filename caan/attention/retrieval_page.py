@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..extraction import read_photograph
 from ..photographs import Unreadable
-from .heat import COLOUR, GREY, LIMIT, MOST_DARK, MOST_OPAQUE, even_share, painted, strength
+from .heat import COLOUR, GREY, LIMIT, MOST_DARK, MOST_OPAQUE, even_share, evenness, painted, strength
 from .rendering import embedded, write_page
 
 _THUMBNAIL = 320
@@ -85,6 +85,7 @@ def write_retrieval_page(path: str | Path, title: str, answers: Sequence[Answer]
         thumbnail_of=cache(_thumbnail),
         under=_under,
         shades=lambda words: list(_shades(words)),
+        even=evenness(np.concatenate([[1.0], *(_ratios(side) for hit in hits for side in (hit.words, hit.regions) if side)])),
         legend={"words": any(hit.words for hit in hits), "regions": any(hit.regions for hit in hits)},
         colour=COLOUR,
         grey=GREY,
@@ -113,14 +114,17 @@ def _thumbnail(path: Path | Unreadable) -> _Thumbnail:
     return _Thumbnail(image, embedded(image, "jpeg"))
 
 
+def _ratios(items: Sequence[tuple[Any, float]]) -> np.ndarray:
+    """The attention of words or regions over an even share."""
+    return np.array([attention for _, attention in items]) / even_share(len(items))
+
+
 def _under(image: Image.Image, regions: Sequence[tuple[Sequence[float], float]]) -> str:
     """The photograph under its regions' attention, for the page."""
-    boxes, values = zip(*regions, strict=True)
-    return embedded(painted(image, np.array(boxes), np.array(values) / even_share(len(values))), "jpeg")
+    return embedded(painted(image, np.array([box for box, _ in regions]), _ratios(regions)), "jpeg")
 
 
 def _shades(words: Sequence[tuple[str, float]]) -> Iterator[tuple[str, float, float, float]]:
     """Words with their attention, how opaque the colour behind them is, and how opaque they are themselves."""
-    ratios = np.array([attention for _, attention in words]) / even_share(len(words))
-    for (word, attention), more in zip(words, strength(ratios), strict=True):
+    for (word, attention), more in zip(words, strength(_ratios(words)), strict=True):
         yield word, attention, MOST_OPAQUE * max(more, 0), 1 + _MOST_FADED * min(more, 0)

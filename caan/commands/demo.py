@@ -55,9 +55,10 @@ def run(arguments: argparse.Namespace) -> None:
         _command(evaluate, run_folder, *common, "--split", split)
     pictures = ("--split", "test", "--photos", arguments.out / "photos" / "test", "--out")
     print()
-    _command(show, "retrieval", run_folder, *common, "--queries", 6, *pictures, arguments.out / "retrieval.html")
-    _command(show, "pair", run_folder, *common, "--image", 0, *pictures, arguments.out / "pair.png")
     _command(show, "training", run_folder, "--out", arguments.out / "training.png")
+    _command(show, "pair", run_folder, *common, "--image", 0, *pictures, arguments.out / "pair.png")
+    # Last, so that the last line names the page to open.
+    _command(show, "retrieval", run_folder, *common, "--queries", 6, *pictures, arguments.out / "retrieval.html")
 
 
 def _command(module, *arguments: object) -> None:

@@ -121,10 +121,11 @@ def run(arguments: argparse.Namespace) -> None:
             overwrite=arguments.overwrite,
         )
         if summary.ran:
-            count = captions_per_image if arguments.captions else "no"
+            plural = "" if captions_per_image == 1 else "s"
+            captions = f"{captions_per_image} caption{plural} each" if arguments.captions else "without captions"
             print(
-                f"{split}: {summary.images:,} images in {arguments.folder}; {source.settings['width']:,} numbers a region, {count} "
-                f"caption{'' if count == 1 else 's'} an image"
+                f"{split}: {summary.images:,} images in {arguments.folder}, {captions}; "
+                f"{source.settings['width']:,} numbers a region"
                 + (f"; {len(summary.skipped):,} skipped, listed in {split}_extract.json" if summary.skipped else "")
             )
 

@@ -20,6 +20,9 @@ def texts() -> Iterator[str]:
             except EOFError:
                 print()
                 return
+            if not sys.stdin.isatty():
+                # A terminal shows what is typed.
+                print(text)
             if text.lower() in _END:
                 return
             if text:

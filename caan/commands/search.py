@@ -21,7 +21,7 @@ from ..files import check_writable, read_text, replacing
 from ..photographs import Unreadable
 from ..progress import bar, warn
 from ..text import normalised, shown
-from ..vocabulary import tokenize
+from ..vocabulary import MARKS, tokenize
 from . import images, options, prompt
 
 _SHORTLIST = 200
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
     # faiss need not be there for --help.
     from ..gallery import Searcher
 
-    texts = _lines(arguments.queries) if arguments.queries else [arguments.text]
+    texts = _lines(arguments.queries) if arguments.queries else [(1, arguments.text)]
     searcher = Searcher(arguments.index, arguments.checkpoint, options.device(arguments))
     gallery = searcher.gallery
     for source in gallery.unfinished:
@@ -98,14 +98,14 @@ def run(arguments: argparse.Namespace) -> None:
         return
     results = []
     with _output(arguments) as write:
-        for text in bar(texts, unit=" queries", shown=_is_apart(arguments)):
+        for line, text in bar(texts, unit=" queries", shown=_is_apart(arguments)):
             try:
                 results.append(_answer(searcher, arguments, text))
             except NothingKnownError as error:
                 if not arguments.queries:
                     print(f"caan search: error: {error}", file=sys.stderr)
                     raise SystemExit(2) from None
-                warn(str(error))
+                warn(f"{arguments.queries}, line {line}: {error}")
                 results.append({**error.asked, "text": text, "hits": []})
             write(json.dumps(results[-1], indent=None if arguments.queries else 1, ensure_ascii=False) + "\n")
     if not arguments.queries and str(arguments.json) != "-":
@@ -275,8 +275,11 @@ def _nothing_known(searcher, asked: dict[str, Any]) -> str:
     expected = "text: expected a word that the model knows"
     if "unknown" not in asked:
         return f"{expected}, got only marks: {asked['text']}"
-    known = f"it knows the {len(searcher.vocabulary):,} words of the captions that it was trained on"
-    return f"{expected}, got {_spelt(asked)}; {known}. Words are what is between spaces"
+    known = len(searcher.vocabulary) - len(MARKS)
+    return (
+        f"{expected}, got {_spelt(asked)}; it knows {known:,} words, by default those that occur four times or more in the "
+        "captions of train and dev. In a language without spaces, put spaces between words"
+    )
 
 
 def _origin(gallery, number: int) -> dict[str, str]:
@@ -287,6 +290,8 @@ def _origin(gallery, number: int) -> dict[str, str]:
 
 def _table(result: dict[str, Any]) -> str:
     lines = [line] if (line := _unknown_line(result)) else []
+    if result["hits"]:
+        lines.append(f"{'':4}{'score':>9}  {'image and caption' if 'caption' in result['hits'][0] else 'image'}")
     for hit in result["hits"]:
         text = f"{hit['name']}  {hit['caption']}" if "caption" in hit else hit["name"]
         lines.append(f"{hit['place']:4}{hit['score']:9.4f}  {text}")
@@ -305,9 +310,10 @@ def _scored_line(result: dict[str, Any]) -> str:
     return f"{result['gallery']:,} images compared by {how}"
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The queries of a file, each with the number of its line."""
     # Not splitlines, which also ends a line at characters that are part of a text.
-    lines = [line for line in map(str.strip, read_text(path).split("\n")) if line]
+    lines = [(number, line) for number, line in enumerate(map(str.strip, read_text(path).split("\n")), 1) if line]
     if not lines:
         raise FormatError(f"{path}: expected a query a line, found none")
     return lines

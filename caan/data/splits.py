@@ -152,8 +152,12 @@ def _missing(path: Path, folder: Path, split: str) -> str:
     if record and not record.captions_per_image and path.with_name(f"{split}_ims.npy").is_file():
         return f"{path}: expected captions, found none: caan extract made {split} without --captions"
     there = sorted(found.name.removesuffix("_ims.npy") for found in folder.glob("*_ims.npy"))
-    splits = f"splits there: {', '.join(there)}" if there else "there is no split at all"
-    return f"{path}: expected a file of the SCAN layout, found none ({splits})"
+    if not there:
+        return (
+            f"{path}: expected a file of the SCAN layout, found none (there is no split at all); caan extract makes a data folder"
+        )
+    lacks = f"{path}: expected a file of the SCAN layout, found none (splits there: {', '.join(there)})"
+    return lacks + ("; caan extract --hold-out N makes train, dev and test" if split in ("train", "dev") else "")
 
 
 @dataclass(frozen=True)

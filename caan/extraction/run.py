@@ -31,7 +31,7 @@ from .sources import CaptionedImage
 _NAMED = 20
 _FINAL = ("ims.npy", "caps.txt", "ids.txt", "boxes.npy", "num_boxes.npy", "extract.json")
 _BOX = 4
-_WAY_OUT = "give another folder, or say --overwrite to begin anew"
+_WAY_OUT = "give another folder, or begin anew with --overwrite (from Python: overwrite=True)"
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,10 @@ def _compare(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> Non
     for name in {**found, **settings}:
         there, now = found.get(name), settings.get(name)
         if there != now:
-            raise ValueError(f"{path}: a run with other settings was begun there: {name} was {there!r}, and is {now!r}; {_WAY_OUT}")
+            other = f"other settings: {name} was {there!r}, and is {now!r}"
+            if name == "captions_digest":
+                other = "other images or captions: is --hold-out, --images or the captions file another?"
+            raise ValueError(f"{path}: the split was begun with {other}; {_WAY_OUT}")
 
 
 def _digest(images: Sequence[CaptionedImage], captions_per_image: int) -> str:

@@ -258,11 +258,15 @@ def test_other_settings_are_refused(photos, images, backbone, tmp_path, monkeypa
     changed = [CaptionedImage(NAMES[0], ["another"] * 5), *images[1:]]
     where = "dev_extract.json" if finished else "dev_extract.journal"
     for arguments, options, message in (
-        ((images, photos, larger), {}, r"size was 4, and is 6; give another folder, or say --overwrite to begin anew"),
-        ((changed, photos, backbone), {}, "captions_digest was"),
-        ((images, photos, backbone), {"captions_per_image": 4}, "captions_per_image was 5, and is 4"),
+        ((images, photos, larger), {}, r"settings: size was 4, and is 6; give another folder, or begin anew with --overwrite"),
+        (
+            (changed, photos, backbone),
+            {},
+            r"images or captions: is --hold-out, --images or the captions file another\?; give another folder",
+        ),
+        ((images, photos, backbone), {"captions_per_image": 4}, "settings: captions_per_image was 5, and is 4"),
     ):
-        with pytest.raises(ValueError, match=f"{where}: a run with other settings was begun there: {message}"):
+        with pytest.raises(ValueError, match=f"{where}: the split was begun with other {message}"):
             extract(*arguments, out, **options)
         assert contents(out) == before
     extract(changed, photos, larger, out, overwrite=True)
@@ -393,9 +397,7 @@ def test_a_list_of_images(photos, token_file, tmp_path, with_backbone, capsys):
     assert load_scan_split(tmp_path / "out", "test").ids == ["4.jpg", "1.jpg"]
     out = capsys.readouterr().out
     assert "test: skipped unknown.jpg: expected 5 captions, found 0" in out
-    assert (
-        f"test: 2 images in {tmp_path / 'out'}; 3 numbers a region, 5 captions an image; 1 skipped, listed in test_extract" in out
-    )
+    assert f"test: 2 images in {tmp_path / 'out'}, 5 captions each; 3 numbers a region; 1 skipped, listed in test_extract" in out
 
 
 @pytest.mark.parametrize(

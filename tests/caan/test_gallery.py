@@ -307,7 +307,11 @@ def test_the_command(split, index, run_folder, tmp_path, capsys, monkeypatch):
         return code, captured.out, captured.err
 
     code, out, err = search("word1 word2 zebra", "--top", 3, "--shortlist", 5)
-    assert code == 0 and err == "" and "\nWords that the model does not know: zebra (nothing near it)\n   1 " in out
+    assert (
+        code == 0
+        and err == ""
+        and "\nWords that the model does not know: zebra (nothing near it)\n        score  image\n   1 " in out
+    )
     assert len(re.findall(r"^ +\d +-?\d\.\d{4}  \d+$", out, re.MULTILINE)) == 3 and "5 of 24 scored in" in out
     code, out, _ = search("word1 word2", "--json", "-", "--exact", "--top", 2)
     found = json.loads(out)
@@ -328,11 +332,15 @@ def test_the_command(split, index, run_folder, tmp_path, capsys, monkeypatch):
     found = [json.loads(line) for line in out.strip().split("\n")]
     assert [query.get("unknown") for query in found] == [None, ["zebra"]] and found[0]["scored"] == 24
     assert (
-        "hits" not in found[0].keys() - found[1].keys() and found[1]["hits"] == [] and err.startswith("text: expected a word that")
+        "hits" not in found[0].keys() - found[1].keys()
+        and found[1]["hits"] == []
+        and "queries.txt, line 2: text: expected a word that" in err
     )
     monkeypatch.setattr(sys, "stdin", io.StringIO("word1\n  \nword2\n"))
     code, out, _ = search("--interactive", "--top", 1)
     assert code == 0 and out.count("scored in") == 2
+    # What a pipe gives is shown, as what is typed is.
+    assert "text> word1\n" in out
 
     page = tmp_path / "page.html"
     assert search("word1 word2", "--html", page, "--top", 2)[0] == 0

@@ -74,7 +74,7 @@ def test_the_readme_can_be_walked(tmp_path):
     walk = subprocess.run(["bash", ROOT / "tools" / "walk.sh", tmp_path / "walk"], env=environment, capture_output=True, text=True)
     assert walk.returncode == 0, walk.stderr
     commands = re.findall(r"^\+ caan (\w+)", walk.stdout, re.MULTILINE)
-    assert commands[:5] == ["extract", "train", "index", "search", "show"] and "%|" not in walk.stderr
+    assert commands[:6] == ["extract", "train", "evaluate", "index", "search", "show"] and "%|" not in walk.stderr
     scores = [float(line.split()[0]) for line in walk.stdout.split("+ python\n")[1].splitlines()]
     # Of a model's ranking, and of a gallery's search.
     parts = scores[:3], scores[3:]
@@ -85,7 +85,7 @@ def test_the_readme_can_be_walked(tmp_path):
 
 def test_photographs_without_captions(folder, capsys):
     assert caan(*EXTRACT) == 0
-    assert "test: 12 images in data; 3 numbers a region, no captions an image\n" in capsys.readouterr().out
+    assert "test: 12 images in data, without captions; 3 numbers a region\n" in capsys.readouterr().out
     names = {path.name for path in Path("data").iterdir()}
     assert names == {f"test_{name}" for name in ("ims.npy", "ids.txt", "boxes.npy", "extract.json")}
     record = read_record("data", "test")
@@ -353,8 +353,13 @@ def test_words_that_nobody_knows(gallery, capsys):
     assert line in page.read_text() and "&lt;unk:hrose&gt;" in page.read_text()
     assert caan("search", gallery, "a hrose zzyzx") == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[1] == line and out.splitlines()[2].startswith("   1 ") and err == ""
-    for text, expected in (("hrose .", "got hrose (near it: horse); it knows"), (". !", "got only marks: . !")):
+    assert out.splitlines()[1] == line and out.splitlines()[2].split() == ["score", "image"] and err == ""
+    assert out.splitlines()[3].startswith("   1 ")
+    words = len(Searcher(gallery).vocabulary) - 4
+    for text, expected in (
+        ("hrose .", f"got hrose (near it: horse); it knows {words} words, by default those that occur four times or more"),
+        (". !", "got only marks: . !"),
+    ):
         page.unlink(missing_ok=True)
         with pytest.raises(SystemExit) as ended:
             caan("search", gallery, text, "--html", page)
@@ -410,7 +415,7 @@ def test_a_line_can_be_edited_and_had_again(gallery, tmp_path, monkeypatch):
 
 
 def test_progress_and_results_are_apart(gallery, tmp_path, monkeypatch):
-    Path("queries").write_text("a dog\na cat zzyzx\nzzyzx\n")
+    Path("queries").write_text("a dog\na cat zzyzx\n\nzzyzx\n")
     with open("out", "w") as out:
         process, ours = terminal(["search", gallery, "--queries", "queries"], stdout=out)
         seen = read_until(ours)
@@ -418,7 +423,11 @@ def test_progress_and_results_are_apart(gallery, tmp_path, monkeypatch):
     os.close(ours)
     lines = [json.loads(line) for line in Path("out").read_text().splitlines()]
     assert [line["text"] for line in lines] == ["a dog", "a cat zzyzx", "zzyzx"] and lines[2]["hits"] == []
-    assert "3/3" in seen and "got zzyzx (nothing near it)" in seen and "hits" not in seen
+    assert (
+        "3/3" in seen
+        and "queries, line 4: text: expected a word that the model knows, got zzyzx (nothing near it)" in seen
+        and "hits" not in seen
+    )
     # On one screen results tell by themselves how far it is.
     given = argparse.Namespace(queries=Path("queries"), json=None)
     monkeypatch.setattr(sys, "stdout", argparse.Namespace(isatty=lambda: True))

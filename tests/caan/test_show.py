@@ -212,7 +212,7 @@ def test_a_figure_shows_the_numbers(split, boxes):
         np.testing.assert_array_equal(axes[title].images[0].get_array(), np.asarray(expected))
     for title, count in (("region attention f", regions), ("word attention g", len(pair.words))):
         [line] = axes[title].lines
-        assert line.get_ydata()[0] == 1 / count and line.get_label() == f"an even share, 1/{count}"
+        assert line.get_ydata()[0] == 1 / count and line.get_label().startswith(f"an even share, 1/{count}")
     scale = axes["over photographs: attention as a multiple of an even share"]
     ticks = dict(zip((tick.get_text() for tick in scale.get_xticklabels()), scale.get_xticks(), strict=True))
     assert ticks["1/3 or less"] == -1 and ticks["as it is: an even share"] == 0 and ticks["3× or more"] == 1
@@ -276,6 +276,20 @@ def test_a_retrieval_page(tmp_path):
     # 1.8 times an even share of two words, and a fifth of it.
     assert shades == [(f"{0.55 * np.log(1.8) / np.log(3):.3f}", "1.000"), ("0.000", "0.500")]
     assert any("No picture of broken.jpg: it is not an image" in text for text in page.text)
+
+
+def test_attention_that_is_nearly_even(tmp_path):
+    """Then colours show nothing, and the page says why."""
+    path = tmp_path / "page.html"
+    note = "Attention is nearly even on this page, so there is hardly any colour: it is within 3% of an even share everywhere."
+    for more, said in ((0.03, True), (0.2, False)):
+        words = [("a", (1 + more) / 2), ("dog", (1 - more) / 2)]
+        write_retrieval_page(path, "Title", [Answer("a dog", [Hit("1", 0.5, words=words)])])
+        assert (note in Page(path).text) == said
+    # There is nothing that could be even.
+    write_retrieval_page(path, "Title", [Answer("a dog", [Hit("1", 0.5)])])
+    assert "nearly even" not in " ".join(Page(path).text)
+    assert heat.evenness(np.array([1.003, 0.999])) == "0.3%" and heat.evenness(np.array([])) == "0%"
 
 
 def show(*arguments):

@@ -129,9 +129,11 @@ def test_a_pickled_file_is_opened_anew(scan_folder, features):
 
 
 def test_missing_files(scan_folder):
-    with pytest.raises(errors.MissingFileError, match=r"train_ims.npy: .*splits there: dev"):
+    with pytest.raises(
+        errors.MissingFileError, match=r"train_ims.npy: .*splits there: dev\); caan extract --hold-out N makes train"
+    ):
         load_scan_split(scan_folder, "train")
-    with pytest.raises(FileNotFoundError, match=r"there is no split at all"):
+    with pytest.raises(FileNotFoundError, match=r"there is no split at all\); caan extract makes a data folder"):
         load_scan_split(scan_folder / "nowhere", "train")
     (scan_folder / "dev_caps.txt").unlink()
     with pytest.raises(errors.MissingFileError, match=r"dev_caps.txt"):

@@ -40,7 +40,8 @@ void launch_all(int regions) {
   Pairs pairs{};
   pairs.count = 1;
   score_pairs(sides, pairs, paper, nullptr, 1, false, nullptr, 1, 1, nullptr);
-  for (bool tiled : {false, true}) differentiate(sides, Walk{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, tiled, nullptr);
+  differentiate_tiled(sides, Walk{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
+  if constexpr (sizeof(T) == 4) differentiate(sides, Walk{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
   // Widths that are no multiple of 8 go by no tile.
   for (int64_t d : {D, D + 1})
     multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, regions, H, d, regions, d, 1, H, 1}, nullptr);

@@ -6,8 +6,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from caan_kernels.core.records import layout, unflatten
-
 
 class Held(TorchDispatchMode):
     """Most bytes that the tensors which PyTorch makes hold at once."""
@@ -39,19 +37,3 @@ class Unlaunched:
         return lambda *arguments, **options: None
 
     __getattr__ = __getitem__
-
-
-def of_no_memory(dtype, *shape):
-    """A tensor of one number that stands for all of them."""
-    return torch.zeros(1, dtype=dtype).expand(shape)
-
-
-class Recorded:
-    """Stands where torch's operators stand, and keeps the records of launches; kinds of records by the names of operators."""
-
-    def __init__(self, **kinds):
-        self.kinds = kinds
-        self.records = []
-
-    def __getattr__(self, name):
-        return lambda *arguments: self.records.append(unflatten(layout(self.kinds[name]), arguments))

@@ -6,7 +6,7 @@ from pathlib import Path
 import cases
 import pytest
 import torch
-from held import Recorded, of_no_memory
+from launch_limits import MOST_SECONDS, Recorded, all_pairs_or_listed, both_dtypes, of_no_memory
 
 from caan_kernels.context_attention import cuda
 from caan_kernels.context_attention.call import Vectors
@@ -16,7 +16,6 @@ from caan_kernels.core import cuda as core_cuda
 from caan_kernels.core.gpu.limits import product, steps
 from caan_kernels.core.gpu.plan import Items, Plan, Walk, sizes_up_to
 
-MOST_SECONDS = 0.06
 ESTIMATE = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "gpu_estimate.json").read_text())
 
 # Images, captions, regions, words, width and hidden width.
@@ -33,8 +32,6 @@ SHAPES = {
     "many_rows": (200, 200, 1030, 128, 1024, 1024),
 }
 all_shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-both_dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-all_pairs_or_listed = pytest.mark.parametrize("listed", [0, 2**18], ids=["all_pairs", "list"])
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from held import Recorded, of_no_memory
+from launch_limits import MOST_SECONDS, Recorded, all_pairs_or_listed, both_dtypes, of_no_memory
 
 from caan_kernels.core import cuda as core_cuda
 from caan_kernels.core.records import Items
@@ -10,7 +10,6 @@ from caan_kernels.max_similarity import cuda
 from caan_kernels.max_similarity.call import Call, Options
 from caan_kernels.max_similarity.gpu import launch, limits
 
-MOST_SECONDS = 0.06
 # Images, regions, captions, words and width.
 SHAPES = {
     "coco": (5000, 36, 25_000, 16, 1024),
@@ -21,8 +20,6 @@ SHAPES = {
     "one_caption": (300_000, 36, 1, 16, 1024),
 }
 all_shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-both_dtypes = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-all_pairs_or_listed = pytest.mark.parametrize("listed", [0, 2**18], ids=["all_pairs", "list"])
 both_sides = pytest.mark.parametrize("over_regions", [False, True], ids=["over_words", "over_regions"])
 
 

@@ -68,27 +68,30 @@ def test_a_model_too_large_for_the_memory(data, tmp_path, capsys):
     assert "the memory is not enough" in line
 
 
-def test_a_worker_that_is_killed(data, tmp_path):
+def train_with_a_worker(data, tmp_path):
+    """A training in its second epoch or later, and its worker.
+
+    In the first step torch imports modules of its own, and prints a traceback of what a killed worker raises there.
+    """
     train = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, "--workers", "1", "--epochs", "10000"]
     process = subprocess.Popen([sys.executable, "-m", "caan", *train], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while process.poll() is None and not children.read_text():
+    while process.poll() is None and not ((tmp_path / "run" / "metrics.csv").exists() and children.read_text()):
         time.sleep(0.05)
-    os.kill(int(children.read_text().split()[0]), signal.SIGKILL)
+    return process, int(children.read_text().split()[0])
+
+
+def test_a_worker_that_is_killed(data, tmp_path):
+    process, worker = train_with_a_worker(data, tmp_path)
+    os.kill(worker, signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "Traceback" not in output
     assert output.splitlines()[-1].startswith("caan train: error: a process of --workers was killed")
 
 
 def test_a_worker_that_hangs_is_not_waited_for(data, tmp_path):
-    train = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, "--workers", "1", "--epochs", "10000"]
-    process = subprocess.Popen([sys.executable, "-m", "caan", *train], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while process.poll() is None and not (tmp_path / "run" / "metrics.csv").exists():
-        time.sleep(0.05)
-    while not children.read_text():
-        time.sleep(0.05)
-    os.kill(int(children.read_text().split()[0]), signal.SIGSTOP)
+    process, worker = train_with_a_worker(data, tmp_path)
+    os.kill(worker, signal.SIGSTOP)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130 and "caan train: stopped; " in output

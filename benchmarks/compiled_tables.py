@@ -19,7 +19,7 @@ DOCUMENTS = Path(__file__).parents[1] / "docs"
 MARKS = "<!-- compiled: begin -->", "<!-- compiled: end -->"
 COLUMNS = ["kernel", "dtype", "variants", "warps a block", "shared KiB", "spilled bytes", "tensor instructions"]
 # Most kernels are the same in both types of half precision.
-DTYPES = {"bfloat16": "bfloat16, float16", "float16": "bfloat16, float16", "float32": "float32"}
+DTYPES = {"bfloat16": "bfloat16, float16", "float16": "bfloat16, float16", "float32": "float32", "any": "any"}
 Row = dict[str, Any]
 
 

@@ -90,10 +90,10 @@ def described(name: str) -> tuple[str, str, str]:
     """Kernel, shape and dtype from a demangled name."""
     kernel = re.search(r"\w+_kernel\b", name)[0]
     shape = re.search(r"(?:Shape|Large|Single|Tile)<([^>]*)>", name)
-    dtype = re.search(r"caan::cuda::(bfloat16|float16)", name)
+    dtype = re.search(r"\b(bfloat16|float16|AnyType)\b", name)
     # Numbers and truths come as (int)5 and (bool)1 from some demanglers.
     text = re.sub(r"\(\w+\)", "", shape[1]) if shape else ""
-    return kernel, text, dtype[1] if dtype else "float32"
+    return kernel, text, dtype[1].replace("AnyType", "any") if dtype else "float32"
 
 
 def by_function(text: str, start: str) -> dict[str, str]:

@@ -39,9 +39,9 @@ void launch_all(int regions) {
   const Sides<T> sides{nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, &one, &one, 1, 1, regions, words, D, H};
   Pairs pairs{};
   pairs.count = 1;
-  score_pairs(sides, pairs, paper, nullptr, 1, false, nullptr, 1, 1, nullptr);
+  score_pairs(any_type(sides), pairs, paper, nullptr, 1, false, nullptr, 1, 1, nullptr);
   differentiate_tiled(sides, Walk{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
-  if constexpr (sizeof(T) == 4) differentiate(sides, Walk{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
+  differentiate(any_type(sides), Walk{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
   // Widths that are no multiple of 8 go by no tile.
   for (int64_t d : {D, D + 1})
     multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, regions, H, d, regions, d, 1, H, 1}, nullptr);

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from support import ptx
-from support.ptx.bodies import THREADS, run
+from support.ptx.bodies import GIVEN, THREADS, run
 
 
 def number(value):
@@ -49,6 +49,7 @@ def number(value):
         (f"cvt.rn.bf16x2.f32 %r1, {number(1)}, {number(1 + 2**-8)}", 0x3F803F80),
         (f"cvt.rn.bf16x2.f32 %r1, {number(1)}, {number(1 + 3 * 2**-8)}", 0x3F803F82),
         (f"cvt.rn.f16x2.f32 %r1, {number(-2)}, {number(1)}", 0xC0003C00),
+        ("mov.b64 %d1, kernel_param_1; add.s64 %d1, %d1, 4; ld.param.u32 %r1, [%d1+-4]", GIVEN),
         ("fma.rn.f16x2 %r1, 0x3C004000, 0x40004200, 0x3C003C00", 0x42004700),
     ],
 )
@@ -281,6 +282,11 @@ FAULTS = {
     "lane_that_takes_no_part": (
         "setp.eq.u32 %p1, %t, 9; @%p1 bra $end; shfl.sync.idx.b32 %r1, %t, 9, 31, 0xfffffdff;\n$end:\nmov.u32 %r1, 0;",
         "lane 9 is asked for",
+    ),
+    "beyond_a_parameter": ("mov.b64 %d1, kernel_param_1; ld.param.u32 %r1, [%d1+8];", "no parameter has 4 bytes at"),
+    "several_parameters": (
+        "mov.b64 %d1, kernel_param_1; setp.eq.u32 %p1, %t, 0; @%p1 add.s64 %d1, %d1, 4; ld.param.u32 %r1, [%d1];",
+        "at several places",
     ),
     "unknown": ("add.sat.s32 %r1, %t, 1;", "'add.sat.s32 %r1, %t, 1' is not known"),
     "local": (".local .align 4 .b8 stack[4]; mov.u32 %r1, 0;", "no local memory is expected"),

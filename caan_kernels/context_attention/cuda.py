@@ -362,7 +362,7 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
     firsts = range(0, grad.numel(), most)
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
     places = walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts
-    sides = _sides(slots) if tiled else _in_float32(_sides(slots))
+    sides = _sides(slots)
     for first, own in zip(firsts, turns, strict=True):
         given = grad, slots.scratch, own, *places, *sums
         launch = GradientLaunch(sides, *given, first, most, tiled, slots.call.options, stream_of(grad))
@@ -372,11 +372,6 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
 def _sides(slots: Slots) -> Sides:
     V, U, vectors = slots.call.V, slots.call.U, slots.call.vectors
     return Sides(V.features, V.products, U.features, U.products, vectors, slots.regions.lengths, slots.words.lengths)
-
-
-def _in_float32(sides: Sides) -> Sides:
-    *numbers, vectors, region_lengths, word_lengths = sides
-    return Sides(*(x.float() for x in numbers), Vectors(*(x.float() for x in vectors)), region_lengths, word_lengths)
 
 
 def fits_panels(regions: int, words: int) -> bool:

@@ -13,14 +13,14 @@ from caan_kernels.core import cuda as core_cuda
 from caan_kernels.core.records import flatten
 
 
-def operands(images, captions, width, hidden, dtype, backend, *, pairs=0, projected=True):
+def operands(images, captions, width, hidden, dtype, backend, *, words=16, pairs=0, projected=True):
     """A call whose numbers are not read."""
-    V, U = torch.empty(images, 36, width, dtype=dtype), torch.empty(captions, 16, width, dtype=dtype)
-    lengths = torch.randint(1, 37, (images,)), torch.randint(1, 17, (captions,))
+    V, U = torch.empty(images, 36, width, dtype=dtype), torch.empty(captions, words, width, dtype=dtype)
+    lengths = torch.randint(1, 37, (images,)), torch.randint(1, words + 1, (captions,))
     listed = torch.stack([torch.randint(images, (pairs,)), torch.randint(captions, (pairs,))], dim=1) if pairs else None
     vectors, matrices, V_products, U_products = Vectors(*torch.ones(2, hidden, dtype=dtype).unbind()), Matrices(), None, None
     if projected:
-        V_products, U_products = V.new_empty(images, 36, 2 * hidden), U.new_empty(captions, 16, width + 2 * hidden)
+        V_products, U_products = V.new_empty(images, 36, 2 * hidden), U.new_empty(captions, words, width + 2 * hidden)
     else:
         matrices = Matrices(*(torch.empty(width, x, dtype=dtype) for x in (width, *[hidden] * 4)))
     sides = (Side(*x) for x in zip((V, U), (V_products, U_products), lengths, strict=True))
@@ -35,6 +35,7 @@ WORKSPACES = {
     "paper_list": (operators.pair_scores, (900, 1500, 1024, 1024), {"projected": False, "pairs": 300}),
     "gradients": (operators.pair_scores_backward, (1000, 1000, 8, 8), {}),
     "gradients_of_many_images": (operators.pair_scores_backward, (4000, 3, 64, 256), {}),
+    "gradients_of_long_captions": (operators.pair_scores_backward, (128, 128, 1024, 1024), {"words": 140}),
     "gradients_of_a_list": (operators.pair_scores_backward, (1000, 1000, 8, 8), {"pairs": 500_000}),
 }
 

@@ -61,17 +61,17 @@ struct Call {
   }
 };
 
-// In four slots, by either function.
-template <typename T, typename Differentiate>
-void run_gradients(const Call<T>& call, const Options& options, const std::vector<float>& scores, std::vector<float>& scratch,
-                   Differentiate run) {
+// In four slots, by either function, which takes `sides` of the call.
+template <typename T, typename SidesOfCall, typename Differentiate>
+void run_gradients(const Call<T>& call, const SidesOfCall& sides, const Options& options, const std::vector<float>& scores,
+                   std::vector<float>& scratch, Differentiate run) {
   std::vector<float> dV(call.V.size()), dVQ(call.VQ.size()), dU(call.U.size()), dUQ(call.UQ.size()), dw_v(2 * call.H),
       dw_u(2 * call.H);
   const Walk walk{call.keys.data(),         call.places.data(),     call.walked.data(),
                   call.image_starts.data(), call.by_caption.data(), call.caption_starts.data()};
   const Sums sums{dV.data(), dVQ.data(), dU.data(), dUQ.data(), dw_v.data(), dw_u.data()};
   int64_t turns[2] = {};
-  run(call.sides(), walk, 0, 6, options, scores.data(), scratch.data(), 4, sums, turns, nullptr);
+  run(sides, walk, 0, 6, options, scores.data(), scratch.data(), 4, sums, turns, nullptr);
 }
 
 template <typename T>
@@ -80,13 +80,11 @@ void run_pairs(const Options& options) {
   std::vector<float> scores(6, 1.0f);
   // Three pairs a block, one after the other.
   std::vector<float> scratch(2 * SlotShape{call.M, call.N, call.D, false}.size());
-  score_pairs(call.sides(), Pairs{nullptr, 0, 6}, options, scores.data(), 3, false, scratch.data(), 2, 6, nullptr);
+  score_pairs(any_type(call.sides()), Pairs{nullptr, 0, 6}, options, scores.data(), 3, false, scratch.data(), 2, 6, nullptr);
 
-  if constexpr (sizeof(T) == 4) {
-    // Two rounds, of which the second leaves a slot empty.
-    scratch.resize(4 * SlotShape{call.M, call.N, call.D, true}.size());
-    run_gradients(call, options, scores, scratch, differentiate);
-  }
+  // Two rounds, of which the second leaves a slot empty.
+  scratch.resize(4 * SlotShape{call.M, call.N, call.D, true}.size());
+  run_gradients(call, any_type(call.sides()), options, scores, scratch, differentiate);
 }
 
 // On tensor cores.
@@ -94,7 +92,7 @@ template <typename T>
 void run_gradient_tiles(const Options& options, int M, int N, int width) {
   const Call<T> call(M, N, width, width);
   std::vector<float> scores(6, 1.0f), scratch(4 * TiledShape<T>{M, N, call.D}.size());
-  run_gradients(call, options, scores, scratch, differentiate_tiled<T>);
+  run_gradients(call, call.sides(), options, scores, scratch, differentiate_tiled<T>);
 }
 
 template <typename T>

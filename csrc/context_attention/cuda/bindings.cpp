@@ -57,7 +57,7 @@ void score_pairs_(Arguments& in) {
   with_type(tensors.regions, [&](auto type) {
     const auto sides = sides_of<decltype(type)>(tensors);
     check_scratch(scratch, SlotShape{sides.M, sides.N, sides.D, false}.size());
-    score_pairs(sides, Pairs{indices(pairs), first, count}, options, mutable_data<float>(scores), score_row, rest,
+    score_pairs(any_type(sides), Pairs{indices(pairs), first, count}, options, mutable_data<float>(scores), score_row, rest,
                 mutable_data<float>(scratch), scratch.size(0), launch_pairs, stream);
   });
 }
@@ -131,15 +131,13 @@ void differentiate_(Arguments& in) {
     start(sides, walk, first, most, options, data<float>(score_gradients), mutable_data<float>(scratch), scratch.size(0), sums,
           mutable_data<int64_t>(turns), stream);
   };
-  if (!tiled) {
-    STD_TORCH_CHECK(tensors.regions.scalar_type() == torch::headeronly::ScalarType::Float, "regions: expected float32");
-    const auto sides = sides_of<float>(tensors);
-    check_scratch(scratch, SlotShape{sides.M, sides.N, sides.D, true}.size());
-    return run(differentiate, sides);
-  }
   with_type(tensors.regions, [&](auto type) {
     using T = decltype(type);
     const auto sides = sides_of<T>(tensors);
+    if (!tiled) {
+      check_scratch(scratch, SlotShape{sides.M, sides.N, sides.D, true}.size());
+      return run(differentiate, any_type(sides));
+    }
     STD_TORCH_CHECK(sides.N <= MOST_GRADIENT_WORDS<T>, "tiled: expected at most ", MOST_GRADIENT_WORDS<T>, " words, got ", sides.N);
     check_scratch(scratch, TiledShape<T>{sides.M, sides.N, sides.D}.size());
     run(differentiate_tiled<T>, sides);

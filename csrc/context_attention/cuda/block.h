@@ -6,6 +6,12 @@
 
 namespace caan::context_attention {
 
+CAAN_DEVICE float AnyNumbers::operator[](int64_t i) const {
+  if (type == FLOAT32) return static_cast<const float*>(at)[i];
+  const uint16_t bits = static_cast<const uint16_t*>(at)[i];
+  return type == BFLOAT16 ? to_float(bfloat16{bits}) : to_float(float16{bits});
+}
+
 CAAN_DEVICE int lane_of_thread() { return int(threadIdx.x) % WARP; }
 CAAN_DEVICE int warp_of_thread() { return int(threadIdx.x) / WARP; }
 
@@ -41,8 +47,8 @@ struct Pooled {
   float product, v_squares, u_squares;
 };
 // each(d, v[d], u[d]) on the way.
-template <int WARPS, typename T, typename Each>
-CAAN_DEVICE Pooled pool(const T* V, const T* U, const float* f, const float* g, int m, int n, int D, float* by_warp, Each each) {
+template <int WARPS, typename Rows, typename Each>
+CAAN_DEVICE Pooled pool(Rows V, Rows U, const float* f, const float* g, int m, int n, int D, float* by_warp, Each each) {
   Pooled found{};
   for (int d = int(threadIdx.x); d < D; d += WARPS * WARP) {
     float v = 0, u = 0;

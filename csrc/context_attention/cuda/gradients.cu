@@ -42,18 +42,18 @@ struct Tasks {
 // How a block works on a pair in a slot of `size` floats, and on a task, whose columns are COLUMNS. What takes longest comes first.
 struct InPanels {
   static constexpr int COLUMNS = PANEL;
-  const Sides<float>& s;
+  const Sides<AnyType>& s;
   const Options& o;
   char* const shared;
 
-  CAAN_DEVICE InPanels(const Sides<float>& s, const Options& o, const Sizes&, char* shared) : s(s), o(o), shared(shared) {}
+  CAAN_DEVICE InPanels(const Sides<AnyType>& s, const Options& o, const Sizes&, char* shared) : s(s), o(o), shared(shared) {}
   CAAN_DEVICE int64_t size() const { return SlotShape{s.M, s.N, s.D, true}.size(); }
-  static size_t shared_bytes(const Sides<float>& s) { return panel_bytes(s.M, s.N) + THREADS * sizeof(float); }
+  static size_t shared_bytes(const Sides<AnyType>& s) { return panel_bytes(s.M, s.N) + THREADS * sizeof(float); }
 
   template <typename ScoreGradient>
   CAAN_DEVICE void work(int64_t image, int64_t caption, float* slot, ScoreGradient score_gradient) const {
-    const OnPanels<float> on(s, o, image, caption, slot, true, shared);
-    work_on<true>([made = &on]() -> const OnPanels<float>& { return *made; }, on.panels.P0, score_gradient);
+    const OnPanels<AnyType> on(s, o, image, caption, slot, true, shared);
+    work_on<true>([made = &on]() -> const OnPanels<AnyType>& { return *made; }, on.panels.P0, score_gradient);
   }
 
   CAAN_DEVICE void sum(const InSlots& in, const Sums& sums, const Tasks& tasks, int64_t task) const {
@@ -133,7 +133,7 @@ CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Wa
 }
 
 CAAN_KERNEL void CAAN_BOUNDS(THREADS, 3)
-    gradient_kernel(Sides<float> s, Walk walk, int64_t first, int64_t beyond, Options o, const float* score_gradients,
+    gradient_kernel(Sides<AnyType> s, Walk walk, int64_t first, int64_t beyond, Options o, const float* score_gradients,
                     float* scratch, int64_t slots, Sums sums, int64_t* turns) {
   CAAN_SHARED;
   take_turns<InPanels>(shared_memory, s, walk, first, beyond, o, score_gradients, scratch, slots, sums, turns);
@@ -156,7 +156,7 @@ int64_t blocks_of(const Sides<T>& s, int64_t most, int64_t slots, int columns) {
 
 } // namespace
 
-void differentiate(const Sides<float>& s, const Walk& walk, int64_t first, int64_t most, const Options& o,
+void differentiate(const Sides<AnyType>& s, const Walk& walk, int64_t first, int64_t most, const Options& o,
                    const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, Stream stream) {
   launch<gradient_kernel>(blocks_of(s, most, slots, PANEL), THREADS, TURN_BYTES + InPanels::shared_bytes(s), stream, s, walk, first,
                           first + most, o, score_gradients, scratch, slots, sums, turns);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "context_attention/options.h"
 #include "core/cuda/types.h"
@@ -10,20 +11,69 @@ namespace caan::context_attention {
 
 using namespace cuda;
 
+// In place of the type of a call's numbers, in kernels whose time is float32 arithmetic: compiled once, they read every type.
+struct AnyType {};
+struct AnyNumbers {
+  enum Type { FLOAT32, BFLOAT16, FLOAT16 };
+  template <typename T>
+  static constexpr Type TYPE = std::is_same_v<T, float>      ? FLOAT32
+                               : std::is_same_v<T, bfloat16> ? BFLOAT16
+                                                             : FLOAT16;
+
+  const void* at;
+  Type type;
+
+  CAAN_BOTH AnyNumbers operator+(int64_t count) const {
+    return {static_cast<const char*>(at) + count * (type == FLOAT32 ? 4 : 2), type};
+  }
+  CAAN_DEVICE float operator[](int64_t i) const;
+};
+
+template <typename T>
+struct NumbersOf {
+  using Type = const T*;
+};
+template <>
+struct NumbersOf<AnyType> {
+  using Type = AnyNumbers;
+};
+template <typename T>
+using Numbers = typename NumbersOf<T>::Type;
+
 // One call's sides, shapes as in docs/operator.md: V (I, M, D), [V Q1 | V Q4] (I, M, 2H), U (T, N, D),
 // [U affinityT | U Q2 | U Q3] (T, N, D + 2H), both score vectors (H,), lengths (I,) and (T,) from 0 to M and N.
 template <typename T>
 struct Sides {
-  const T *regions, *region_products, *words, *word_products, *region_score, *word_score;
+  Numbers<T> regions, region_products, words, word_products, region_score, word_score;
   const int64_t *region_lengths, *word_lengths;
   int64_t images, captions;
   int M, N, D, H;
 
-  CAAN_DEVICE const T* V(int64_t image) const { return regions + image * M * D; }
-  CAAN_DEVICE const T* VQ(int64_t image) const { return region_products + image * M * (2 * H); }
-  CAAN_DEVICE const T* U(int64_t caption) const { return words + caption * N * D; }
-  CAAN_DEVICE const T* UQ(int64_t caption) const { return word_products + caption * N * (D + 2 * H); }
+  CAAN_DEVICE Numbers<T> V(int64_t image) const { return regions + image * M * D; }
+  CAAN_DEVICE Numbers<T> VQ(int64_t image) const { return region_products + image * M * (2 * H); }
+  CAAN_DEVICE Numbers<T> U(int64_t caption) const { return words + caption * N * D; }
+  CAAN_DEVICE Numbers<T> UQ(int64_t caption) const { return word_products + caption * N * (D + 2 * H); }
 };
+
+// The same sides for kernels that read any type.
+template <typename T>
+Sides<AnyType> any_type(const Sides<T>& s) {
+  const auto any = [](const T* at) { return AnyNumbers{at, AnyNumbers::TYPE<T>}; };
+  return {any(s.regions),
+          any(s.region_products),
+          any(s.words),
+          any(s.word_products),
+          any(s.region_score),
+          any(s.word_score),
+          s.region_lengths,
+          s.word_lengths,
+          s.images,
+          s.captions,
+          s.M,
+          s.N,
+          s.D,
+          s.H};
+}
 
 // Which pairs a launch takes, `count` of them from `first`. All: in rows of captions. Listed: `pairs` (P, 2).
 struct Pairs {
@@ -121,9 +171,8 @@ struct TiledShape {
 // caption]; of a list: scores[place]. With `rest`, pairs that `score_tiles` and `score_large` take are left out. A block's slot
 // keeps what its last pair left there; in one launch with a slot for each pair, that of its place from `first`. A launch has
 // `launch_pairs` places at most.
-template <typename T>
-void score_pairs(const Sides<T>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row, bool rest,
-                 float* scratch, int64_t slots, int64_t launch_pairs, Stream stream);
+void score_pairs(const Sides<AnyType>& sides, const Pairs& pairs, const Options& options, float* scores, int64_t score_row,
+                 bool rest, float* scratch, int64_t slots, int64_t launch_pairs, Stream stream);
 
 // Scores of the pairs for which `large_strips` is not 0, in scratch memory of so many floats; `blocks` is how many multiprocessors
 // there are, and a launch has `launch_pairs` places at most.
@@ -156,7 +205,7 @@ struct Sums {
 
 // Adds what `most` walked pairs from `first` give, as far as there are so many, from the gradients of their scores. As many of them
 // as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before.
-void differentiate(const Sides<float>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
+void differentiate(const Sides<AnyType>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
                    const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, Stream stream);
 
 // The same on tensor cores, in slots of TiledShape; up to MOST_GRADIENT_WORDS words.

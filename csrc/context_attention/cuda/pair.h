@@ -49,8 +49,8 @@ CAAN_DEVICE void softmax_gradient(const float* weights, float* gradient, int cou
 }
 
 // Rows of (rows, width) times a vector, a row a warp.
-template <typename T>
-CAAN_DEVICE void times_vector(const T* matrix, int rows, int width, const float* vector, float* products) {
+template <typename Rows>
+CAAN_DEVICE void times_vector(Rows matrix, int rows, int width, const float* vector, float* products) {
   for (int r = warp_of_thread(); r < rows; r += WARPS) {
     float sum = 0;
     for (int d = lane_of_thread(); d < width; d += WARP) sum = fmaf(to_float(matrix[int64_t(r) * width + d]), vector[d], sum);

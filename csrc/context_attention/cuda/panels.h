@@ -14,8 +14,8 @@ constexpr int PANEL = WARP;
 constexpr int PANEL_ROW = PANEL + 4;
 
 // Columns from `first` of `rows` rows, 0 beyond `columns`.
-template <typename T>
-CAAN_DEVICE void load_panel(float* panel, const T* from, int64_t row_stride, int rows, int first, int columns) {
+template <typename Rows>
+CAAN_DEVICE void load_panel(float* panel, Rows from, int64_t row_stride, int rows, int first, int columns) {
   const int column = first + lane_of_thread();
   // With more rows at once the gradients' kernel spills on sm_90.
 #pragma unroll 2
@@ -80,7 +80,7 @@ CAAN_DEVICE void add_products(float* matrix, int matrix_row, int rows, int colum
 // A pair at work: its items, its slot of scratch memory, and how long a row of the slot's matrices is.
 template <typename T>
 struct Pair {
-  const T *V, *VQ, *U, *UQ;
+  Numbers<T> V, VQ, U, UQ;
   int m, n, row;
   Slot slot;
 

@@ -6,7 +6,7 @@
 //   dV Q4     = sum of R dX                              dU Q2        = sum of CT dY
 //   dw_v, dw_u = sum of tanh(Y)T df, tanh(X)T dg         dU Q3        = sum of R_unitT R_unit dX
 //
-// with Y, X the contexts of pair.h, made again, and dY, dX their gradients. float32 throughout, features too.
+// with Y, X the contexts of pair.h, made again, and dY, dX their gradients. float32 throughout.
 #pragma once
 
 #include "context_attention/cuda/kernels.h"
@@ -25,9 +25,9 @@ struct InSlots {
 };
 
 // The pair at a place of the walk; a slot is read here, never written.
-CAAN_DEVICE Pair<float> walked_pair(const Sides<float>& s, const InSlots& in, const SlotShape& shape, int64_t place) {
+CAAN_DEVICE Pair<AnyType> walked_pair(const Sides<AnyType>& s, const InSlots& in, const SlotShape& shape, int64_t place) {
   float* const slot = const_cast<float*>(in.scratch) + (place - in.first) * shape.size();
-  return Pair<float>(s, in.walk.keys[place] / s.captions, in.walk.keys[place] % s.captions, slot, shape);
+  return Pair<AnyType>(s, in.walk.keys[place] / s.captions, in.walk.keys[place] % s.captions, slot, shape);
 }
 
 // Places in slots that belong to an image.
@@ -39,7 +39,7 @@ CAAN_DEVICE Range image_places(const InSlots& in, int64_t image) {
   return {begin > in.first ? begin : in.first, end < in.last ? end : in.last};
 }
 
-CAAN_DEVICE void sum_image_features(const Sides<float>& s, const InSlots& in, const Sums& sums, int64_t task, char* shared) {
+CAAN_DEVICE void sum_image_features(const Sides<AnyType>& s, const InSlots& in, const Sums& sums, int64_t task, char* shared) {
   auto* UK = reinterpret_cast<float*>(shared);
   const SlotShape shape{s.M, s.N, s.D, true};
   const int panels = (s.D + PANEL - 1) / PANEL, d0 = int(task % panels) * PANEL, d = d0 + lane_of_thread();
@@ -47,7 +47,7 @@ CAAN_DEVICE void sum_image_features(const Sides<float>& s, const InSlots& in, co
   const Range range = image_places(in, image);
   float* out = sums.regions + image * s.M * s.D;
   for (int64_t place = range.begin; place < range.end; ++place) {
-    const Pair<float> p = walked_pair(s, in, shape, place);
+    const Pair<AnyType> p = walked_pair(s, in, shape, place);
     load_panel(UK, p.UQ, s.D + 2 * s.H, p.n, d0, s.D);
     block_barrier();
     const float dv = d < s.D ? p.slot.dv[d] : 0.0f;
@@ -58,7 +58,7 @@ CAAN_DEVICE void sum_image_features(const Sides<float>& s, const InSlots& in, co
   }
 }
 
-CAAN_DEVICE void sum_caption_features(const Sides<float>& s, const InSlots& in, const Sums& sums, int64_t task, char* shared) {
+CAAN_DEVICE void sum_caption_features(const Sides<AnyType>& s, const InSlots& in, const Sums& sums, int64_t task, char* shared) {
   auto* V = reinterpret_cast<float*>(shared);
   const SlotShape shape{s.M, s.N, s.D, true};
   const int panels = (s.D + PANEL - 1) / PANEL, d0 = int(task % panels) * PANEL, d = d0 + lane_of_thread();
@@ -67,7 +67,7 @@ CAAN_DEVICE void sum_caption_features(const Sides<float>& s, const InSlots& in, 
   for (int64_t step = in.walk.caption_starts[caption]; step < in.walk.caption_starts[caption + 1]; ++step) {
     const int64_t place = in.walk.by_caption[step];
     if (!in.holds(place)) continue;
-    const Pair<float> p = walked_pair(s, in, shape, place);
+    const Pair<AnyType> p = walked_pair(s, in, shape, place);
     load_panel(V, p.V, s.D, p.m, d0, s.D);
     block_barrier();
     const float du = d < s.D ? p.slot.du[d] : 0.0f;
@@ -90,7 +90,7 @@ CAAN_DEVICE void add_over_warps(float x, float* by_warp, float* sum, bool real) 
   block_barrier();
 }
 
-CAAN_DEVICE void sum_image_hidden(const Sides<float>& s, const InSlots& in, const Sums& sums, const Options& o, int64_t task,
+CAAN_DEVICE void sum_image_hidden(const Sides<AnyType>& s, const InSlots& in, const Sums& sums, const Options& o, int64_t task,
                                   char* shared) {
   const SlotShape shape{s.M, s.N, s.D, true};
   const int panels = (s.H + PANEL - 1) / PANEL, lane = lane_of_thread();
@@ -102,7 +102,7 @@ CAAN_DEVICE void sum_image_hidden(const Sides<float>& s, const InSlots& in, cons
   float* out = sums.region_products + image * s.M * (2 * s.H);
   const bool real = h < s.H;
   for (int64_t place = range.begin; place < range.end; ++place) {
-    const Pair<float> p = walked_pair(s, in, shape, place);
+    const Pair<AnyType> p = walked_pair(s, in, shape, place);
     float dw = 0;
     region_gradients(s, p, o, h0, x, [&](int r, float t) { dw = fmaf(p.slot.df[r], t, dw); });
     add_over_warps(dw, by_warp, sums.region_score + image * s.H + h, real);
@@ -125,7 +125,7 @@ CAAN_DEVICE void sum_image_hidden(const Sides<float>& s, const InSlots& in, cons
   }
 }
 
-CAAN_DEVICE void sum_caption_hidden(const Sides<float>& s, const InSlots& in, const Sums& sums, const Options& o, int64_t task,
+CAAN_DEVICE void sum_caption_hidden(const Sides<AnyType>& s, const InSlots& in, const Sums& sums, const Options& o, int64_t task,
                                     char* shared) {
   const SlotShape shape{s.M, s.N, s.D, true};
   const int panels = (s.H + PANEL - 1) / PANEL, lane = lane_of_thread();
@@ -137,7 +137,7 @@ CAAN_DEVICE void sum_caption_hidden(const Sides<float>& s, const InSlots& in, co
   for (int64_t step = in.walk.caption_starts[caption]; step < in.walk.caption_starts[caption + 1]; ++step) {
     const int64_t place = in.walk.by_caption[step];
     if (!in.holds(place)) continue;
-    const Pair<float> p = walked_pair(s, in, shape, place);
+    const Pair<AnyType> p = walked_pair(s, in, shape, place);
     if (o.inter) {
       region_gradients(s, p, o, h0, x, ignore);
       transposed_times_panel(p.slot.C, p.row, p.n, p.m, x.P1, [&](int j, float sum) {

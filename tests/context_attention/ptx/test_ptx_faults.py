@@ -102,7 +102,7 @@ ORDERED = {
     "list": Ordered("tile_kernel<Shape<8,2,true,false>,bfloat16>", (CASES["tiles_50_list"], CASES["list_50_cosine"])),
     "tiles_of_float32": Ordered("tile_kernel<FloatShape<false>,float>", (CASES["tiles_of_float32"],), 2, (WARP_BARRIER,)),
     "large": Ordered("large_kernel<Large<4>,bfloat16>", (CASES["large"]._replace(words=(40,)), CASES["large_cosine"]), 4),
-    "pair": Ordered("score_kernel<bfloat16>", (CASES["any_width"], CASES["any_width_cosine"]), 4, ()),
+    "pair": Ordered("score_kernel", (CASES["any_width"], CASES["any_width_cosine"]), 4, ()),
     # Many of its warps' barriers only a call of several pieces needs.
     "gradients": Ordered("gradient_tile_kernel<bfloat16>", (CASES["gradients"],), 1, ()),
     "ieee_gradients": Ordered("gradient_kernel", (CASES["ieee_gradients"],), 12, ()),

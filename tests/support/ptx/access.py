@@ -56,12 +56,23 @@ def _list(operand) -> tuple:
 def _load_parameter(program, x, space, parts):
     kind, count = parts[-1], _vector(parts)
     writes = [program.target(operand, kind) for operand in _list(x.operands[0])]
-    name, offset, size = x.operands[1].base, x.operands[1].offset, SIZES[kind]
+    named, size = x.operands[1], SIZES[kind]
     dtype = np.dtype(("i" if kind[0] == "s" else "f" if kind[0] == "f" else "u") + str(size))
-    if name not in dict(program.kernel.parameters):
-        raise PtxError(f"{name} is not a parameter")
+    if named.base in dict(program.kernel.parameters):
+        address = None
+    elif named.base in program.registers:
+        address = program.address(named)
+    else:
+        raise PtxError(f"{named.base} is not a parameter")
 
     def run(m, mask):
+        if address is None:
+            name, offset = named.base, named.offset
+        else:
+            places = np.unique(address(m)[threads_of(m, mask)])
+            if len(places) > 1:
+                raise PtxError(f"{program.name}: {x.text!r} reads parameters at several places, which is not known")
+            name, offset = program.parameter_at(int(places[0]), count * size)
         values = np.frombuffer(m.parameters[name], dtype, count, offset)
         for write, value in zip(writes, values, strict=True):
             write(m, np.full(m.threads, value), mask)

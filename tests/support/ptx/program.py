@@ -63,6 +63,7 @@ class Program:
         self.registers = {name: (slot, _held(kind)) for slot, (name, kind) in enumerate(kernel.registers.items())}
         self.dtypes = [_held(kind) for kind in kernel.registers.values()]
         self.variables, self.static_shared = _placed(kernel)
+        self._parameters = _parameter_places(kernel)
         # Where a thread lets others go first, and where it only writes then; the last place is behind the code.
         self.yields = np.array([*map(atomics.is_strong, kernel.instructions), False])
         self.writes = self.yields & np.array([*(x.operation.startswith(("red.", "st.")) for x in kernel.instructions), False])
@@ -109,7 +110,8 @@ class Program:
         name, _, axis = operand.partition(".")
         if name in _SPECIAL:
             return lambda m: m.special[name].view(dtype) if axis in ("", "x") else np.full_like(m.special[name], name == "%ntid")
-        number = self.variables[operand] if operand in self.variables else _number(operand)
+        places = self.variables | self._parameters
+        number = places[operand] if operand in places else _number(operand)
         if kind == "pred":
             return lambda m: np.bool_(number)
         value = np.array(number % (1 << (8 * size)), f"u{size}")
@@ -148,6 +150,13 @@ class Program:
             return (lambda m: m.registers[slot] + offset) if operand.offset else (lambda m: m.registers[slot])
         base = self.variables[operand.base] if operand.base in self.variables else _number(operand.base)
         return lambda m: np.full(m.threads, base + operand.offset, np.uint32 if base < _LIMIT else np.uint64)
+
+    def parameter_at(self, address: int, size: int) -> tuple[str, int]:
+        """The parameter that has so many bytes at an address, and how many of its own lie before them."""
+        for (name, bytes_), place in zip(self.kernel.parameters, self._parameters.values(), strict=True):
+            if place <= address and address + size <= place + bytes_ and address % size == 0:
+                return name, address - place
+        raise PtxError(f"{self.name}: no parameter has {size} bytes at {address:#x}")
 
     def _known(self, make: Callable, x: Instruction):
         try:
@@ -265,6 +274,15 @@ def _number(text: str) -> int:
         return int(text.removesuffix("U"), 0)
     except ValueError:
         raise PtxError(f"{text!r} is neither a register nor a number") from None
+
+
+def _parameter_places(kernel: Kernel) -> dict[str, int]:
+    """Addresses of the parameters in a space of their own, none behind another's end."""
+    places, end = {}, SharedMemory.FIRST
+    for name, size in kernel.parameters:
+        places[name] = end
+        end += -(-size // 16) * 16 + 16
+    return places
 
 
 def _placed(kernel: Kernel) -> tuple[dict[str, int], int]:

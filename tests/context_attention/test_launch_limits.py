@@ -104,6 +104,23 @@ def test_few_launches(launches):
     assert len(launches) == 1 and launches[0].launch_images >= 128
 
 
+@pytest.mark.parametrize(
+    ("dtype", "words", "most"),
+    [
+        (torch.bfloat16, 52, [700]),
+        (torch.float32, 52, [2500]),
+        (torch.bfloat16, 140, [1200, 45_000]),
+        (torch.float32, 140, [2500, 45_000]),
+    ],
+)
+def test_launches_for_long_captions(dtype, words, most, launches):
+    """docs/cuda.md, "Launches": as many as if all captions of COCO's test set were that long."""
+    call, scores = planned_call((5000, 25_000, 36, words, 1024, 1024), dtype, 0)
+    cuda.score_rest(operators.Slots(call, operators.SCORE_SCRATCH_BYTES, gradient=False), scores)
+    assert len(launches) == len(most)
+    assert all(steps(scores.numel(), x.launch_pairs) <= count for x, count in zip(launches, most, strict=True))
+
+
 @all_shapes
 @both_dtypes
 @all_pairs_or_listed

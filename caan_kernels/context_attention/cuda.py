@@ -282,9 +282,9 @@ def _score_large(slots: Slots, scores: Tensor) -> None:
     single = _single(call)
     # What the blocks of every multiprocessor want, in slots of csrc/context_attention/cuda/large.h for the longest caption.
     strips, region_strips = size_of(min(n, most_words(call.V.features.dtype))) // SMALLEST, -(-m // SMALLEST)
-    per_block, factor, resident = (5 * 256, 256, 3) if single else (3 * 256, 128, 2)
+    per_block, factor = (5 * 256, 256) if single else (3 * 256, 128)
     numbers = region_strips * (strips * per_block + 32) + strips * strips * factor
-    most = max(1, min(resident * blocks, slots.most_bytes // (4 * numbers)))
+    most = max(1, min(_large_blocks(SMALLEST, single) * blocks, slots.most_bytes // (4 * numbers)))
     launch = LargeLaunch(
         _copied_sides(call),
         scores,
@@ -299,14 +299,20 @@ def _score_large(slots: Slots, scores: Tensor) -> None:
     _ops.cuda_score_large(*flatten(launch))
 
 
+def _large_blocks(words: int, single: bool) -> int:
+    """Blocks of large.cu that share a multiprocessor where captions have up to `words` words."""
+    if single:
+        return 3 if words == SMALLEST else 2
+    return 2 if words <= MOST_WORDS else 1
+
+
 def _large_pairs(call: PlannedCall, slots: int) -> int:
     """Pairs of a launch of large.cu, whatever its class of captions."""
     shape, device = shape_of(call), call.V.features.device
     read = 0 if call.pairs is None else shape.read
 
     def most(size: int) -> int:
-        # Blocks of a multiprocessor (csrc/context_attention/cuda/large.h).
-        resident = (3 if size == SMALLEST else 2) if _single(call) else 2 if size <= MOST_WORDS else 1
+        resident = _large_blocks(size, _single(call))
         pair = limits.large(shape._replace(words=size)) + read
         return limits.of_blocks(pair, min(slots, resident * multiprocessors(device)), resident)
 

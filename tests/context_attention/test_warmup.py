@@ -1,5 +1,7 @@
 """What `warmup` launches, and what a kernel says that is compiled too late."""
 
+import importlib
+
 import cases
 import pytest
 import torch
@@ -90,10 +92,10 @@ def test_a_capture_compiles_nothing(capturing, monkeypatch):
 
 
 @pytest.mark.skipif(cases.INTERPRETED, reason="the interpreter compiles nothing")
-def test_every_kernel_of_triton_refuses(monkeypatch):
+@pytest.mark.parametrize("operator", ["context_attention", "max_similarity"])
+def test_every_kernel_of_triton_refuses(operator, monkeypatch):
     pytest.importorskip("triton")
-    from caan_kernels.context_attention.triton import launch
-
+    launch = importlib.import_module(f"caan_kernels.{operator}.triton.launch")
     kernels = [x for name, x in vars(launch).items() if name.endswith("_kernel")]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert kernels

@@ -13,6 +13,9 @@ def refuse_in_capture(kernels: Iterable[Any]) -> None:
     It would load machine code, which CUDA refuses there, after minutes and in words that name no cause.
     """
     for kernel in kernels:
+        # Operators share kernels.
+        if hasattr(kernel._do_compile, "__wrapped__"):
+            continue
         kernel._do_compile = _refusing(kernel._do_compile, kernel.__name__)
 
 
@@ -22,7 +25,7 @@ def _refusing(compile_one, name: str):
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError(
                 f"{name}: expected to be compiled before a CUDA graph is captured, got a call that needs a new compilation: make "
-                "the same call, or call caan_kernels.warmup, before the capture"
+                "the same call before the capture, or, for a training, call caan_kernels.warmup"
             )
         return compile_one(*arguments, **given)
 

@@ -4,9 +4,13 @@ import torch
 from torch import Tensor
 
 from ...core.gpu.plan import Plan, Wanted, plan_walk
+from ...core.triton.capture import refuse_in_capture
 from ...core.triton.plan import plan_kernel, planning
 from ..gpu.launch import Rows, Search, Terms
 from .kernels import add_kernel, document_gradients_kernel, query_gradients_kernel, search_kernel
+
+# The interpreter's functions are never compiled.
+refuse_in_capture(x for x in list(globals().values()) if hasattr(x, "_do_compile"))
 
 __all__ = ["add_largest", "find_largest", "find_places", "plan", "plan_walk", "sum_document_gradients", "sum_query_gradients"]
 

@@ -1,12 +1,19 @@
-"""Does an installed wheel work? Compiled kernels against the reference, forward and backward, an error, and its facts."""
+"""Does an installed wheel work?
+
+Compiled kernels against the reference, forward and backward; an error; the files of `caan` and its command; what it was built by.
+"""
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
+import caan
 import caan_kernels as ck
+
+SOURCES = Path(__file__).parents[1] / "caan"
 
 
 def main() -> None:
@@ -43,6 +50,15 @@ def main() -> None:
         assert "expected float32 or float64" in str(error), error
     else:
         raise SystemExit("error: an op took a dtype that it has no kernel for")
+
+    installed = Path(caan.__file__).parent
+    files = [x.relative_to(SOURCES) for x in SOURCES.rglob("*") if x.suffix in (".py", ".html", ".typed")]
+    missing = [str(x) for x in files if not (installed / x).exists()]
+    if missing or not files:
+        raise SystemExit(f"error: {installed} lacks {', '.join(missing) or 'everything'}")
+    command = [Path(sys.prefix) / "bin" / "caan", "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.split()[-1] == caan.__version__ == ck.__version__, said
 
     info = ck.build_info()
     python = ".".join(map(str, sys.version_info[:3]))

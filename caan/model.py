@@ -32,12 +32,11 @@ class ModelConfig:
         region_width: F, the width of the region features.
         vocabulary_size: ids 0 to vocabulary_size - 1, marks included.
         width: D of the operator, and hidden_width its H.
-        similarity, inter, intra: options of `context_attention`; inter and intra are those of the paper's Table 4.
+        similarity, inter, intra: options of `caan_kernels.context_attention`; inter and intra are those of the paper's Table 4.
         unit_length: scale regions and words to unit length before the operator. The paper does not say; it is our choice,
             because alignments are then tanh of cosines whatever the scale of the features.
         standardize: give every channel of the region features mean 0 and variance 1, by the statistics of the training
-            images (`RegionEncoder.set_statistics`). The paper does not; features that differ much in scale between
-            channels need it.
+            images. The paper does not; features that differ much in scale between channels need it.
         dropout: probability, in training, with which a number of the region features, of the word embeddings and of the
             GRU's results becomes 0.
         region_drop, word_drop: the part of an image's regions and of a caption's words (not its marks) left out in
@@ -228,7 +227,7 @@ class CAAN(nn.Module):
         return Encoded(self.word_encoder(words, lengths), lengths)
 
     def forward(self, batch: PairBatch) -> Tensor:
-        """Score every image of a batch with every caption of it: (B, B), as `caan.loss.triplet_loss` takes it."""
+        """Score every image of a batch with every caption of it: (B, B), as `caan.triplet_loss` takes it."""
         return self.attention(self.encode_images(batch.images), self.encode_captions(batch.captions))
 
     @torch.no_grad()

@@ -63,7 +63,7 @@ def tokenize(text: str) -> list[str]:
         Its words, lower-case and composed (NFC), without marks for start and end.
 
     Raises:
-        ValueError: the text holds what is no character (`caan.text.normalised`).
+        ValueError: the text cannot be written as UTF-8: it has half of a surrogate pair, or a byte that is not UTF-8.
     """
     pieces = normalised(text).lower().split()
     last = len(pieces) - 1

@@ -33,7 +33,8 @@ def extract(
     Args:
         photos: folder of photographs.
         out: the data folder, made where it is missing.
-        captions: a file in one of the formats of `caan.extraction.read_captions`; None for photographs without captions.
+        captions: Flickr's token file, Karpathy's or COCO's JSON, or CSV with the header image,caption; None for photographs
+            without captions.
         split: what the results are called, "test" by default; of the splits that captions have, write only this one.
         hold_out: divide captions without splits: so many images are dev, as many test, the rest train.
         images: a file with the names of the split's images, one a line; None takes all that have captions.

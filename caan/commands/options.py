@@ -127,9 +127,6 @@ def _parse(setting: Field) -> Callable[[str], Any]:
             return tuple(float(part) for part in text.split(",") if part)
 
         return numbers
-    spellings = setting.metadata["spellings"]
-    if spellings:
-        return lambda text: spellings.get(text.lower(), text)
     return setting.type
 
 

@@ -131,14 +131,18 @@ def test_presets_are_listed_with_their_values(capsys):
         "0.001",
     ]
     assert found["--decay-epochs"] == ["15", "10", "4,6,7.333", "3"] and found["--standardize"] == ["no", "no", "yes", "yes"]
+    assert found["--precision"] == ["fp32"] * 4
     assert len(found) == len(rows) == len(helps(TrainingConfig) | helps(ModelConfig))
 
 
-def test_short_spellings(data, tmp_path):
+def test_short_spellings(data, tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["train", "--data", str(data), "--out", str(run), *SMALL, "--lr", "3e-4", "--precision", "bf16"]) == 0
+    train = ["train", "--data", str(data), "--out", str(run), *SMALL, "--lr", "3e-4", "--precision"]
+    assert main([*train, "bf16"]) == main([*train, "bfloat16"]) == 0
     training = checkpoint.read(run / "last.safetensors").facts["training"]
     assert (training["learning_rate"], training["precision"], training["preset"]) == (3e-4, "bfloat16", "cpu")
+    assert main([*train, "float16"]) == 1
+    assert "was started with --precision bf16: expected the same, got --precision fp16; " in capsys.readouterr().err
 
 
 # What a shell does when the tab key is hit, for several lines in one process, which argcomplete would end after one.

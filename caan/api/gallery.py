@@ -16,7 +16,7 @@ class Found(NamedTuple):
     """What a search found.
 
     Attributes:
-        score: the operator's; the cosine of the pooled vectors where images were searched for an image.
+        score: the operator's; if images were found for an image, the cosine of the mean vectors.
         image: the id of the image, or of the one that the caption is of.
         number: that image's number in the gallery, which `Gallery.search` takes as a query.
         split: the split that it is of.
@@ -75,10 +75,10 @@ class Gallery:
                 the gallery. Photographs need the backbone, which `caan index` notes.
             top: how many; fewer where the gallery has fewer.
             find: "images" or "captions". None: images for a text; for an image captions, or images where the gallery has no
-                captions. Images for an image are found by the cosine of pooled vectors: the operator scores no image against
-                an image.
-            shortlist: how many items, the nearest by their pooled vectors, the operator puts in order, `top` at least; None scores
-                all of them.
+                captions. Images for an image are found by the cosine of mean vectors: the operator scores no image against an
+                image.
+            shortlist: how many items the operator scores and sorts, `top` at least: those whose mean vectors are nearest to that
+                of the query. None scores all items.
 
         Returns:
             The best first. Where images are found for a number, its own image is left out.

@@ -70,7 +70,7 @@ def test_a_shortlist_is_in_the_exact_order_bit_for_bit(index):
         score |= dict(zip(everything.items.tolist(), everything.scores.tolist(), strict=True))
         hits = searcher.search(query, 5, 9)
         assert hits.scores.tolist() == [score[item] for item in hits.items.tolist()] and len(hits.items) == 5
-        # The nearest nine by pooled vectors, and no other, are scored.
+        # The nearest nine by mean vectors, and no other, are scored.
         vectors = searcher.gallery.image_vectors if query.wants_images else searcher.gallery.caption_vectors
         nearest = np.argsort(-(vectors @ query.vector[0]), kind="stable")[:9]
         assert set(hits.items) == set(sorted(nearest, key=lambda item: -score[item])[:5])
@@ -78,7 +78,7 @@ def test_a_shortlist_is_in_the_exact_order_bit_for_bit(index):
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_a_shortlist_compares_as_the_model_scores(split, tmp_path, similarity):
-    """With uniform attention the pooled vectors are all that a score depends on, lengths included where it is a dot product."""
+    """With uniform attention the mean vectors are all that a score depends on, lengths included where it is a dot product."""
     options = {"similarity": similarity, "inter": False, "intra": None, "unit_length": False}
     model, vocabulary = make_model(split, 0, **options)
     checkpoint.save_model(tmp_path / "model.safetensors", model, vocabulary)

@@ -70,12 +70,13 @@ def find_image(name: str, ids: Sequence[str], splits: Sequence[tuple[str, int]],
         found = _named(own, ids, _numbers(splits, split))
     if len(found) > 1:
         owners = [split for split, count in splits for _ in range(count)]
-        some = ", ".join(f"{owners[number]}:{ids[number]}" for number in found[:5])
-        raise ValueError(f"--image: expected a name that one image has, got {wanted!r} of {len(found)}: {some}")
+        some = ", ".join(f"{owners[number]}:{ids[number]}" for number in found[:5]) + (", ..." if len(found) > 5 else "")
+        raise ValueError(f"--image: {wanted!r} names {len(found)} images: {some}; write one of them")
     if not found and not Path(name).is_file():
+        counts = ", ".join(f"{count} in {split}" for split, count in splits)
         raise ValueError(
-            f"--image: expected an id of {place}, such as {', '.join(ids[:3])}, a number below {len(ids)}, or a photograph's file, "
-            f"got {wanted!r}"
+            f"--image: expected an id of {place}, such as {', '.join(ids[:3])}, a number below {len(ids)}, SPLIT:ID, SPLIT:NUMBER "
+            f"(images are numbered from 0: {counts}), or a photograph's file, got {wanted!r}"
         )
     return found[0] if found else None
 

@@ -125,10 +125,10 @@ def _pair(arguments: argparse.Namespace) -> None:
 @contextmanager
 def _asked(arguments: argparse.Namespace) -> "Iterator[tuple[Split, int, Image.Image | None]]":
     """The image that is asked for: its split, its number there, and its photograph where there is one."""
-    prefix, colon, rest = arguments.image.partition(":")
+    prefix, colon, _ = arguments.image.partition(":")
     # Only where it does not name a path.
     if colon and Path(prefix).name == prefix and (arguments.data / f"{prefix}_ims.npy").is_file():
-        arguments.split, arguments.image = prefix, rest
+        arguments.split = prefix
     [split] = options.load_splits(arguments, arguments.split, need_captions=False)
     place = f"{split.name} in {arguments.data}"
     number = images.find_image(arguments.image, split.ids, [(split.name, split.num_images)], place)

@@ -259,7 +259,7 @@ def test_a_split_that_is_half_in_is_left_out_and_can_be_dropped(index, run_folde
     assert main(["index", str(run_folder), *options, "--split", "more"]) == 0
     found = [main(["search", str(index), "--image", name, "--top", "2"]) for name in ("7", "more:7", "a", "none:7")]
     out, err = capsys.readouterr()
-    assert found == [1, 0, 0, 1] and "--image: expected a name that one image has, got '7' of 2: test:7, more:7" in err
+    assert found == [1, 0, 0, 1] and "--image: '7' names 2 images: test:7, more:7; write one of them" in err
     assert len(re.findall(r" (?:test|more):\w+  word", out)) == 4
     assert main(["search", str(index), "word3", "--exact", "--top", "33", "--json", "-"]) == 0
     hits = json.loads(capsys.readouterr().out)["hits"]

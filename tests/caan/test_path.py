@@ -252,10 +252,11 @@ def test_an_images_name():
     names = ("b/x.jpg", "b/x", "7.jpg", "7", "y.png", "0", "3", "two:x", "two:0", "one:a/x", "z", "a/z.jpg")
     assert [find(name) for name in names] == [1, 1, 2, 2, 3, 4, 3, 5, 5, 0, 7, 6]
     for name, places in (("x", "one:a/x.jpg, one:b/x.jpg, two:a/x.jpg"), ("a/x.jpg", "one:a/x.jpg, two:a/x.jpg")):
-        with pytest.raises(ValueError, match=f"--image: expected a name that one image has, got '{name}' of .: {places}"):
+        with pytest.raises(ValueError, match=f"--image: '{name}' names . images: {places}; write one of them"):
             find(name)
     for name in ("w", "9", "three:y", "two:3", "z.png"):
-        with pytest.raises(ValueError, match=f"expected an id of here, such as a/x.jpg, .*, a number below 8, .* got '{name}'"):
+        numbered = r"a number below 8, SPLIT:ID, SPLIT:NUMBER \(images are numbered from 0: 5 in one, 3 in two\)"
+        with pytest.raises(ValueError, match=f"expected an id of here, such as a/x.jpg, .*, {numbered}, .* got '{name}'"):
             find(name)
 
 

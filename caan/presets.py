@@ -16,20 +16,20 @@ class TrainingConfig:
         ValueError: a value is out of range.
     """
 
-    epochs: int = setting(30, "times through the training captions")
+    epochs: int = setting(30, "how many times training goes through all captions")
     batch_size: int = setting(128, "pairs of an image and a caption in a step; every image is scored with every caption")
-    learning_rate: float = setting(2e-4, "of Adam", short="--lr")
+    learning_rate: float = setting(2e-4, "learning rate of Adam", short="--lr")
     ramp_steps: int = setting(0, "steps over which the learning rate rises from 0")
     decay_epochs: tuple[float, ...] = setting((15.0,), "epochs after which the learning rate is multiplied by --decay-factor")
     decay_factor: float = setting(0.1, "the learning rate is multiplied by this at each of --decay-epochs")
-    margin: float = setting(0.2, "of the triplet loss")
-    warmup_epochs: float = setting(1.0, "epochs on all violations of the margin; after them only the hardest negatives count")
+    margin: float = setting(0.2, "margin of the triplet loss")
+    warmup_epochs: float = setting(1.0, "epochs in which all violations of the margin count; then only the hardest negatives count")
     warmup_form: str = setting("sum", "the loss of the warm-up is the sum or the mean of all violations")
     clip_norm: float = setting(2.0, "largest L2 norm of the gradient; a larger gradient is scaled down to it")
-    average: float = setting(0.0, "decay of a moving average of the weights, which is then validated and saved; 0: no average")
-    precision: str = setting("float32", "of the matrix products: fp32, or bf16 or fp16 for mixed precision")
-    validation_images: int = setting(0, "validate on the first N images at most; 0: all")
-    seed: int = setting(0, "for initial weights, order of the data and dropout")
+    average: float = setting(0.0, "decay of a moving average of the weights; the average is validated and saved; 0: no average")
+    precision: str = setting("float32", "precision of the matrix products: fp32; bf16 or fp16 for mixed precision")
+    validation_images: int = setting(0, "validate on at most the first N images; 0: all")
+    seed: int = setting(0, "seed of the initial weights, the order of the data and dropout")
     # No setting of its own: the name of those that it began from.
     preset: str = ""
 

@@ -35,7 +35,7 @@ def normalised(text: str, name: str | None = None) -> str:
 
 
 def shown(name: str) -> str:
-    """A file's name for the screen and for pages: what is no text in it becomes a replacement character."""
+    """A file's name for the screen and for pages: bytes that are not text become replacement characters."""
     try:
         return normalised(name)
     except ValueError:

@@ -25,10 +25,13 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         metavar="NAME",
-        help="the backbone that made the features, for a photograph given as a file; default: as caan extract has noted",
+        help="backbone of the features, needed for a photograph's file; default: the one that caan extract has noted",
     )
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="side of the square that it saw; default: as noted, or the backbone's own"
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="photographs were scaled to a square of this side; default: as noted, or the backbone's own size",
     )
 
 

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", dest="checkpoint", type=Path, metavar="RUN", help="where the gallery's model is now, if it has moved"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file; -: print it instead of the table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file; - prints it instead of the table")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the photographs to this file")
     parser.add_argument(
         "--photos",

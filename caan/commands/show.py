@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images.add_backbone_options(pair)
     pair.add_argument("--image", required=True, metavar="IMAGE", help=images.HELP)
     caption = pair.add_mutually_exclusive_group()
-    caption.add_argument("--caption", type=options.count, default=0, metavar="N", help="the N-th of its captions, from 0 (0)")
+    caption.add_argument(
+        "--caption", type=options.count, default=0, metavar="N", help="which of the image's captions, counted from 0 (0)"
+    )
     caption.add_argument("--text", help="a caption of your own; needed for a photograph's file")
     _add_out(pair, "PNG or HTML")
 
@@ -43,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_data(retrieval)
     retrieval.add_argument("--limit", type=int, metavar="N", help="search only the first N images")
     retrieval.add_argument("--queries", type=int, default=8, metavar="N", help="how many queries, spread over the split (8)")
-    retrieval.add_argument("--top", type=int, default=5, metavar="N", help="how many results of each (5)")
+    retrieval.add_argument("--top", type=int, default=5, metavar="N", help="how many results of each query (5)")
     retrieval.add_argument(
         "--direction",
         choices=("text", "image"),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .api.extracting import extract
     from .api.gallery import Found, Gallery
     from .api.model import EncodedImages, EncodedTexts, Hit, Model, load
-    from .errors import DataError
+    from .errors import DataError, FormatError, MissingFileError
     from .loss import triplet_loss
     from .model import CAAN, ModelConfig
     from .recall import RankCounter
@@ -23,9 +23,11 @@ __all__ = [
     "DataError",
     "EncodedImages",
     "EncodedTexts",
+    "FormatError",
     "Found",
     "Gallery",
     "Hit",
+    "MissingFileError",
     "Model",
     "ModelConfig",
     "RankCounter",
@@ -42,9 +44,11 @@ _MODULES = {
     "DataError": "errors",
     "EncodedImages": "api.model",
     "EncodedTexts": "api.model",
+    "FormatError": "errors",
     "Found": "api.gallery",
     "Gallery": "api.gallery",
     "Hit": "api.model",
+    "MissingFileError": "errors",
     "Model": "api.model",
     "ModelConfig": "model",
     "RankCounter": "recall",

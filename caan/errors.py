@@ -12,11 +12,11 @@ class DataError(ValueError):
 
 
 class MissingFileError(DataError, FileNotFoundError):
-    """A file that the layout asks for is not there."""
+    """A file that is needed is not there."""
 
 
 class FormatError(DataError):
-    """A file is not in the format that its name promises: another file type, dtype, rank, encoding or key."""
+    """A file does not have the format that its name promises: another file type, dtype, rank, encoding or key."""
 
 
 class TruncatedFileError(DataError):

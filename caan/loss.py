@@ -11,16 +11,16 @@ def triplet_loss(scores: Tensor, images: Tensor, margin: float = 0.2, form: str 
 
     With s the scores, the violations of the pair b are, over all c whose image is another,
 
-        max(0, margin + s[b, c] - s[b, b])      its image with a foreign caption
-        max(0, margin + s[c, b] - s[b, b])      its caption with a foreign image
+        max(0, margin + s[b, c] - s[b, b])      its image with another image's caption
+        max(0, margin + s[c, b] - s[b, b])      its caption with another image
 
-    For each of the two, the form says what becomes of them before all pairs' are summed:
+    Each line has many violations, and the form makes one number of them. The loss is the sum of these numbers over all pairs:
 
-    - "hardest": the largest one counts. At most two scores a pair beside its own get a gradient, which the
-      operator's backward makes use of.
+    - "hardest": the largest violation. Beside a pair's own score, at most two scores get a gradient, which the operator's
+      backward makes use of.
     - "sum": their sum.
-    - "mean": their mean over all negatives, violated or not; its scale is that of "hardest", so that a schedule can
-      change from one to the other.
+    - "mean": their mean over all negatives, violated or not. Its scale is that of "hardest", so that a schedule can change from
+      one to the other.
 
     A pair without negatives contributes 0.
 

@@ -25,23 +25,23 @@ _PARAMETERS = {"dtype": torch.float32, "device": torch.device("cpu")}
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides a model's shape and its scores; plain values, so that a checkpoint can hold it. A setting's help says
-    what it is; more of some:
+    """Everything that decides a model's shape and its scores; plain values, so that a checkpoint can hold it.
+
+    `caan train --help` describes all settings. More about some:
 
     Attributes:
         region_width: F, the width of the region features.
         vocabulary_size: ids 0 to vocabulary_size - 1, marks included.
         width: D of the operator, and hidden_width its H.
-        similarity, inter, intra: options of `context_attention`; inter and intra are those of the paper's Table 4.
+        similarity, inter, intra: options of `caan_kernels.context_attention`; inter and intra are those of the paper's Table 4.
         unit_length: scale regions and words to unit length before the operator. The paper does not say; it is our choice,
             because alignments are then tanh of cosines whatever the scale of the features.
         standardize: give every channel of the region features mean 0 and variance 1, by the statistics of the training
-            images (`RegionEncoder.set_statistics`). The paper does not; features that differ much in scale between
-            channels need it.
-        dropout: probability, in training, with which a number of the region features, of the word embeddings and of the
-            GRU's results becomes 0.
-        region_drop, word_drop: the part of an image's regions and of a caption's words (not its marks) left out in
-            training, others each time, as in vse_infty.
+            images. The paper does not; features that differ much in scale between channels need it.
+        dropout: in training, the probability that a number of the region features, of the word embeddings or of the GRU's
+            results becomes 0.
+        region_drop, word_drop: the share of an image's regions and of a caption's words (not its marks) that is left out in
+            training, drawn anew each time, as in vse_infty.
 
     Raises:
         ValueError: a number is out of range.
@@ -50,14 +50,14 @@ class ModelConfig:
     region_width: int
     vocabulary_size: int
     width: int = setting(1024, "common width of regions and words")
-    hidden_width: int = setting(0, "width inside the attention; 0: that of --width")
+    hidden_width: int = setting(0, "width inside the attention; 0: as --width")
     word_width: int = setting(300, "width of the word embeddings")
     affinity_scale: float = setting(1.0, "the affinity starts as the identity times this number")
-    similarity: str = setting("dot", "of the pooled vectors: dot, as in the paper, or cosine")
-    inter: bool = setting(True, "use context from the other side: IA in the paper")
+    similarity: str = setting("dot", "how the pooled vectors are compared: dot, as in the paper, or cosine")
+    inter: bool = setting(True, "use context from the other side (IA in the paper)")
     intra: str | None = setting(
         "semantics",
-        "context from the own side: semantics (SA in the paper); features (FA), by the slow reference only; none",
+        "context from the same side: semantics (SA in the paper), features (FA; only the slow reference computes it) or none",
     )
     unit_length: bool = setting(True, "scale regions and words to unit length before the attention; the paper does not say")
     standardize: bool = setting(False, "give every channel of the region features mean 0 and variance 1")
@@ -124,7 +124,7 @@ class RegionEncoder(nn.Module):
     def set_statistics(self, mean: Tensor, deviation: Tensor) -> None:
         """Take the channels' statistics, (F,) each, which features are standardised by from now on.
 
-        A channel that never varies, but for rounding, stays as it is, less its mean.
+        A channel that does not vary, apart from rounding, is not scaled; only its mean is subtracted.
         """
         self.mean.copy_(mean)
         self.deviation.copy_(torch.where(deviation > 1e-5 * mean.abs(), deviation, 1))
@@ -214,26 +214,26 @@ class CAAN(nn.Module):
         return self.config.intra == "features"
 
     def encode_images(self, images: ImageBatch) -> Encoded:
-        """Vectors of a batch's regions, (B, R, D); in training of those that `region_drop` leaves."""
+        """Vectors of a batch's regions, (B, R, D); in training without those that `region_drop` leaves out."""
         regions, lengths = images.regions, images.region_lengths
         if self.training and self.config.region_drop:
             regions, lengths = keep_some(regions, lengths, self.config.region_drop)
         return Encoded(self.region_encoder(regions), lengths)
 
     def encode_captions(self, captions: CaptionBatch) -> Encoded:
-        """Vectors of a batch's words, (B, N, D); in training of those that `word_drop` leaves."""
+        """Vectors of a batch's words, (B, N, D); in training without those that `word_drop` leaves out."""
         words, lengths = captions.words, captions.word_lengths
         if self.training and self.config.word_drop:
             words, lengths = keep_some(words, lengths, self.config.word_drop, marks=1)
         return Encoded(self.word_encoder(words, lengths), lengths)
 
     def forward(self, batch: PairBatch) -> Tensor:
-        """Score every image of a batch with every caption of it: (B, B), as `caan.loss.triplet_loss` takes it."""
+        """Score every image of a batch with every caption of it: (B, B), as `caan.triplet_loss` takes it."""
         return self.attention(self.encode_images(batch.images), self.encode_captions(batch.captions))
 
     @torch.no_grad()
     def prepare_images(self, images: ImageBatch) -> ck.ProjectedRegions | Encoded:
-        """Images ready to be scored with any number of captions: projected, those of a dense model encoded. No gradients.
+        """Images ready to be scored with any number of captions: projected, or only encoded for a dense model. No gradients.
 
         The same batch gives the same bits on any number of threads.
         """
@@ -243,7 +243,7 @@ class CAAN(nn.Module):
 
     @torch.no_grad()
     def prepare_captions(self, captions: CaptionBatch) -> ck.ProjectedWords | Encoded:
-        """Captions ready to be scored with any number of images: projected, those of a dense model encoded. No gradients.
+        """Captions ready to be scored with any number of images: projected, or only encoded for a dense model. No gradients.
 
         The same batch gives the same bits on any number of threads.
         """

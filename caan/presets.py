@@ -5,10 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .loss import FORMS
-from .settings import setting
-
-PRECISIONS = ("float32", "bfloat16", "float16")
-_SHORT_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+from .settings import PRECISIONS, setting, value_as_typed
 
 
 @dataclass(frozen=True)
@@ -19,26 +16,26 @@ class TrainingConfig:
         ValueError: a value is out of range.
     """
 
-    epochs: int = setting(30, "times through the training captions")
+    epochs: int = setting(30, "how many times training goes through all captions")
     batch_size: int = setting(128, "pairs of an image and a caption in a step; every image is scored with every caption")
-    learning_rate: float = setting(2e-4, "of Adam", short="--lr")
+    learning_rate: float = setting(2e-4, "learning rate of Adam", short="--lr")
     ramp_steps: int = setting(0, "steps over which the learning rate rises from 0")
     decay_epochs: tuple[float, ...] = setting((15.0,), "epochs after which the learning rate is multiplied by --decay-factor")
     decay_factor: float = setting(0.1, "the learning rate is multiplied by this at each of --decay-epochs")
-    margin: float = setting(0.2, "of the triplet loss")
-    warmup_epochs: float = setting(1.0, "epochs on all violations of the margin; after them only the hardest negatives count")
+    margin: float = setting(0.2, "margin of the triplet loss")
+    warmup_epochs: float = setting(1.0, "epochs in which all violations of the margin count; then only the hardest negatives count")
     warmup_form: str = setting("sum", "the loss of the warm-up is the sum or the mean of all violations")
     clip_norm: float = setting(2.0, "largest L2 norm of the gradient; a larger gradient is scaled down to it")
-    average: float = setting(0.0, "decay of a moving average of the weights, which is then validated and saved; 0: no average")
-    precision: str = setting(
-        "float32", "of the matrix products: fp32, or bf16 or fp16 for mixed precision", spellings=_SHORT_PRECISIONS
-    )
-    validation_images: int = setting(0, "validate on the first N images at most; 0: all")
-    seed: int = setting(0, "for initial weights, order of the data and dropout")
+    average: float = setting(0.0, "decay of a moving average of the weights; the average is validated and saved; 0: no average")
+    precision: str = setting("float32", "precision of the matrix products: fp32; bf16 or fp16 for mixed precision")
+    validation_images: int = setting(0, "validate on at most the first N images; 0: all")
+    seed: int = setting(0, "seed of the initial weights, the order of the data and dropout")
     # No setting of its own: the name of those that it began from.
     preset: str = ""
 
     def __post_init__(self):
+        # Kept under torch's name, as runs always have been.
+        object.__setattr__(self, "precision", PRECISIONS.get(self.precision.lower(), self.precision))
         at_least = {"epochs": 1, "batch_size": 2, "ramp_steps": 0, "validation_images": 0, "seed": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -52,9 +49,9 @@ class TrainingConfig:
                     raise ValueError(f"{name}: expected at least 0, got {value}")
         if not 0 <= self.average < 1:
             raise ValueError(f"average: expected at least 0 and less than 1, got {self.average}")
-        for name, known in (("warmup_form", FORMS), ("precision", PRECISIONS)):
+        for name, known in (("warmup_form", FORMS), ("precision", PRECISIONS.values())):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+                raise ValueError(f"{name}: expected one of {', '.join(map(value_as_typed, known))}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

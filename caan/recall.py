@@ -77,17 +77,18 @@ class Figures:
 
 
 class RankCounter:
-    """Counts ranks while the score matrix passes by, tile by tile.
+    """Counts ranks from the tiles of a score matrix, one after the other.
 
-    It keeps a few numbers an image and a caption. What it needs beforehand is each caption's score with its own image:
-    `context_attention(..., pairs=positive_pairs(image_of_caption))`, which is bit for bit the score in the matrix.
+    It keeps a few numbers for each image and each caption. It needs beforehand each caption's score with its own image, from
+    `caan_kernels.context_attention` with the pairs (image_of_caption[t], t). These scores have the same bits as in the matrix.
 
     Args:
         positives: (T,) score of each caption with its image.
-        image_of_caption: (T,) int64, from 0 to num_images - 1; images may have any number of captions. One without
-            captions is a wrong answer to every caption and asks nothing.
+        image_of_caption: (T,) int64, from 0 to num_images - 1; images may have any number of captions. An image
+            without captions is a wrong answer to every caption, and is no query.
         num_images: I.
-        fold_of_image: (I,) int64, from `folds`; an image competes with the captions of its fold only. None: one fold.
+        fold_of_image: (I,) int64, the number of each image's fold; an image competes with the captions of its fold only. None:
+            one fold.
 
     Raises:
         ValueError: a shape or value that does not fit.
@@ -177,14 +178,14 @@ class RankCounter:
 
     @property
     def counts(self) -> tuple[Tensor, Tensor]:
-        """What was counted so far: (3, I) and (3, T) int64 on the CPU, rows: wrong answers that are better, tied, seen.
+        """The counts so far, (3, I) and (3, T) int64 on the CPU; rows: wrong answers that are better, tied, and all that were seen.
 
         Counts of disjoint tiles add up: `add_counts` takes those of a counter with the same positives.
         """
         return self._by_image, self._by_caption
 
     def add_counts(self, by_image: Tensor, by_caption: Tensor) -> None:
-        """Count what another counter, or this one in an earlier process, has seen."""
+        """Add the counts of another counter, or of this one in an earlier process."""
         self._by_image += by_image
         self._by_caption += by_caption
 

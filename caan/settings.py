@@ -1,20 +1,22 @@
 """Settings: fields of a dataclass that say what they are, for the command line."""
 
-from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Any
 
+# torch's dtypes, by the names that users see.
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_SHORT = {long: short for short, long in PRECISIONS.items()}
 
-def setting(default: Any, help: str, *, short: str | None = None, spellings: Mapping[str, str] | None = None) -> Any:
+
+def setting(default: Any, help: str, *, short: str | None = None) -> Any:
     """A dataclass's field that the command line can set.
 
     Args:
         default: its value.
         help: what it is.
         short: another option for it, such as "--lr".
-        spellings: what else the command line takes for a value.
     """
-    return field(default=default, metadata={"help": help, "short": short, "spellings": spellings or {}})
+    return field(default=default, metadata={"help": help, "short": short})
 
 
 def helps(config: type) -> dict[str, str]:
@@ -38,4 +40,4 @@ def value_as_typed(value: Any) -> str:
     """A setting's value, as on a command line."""
     if isinstance(value, (tuple, list)):
         return ",".join(map(value_as_typed, value))
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else _SHORT.get(value, str(value))

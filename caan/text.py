@@ -14,8 +14,8 @@ def normalised(text: str, name: str | None = None) -> str:
         name: what an error calls it.
 
     Raises:
-        ValueError: the text holds what is no character, and could not be written to a file: half of a surrogate pair, or a byte
-            that is no UTF-8, as Python hands it on from command lines, names of files and terminals.
+        ValueError: the text cannot be written as UTF-8: it has half of a surrogate pair, or a byte that is not UTF-8, as Python
+            hands it on from command lines, names of files and terminals.
     """
     if text.isascii():
         return text
@@ -35,7 +35,7 @@ def normalised(text: str, name: str | None = None) -> str:
 
 
 def shown(name: str) -> str:
-    """A file's name for the screen and for pages: what is no text in it becomes a replacement character."""
+    """A file's name for the screen and for pages: bytes that are not text become replacement characters."""
     try:
         return normalised(name)
     except ValueError:

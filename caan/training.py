@@ -355,7 +355,7 @@ class Trainer:
                 what = f"the loss is {loss}" if math.isfinite(norm) else f"the loss is {loss}, the norm of its gradient {norm},"
                 raise FloatingPointError(
                     f"{what} in step {step}; {self.last_path} is from before. What helps: a lower learning "
-                    f"rate (--learning-rate), float32 (--precision), features of like scale in all channels (--standardize)"
+                    f"rate (--learning-rate), --precision fp32, features of like scale in all channels (--standardize)"
                 )
         for loss, (_, _, collapsed) in zip(losses, pending, strict=True):
             if self.watch.update(loss, collapsed) and self.processes.first:

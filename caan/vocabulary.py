@@ -63,7 +63,7 @@ def tokenize(text: str) -> list[str]:
         Its words, lower-case and composed (NFC), without marks for start and end.
 
     Raises:
-        ValueError: the text holds what is no character (`caan.text.normalised`).
+        ValueError: the text cannot be written as UTF-8: it has half of a surrogate pair, or a byte that is not UTF-8.
     """
     pieces = normalised(text).lower().split()
     last = len(pieces) - 1
@@ -139,35 +139,35 @@ class Vocabulary:
             unfinished.write_text(json.dumps(content), encoding="utf-8")
 
     def near(self, word: str, most: int = 3) -> list[str]:
-        """Words that are spelt much like this one, the nearest first."""
+        """Words of the vocabulary with a similar spelling, the nearest first."""
         known = [own for own in self.words[len(MARKS) :] if _LETTER.search(own)]
         return difflib.get_close_matches(word, known, n=most, cutoff=_ALIKE)
 
     @property
     def marks(self) -> list[int]:
-        """The ids of what says nothing: the four marks, and words without a letter or a number."""
-        return [index for index in range(len(self.words)) if not self._says_something(index)]
+        """The ids of words without meaning: the four marks, and words that have neither a letter nor a number."""
+        return [index for index in range(len(self.words)) if not self._has_meaning(index)]
 
-    def _says_something(self, index: int) -> bool:
+    def _has_meaning(self, index: int) -> bool:
         return index >= len(MARKS) and _LETTER.search(self.words[index]) is not None
 
     def unknown(self, text: str) -> list[str]:
-        """The words of a text that are not there, in their order."""
+        """The words of a text that are not in the vocabulary, in their order."""
         return [word for word in tokenize(text) if self[word] == UNKNOWN]
 
     def knows(self, text: str) -> bool:
-        """Whether a word of the text is there that says something: it has a letter or a number."""
-        return any(self._says_something(self[word]) for word in tokenize(text))
+        """Whether the vocabulary has a word of the text that has a letter or a number."""
+        return any(self._has_meaning(self[word]) for word in tokenize(text))
 
     def __len__(self) -> int:
-        """The number of ids, marks included."""
+        """The number of ids, those of the marks included."""
         return len(self.words)
 
     def __contains__(self, word: str) -> bool:
         return word in self._ids
 
     def __getitem__(self, word: str) -> int:
-        """The id of a word; that of <unk> for a word that is not there."""
+        """The id of a word; for a word that is not in the vocabulary, the id of <unk>."""
         return self._ids.get(word, UNKNOWN)
 
     def encode(self, caption: str) -> list[int]:

@@ -28,22 +28,24 @@ def extract(
 ) -> Path:
     """Turn a folder of photographs into a data folder: features in the SCAN layout, as `caan extract` makes them.
 
-    Killed at any moment, the same call continues. Lines and a bar say how far it is.
+    After a kill at any moment, the same call continues. Lines and a progress bar show how far it is.
 
     Args:
         photos: folder of photographs.
-        out: the data folder, made where it is missing.
-        captions: a file in one of the formats of `caan.extraction.read_captions`; None for photographs without captions.
-        split: what the results are called, "test" by default; of the splits that captions have, write only this one.
-        hold_out: divide captions without splits: so many images are dev, as many test, the rest train.
+        out: the data folder; it is made if it is missing.
+        captions: Flickr's token file, Karpathy's or COCO's JSON, or CSV with the header image,caption; None for photographs
+            without captions.
+        split: name of the split, "test" by default; if the captions have splits, only this one is written.
+        hold_out: for captions without splits: the number of images in dev, and also in test. All others are in train.
         images: a file with the names of the split's images, one a line; None takes all that have captions.
-        captions_per_image: take the first so many captions of each image.
+        captions_per_image: how many captions of each image are taken, the first ones; None: as many as most images have, at most
+            5.
         backbone: "efficientnet-lite0", the default, or "timm:MODEL" or "torchvision:MODEL".
-        size: side, in pixels, of the square that the backbone sees; None is its own.
-        device: where the backbone runs; None is a GPU where there is one.
-        batch_size: images at once.
+        size: photographs are scaled to a square of this side, in pixels; None: the backbone's own size.
+        device: where the backbone runs; None: a GPU if there is one, else the CPU.
+        batch_size: how many images the backbone reads at once.
         workers: threads that read images.
-        overwrite: begin anew, whatever lies there.
+        overwrite: make the splits anew, even if they exist or are unfinished.
 
     Returns:
         The data folder.

@@ -16,11 +16,11 @@ class Found(NamedTuple):
     """What a search found.
 
     Attributes:
-        score: the operator's; the cosine of the pooled vectors where images were searched for an image.
-        image: the id of the image, or of the one that the caption is of.
+        score: the operator's; if images were found for an image, the cosine of the mean vectors.
+        image: the id of the image; for a caption, the id of its image.
         number: that image's number in the gallery, which `Gallery.search` takes as a query.
-        split: the split that it is of.
-        caption: the text, where captions were searched.
+        split: the split of that image.
+        caption: the text, if captions were searched; else None.
     """
 
     score: float
@@ -31,18 +31,18 @@ class Found(NamedTuple):
 
 
 class Gallery:
-    """An index with the model that has made it; `len` is the number of its images.
+    """A gallery that `caan index` has stored, with its model; `len` is the number of its images.
 
     Args:
-        folder: of the index, made by `caan index`.
-        run: where the model is now; None takes the place where it was when the index was made.
+        folder: the folder that `caan index` wrote.
+        run: the run or checkpoint of its model, if it has moved; None: the path that `caan index` was given.
         device: where the model and the operator run.
 
     Attributes:
-        model: the `Model`, which knows the backbone where the index has it noted.
+        model: the `Model`; its backbone is the one that `caan index` has noted, if any.
 
     Raises:
-        DataError: the index or the model cannot be used, or they do not belong together.
+        DataError: the index or the model cannot be used, or the index is of another model.
 
     Examples:
         >>> import caan
@@ -75,16 +75,16 @@ class Gallery:
                 the gallery. Photographs need the backbone, which `caan index` notes.
             top: how many; fewer where the gallery has fewer.
             find: "images" or "captions". None: images for a text; for an image captions, or images where the gallery has no
-                captions. Images for an image are found by the cosine of pooled vectors: the operator scores no image against
-                an image.
-            shortlist: how many items, the nearest by their pooled vectors, the operator puts in order, `top` at least; None scores
-                all of them.
+                captions. Images for an image are found by the cosine of mean vectors: the operator scores no image against an
+                image.
+            shortlist: how many items the operator scores and sorts, `top` at least: those whose mean vectors are nearest to that
+                of the query. None scores all items.
 
         Returns:
-            The best first. Where images are found for a number, its own image is left out.
+            The best first. If images are found for a number, the image of that number is left out.
 
         Raises:
-            ValueError: a number is out of range, the model knows no word of the text, or there is nothing to be found.
+            ValueError: a number is out of range, the model knows no word of the text, or the gallery has no captions to find.
             TypeError, DataError: the image cannot be used.
         """
         if find not in (None, "images", "captions") or (isinstance(query, str) and find == "captions"):

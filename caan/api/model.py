@@ -56,7 +56,7 @@ class EncodedTexts:
 
 
 class Hit(NamedTuple):
-    """One of the best of a ranking.
+    """One item of a ranking.
 
     Attributes:
         item: its place among the candidates, from 0.
@@ -127,8 +127,8 @@ class Model:
             What `load` gives.
 
         Raises:
-            MissingFileError, FormatError: there is no such folder or model, or it is none of caan's.
-            ModuleNotFoundError: the name is no folder, and huggingface_hub is not installed.
+            MissingFileError, FormatError: there is no such folder or model, or it is not a model of caan.
+            ModuleNotFoundError: the name is not a folder, and huggingface_hub is not installed.
         """
         return load(checkpoint.pretrained_folder(name, revision), backbone=backbone, device=device)
 
@@ -138,7 +138,7 @@ class Model:
         `from_pretrained`, `load` and every command that takes a run read it.
 
         Args:
-            folder: made where it is missing.
+            folder: it is made if it is missing.
 
         Raises:
             ValueError: the folder holds a run.
@@ -163,7 +163,7 @@ class Model:
                 features are I images.
 
         Returns:
-            The images, in their order: (I, R, D + 2H) float32 numbers in memory, R the most regions of an image.
+            The images, in their order: (I, R, D + 2H) float32 numbers in memory, R the largest number of regions.
 
         Raises:
             TypeError, ValueError: an image is none of these, or has features of another width than the model's.
@@ -189,10 +189,11 @@ class Model:
             texts: one or several. A word that the model does not know counts as <unk>; `unknown_words` names them.
 
         Returns:
-            The texts, in their order: (T, N, 2D + 2H) float32 numbers in memory, N the most words of a text, marks included.
+            The texts, in their order: (T, N, 2D + 2H) float32 numbers in memory, N the largest number of words, marks
+                included.
 
         Raises:
-            ValueError: a text has no words, or there is none.
+            ValueError: a text has no words, or no text is given.
         """
         texts = as_list(texts, (str,))
         ids = [self.vocabulary.encode(text) for text in texts]
@@ -247,14 +248,14 @@ class Model:
 
         Args:
             query: a text (a string), or an image: a `pathlib.Path`, a Pillow image or (R, F) features; or one encoded before.
-            candidates: for a text images, for an image texts; encoded before, or as for `encode_images` and `encode_texts`.
+            candidates: images for a text, texts for an image; encoded before, or as for `encode_images` and `encode_texts`.
             top: how many; fewer where there are fewer.
 
         Returns:
             The best first; of equal scores the first among the candidates comes first.
 
         Raises:
-            TypeError, ValueError, DataError: as `encode_images` and `encode_texts`; the query is not one; top is below 1.
+            TypeError, ValueError, DataError: as `encode_images` and `encode_texts`; the query is not a single one; top is below 1.
         """
         if top < 1:
             raise ValueError(f"top: expected at least 1, got {top}")
@@ -292,7 +293,7 @@ class Model:
             called: what the error calls it.
 
         Raises:
-            ValueError: it knows none.
+            ValueError: it knows no word.
         """
         if not self.vocabulary.knows(text):
             raise ValueError(f"{called}: expected a word that the model knows, got {text!r}")
@@ -304,7 +305,7 @@ def load(run: str | Path, *, backbone: str | Path | None = None, device: torch.d
     Args:
         run: the folder of a run of `caan train`, a checkpoint, or a folder of `Model.save_pretrained`.
         backbone: what turns photographs into features: a name as `caan extract` takes it, or the data folder that
-            `caan extract` has made, whose record names it; None: the backbone of the training's features, if the run knows it.
+            `caan extract` has made, whose record names it; None: the backbone of the training's features, if the run has it noted.
         device: where the model runs.
 
     Raises:

@@ -59,10 +59,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description = (module.__doc__ or text).split("\n\n", 1)[0]
         command = commands.add_parser(name, help=text, description=description, allow_abbrev=False)
         module.add_arguments(command)
-        command.set_defaults(run=module.run, name=name, parser=command)
-    helping.add_examples(parser)
+        command.set_defaults(run=module.run, name=name)
+    helping.complete_parsers(parser)
     helping.complete_in_shell(parser)
-    parsed = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    helping.check_options(parser, words)
+    parsed, unknown = parser.parse_known_args(words)
+    if unknown:
+        # By the root parser, argparse would show the usage of `caan` alone.
+        parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A table is worth more than its arrows, where an encoding has none.

@@ -22,7 +22,9 @@ _STEPS = 480
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("--out", type=Path, default=Path("caan-demo"), metavar="DIR", help="folder for everything (caan-demo)")
-    parser.add_argument("--scenes", type=int, default=_SCENES["train"], metavar="N", help=f"to train on ({_SCENES['train']})")
+    parser.add_argument(
+        "--scenes", type=int, default=_SCENES["train"], metavar="N", help=f"scenes to train on ({_SCENES['train']})"
+    )
     options.add_device_option(parser)
 
 

@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--captions",
         metavar="FILE",
-        help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with the header image,caption and perhaps split; without it: "
-        "all photographs",
+        help="Flickr's token file, Karpathy's or COCO's JSON, or CSV with the header image,caption and optionally split; without "
+        "it: all photographs",
     )
     # Errors begin with what they are about, and this is the word of what writes there.
     parser.add_argument(
@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", metavar="FILE", help="file with the names of the split's images, one a line; default: all images with captions"
     )
-    parser.add_argument("--format", help="of the captions: flickr, karpathy, coco, csv or bars; default: recognised by content")
+    parser.add_argument(
+        "--format", help="format of the captions: flickr, karpathy, coco, csv or bars; default: recognised by content"
+    )
     parser.add_argument(
         "--captions-per-image",
         metavar="N",
@@ -73,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", metavar="N", type=int, default=8, help="images that the backbone reads at once (8); more is faster on a GPU"
     )
     parser.add_argument("--workers", metavar="N", type=int, default=min(8, os.cpu_count() or 1), help="threads that read images")
-    parser.add_argument("--overwrite", action="store_true", help="make the split again, even if it is there or unfinished")
+    parser.add_argument("--overwrite", action="store_true", help="make the split anew, even if it exists or is unfinished")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -1,9 +1,10 @@
 """What `--help` shows beside the options, options in errors as they are typed, and completion in a shell."""
 
 import argparse
+import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 _SHOW = {
@@ -72,18 +73,39 @@ class HelpFormatter(argparse.HelpFormatter):
         return "\n".join("\n".join(lines) if raw else fill(" ".join(lines), width, indent) for raw, lines in blocks)
 
 
-def add_examples(parser: argparse.ArgumentParser, name: str = "") -> None:
-    """Have the help of `caan`, of its commands and of what they divide into end with examples.
+def complete_parsers(parser: argparse.ArgumentParser, name: str = "") -> None:
+    """Have the help of `caan`, of its commands and of their parts end with examples, and what each has parsed name its parser.
 
     Args:
         parser: with all that belongs to it.
         name: its key of `EXAMPLES`.
     """
     parser.formatter_class = HelpFormatter
+    parser.set_defaults(parser=parser)
     examples = "examples:\n" + "\n".join(f"  {line}" for line in EXAMPLES[name])
     parser.epilog = "\n\n".join(filter(None, (examples, parser.epilog)))
     for word, part in _parts(parser):
-        add_examples(part, f"{name} {word}".strip())
+        complete_parsers(part, f"{name} {word}".strip())
+
+
+def check_options(parser: argparse.ArgumentParser, words: Sequence[str]) -> None:
+    """End as a command line that cannot be understood does, if a command has no such option; with the nearest that it has.
+
+    argparse tells first which options are missing: one of these may be the one that was misspelt.
+    """
+    if {"-h", "--help"} & set(words):
+        return
+    for word in words:
+        parts = dict(_parts(parser))
+        if word == "--":
+            return
+        if parts:
+            parser = parts.get(word, parser)
+        elif word.startswith("--") and " " not in word and (option := word.split("=")[0]) not in parser._option_string_actions:
+            known = [name.lstrip("-") for name in parser._option_string_actions]
+            near = difflib.get_close_matches(option.lstrip("-"), known, n=1)
+            hint = f"; did you mean --{near[0]}?" if near else ""
+            parser.error(f"unrecognized arguments: {option}{hint}")
 
 
 def options_as_typed(parser: argparse.ArgumentParser, message: str) -> str:

@@ -25,10 +25,13 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backbone",
         metavar="NAME",
-        help="the backbone that made the features, for a photograph given as a file; default: as caan extract has noted",
+        help="backbone of the features, needed for a photograph's file; default: the one that caan extract has noted",
     )
     parser.add_argument(
-        "--size", type=int, metavar="PIXELS", help="side of the square that it saw; default: as noted, or the backbone's own"
+        "--size",
+        type=int,
+        metavar="PIXELS",
+        help="photographs were scaled to a square of this side; default: as noted, or the backbone's own size",
     )
 
 
@@ -70,12 +73,13 @@ def find_image(name: str, ids: Sequence[str], splits: Sequence[tuple[str, int]],
         found = _named(own, ids, _numbers(splits, split))
     if len(found) > 1:
         owners = [split for split, count in splits for _ in range(count)]
-        some = ", ".join(f"{owners[number]}:{ids[number]}" for number in found[:5])
-        raise ValueError(f"--image: expected a name that one image has, got {wanted!r} of {len(found)}: {some}")
+        some = ", ".join(f"{owners[number]}:{ids[number]}" for number in found[:5]) + (", ..." if len(found) > 5 else "")
+        raise ValueError(f"--image: {wanted!r} names {len(found)} images: {some}; write one of them")
     if not found and not Path(name).is_file():
+        counts = ", ".join(f"{count} in {split}" for split, count in splits)
         raise ValueError(
-            f"--image: expected an id of {place}, such as {', '.join(ids[:3])}, a number below {len(ids)}, or a photograph's file, "
-            f"got {wanted!r}"
+            f"--image: expected an id of {place}, such as {', '.join(ids[:3])}, a number below {len(ids)}, SPLIT:ID, SPLIT:NUMBER "
+            f"(images are numbered from 0: {counts}), or a photograph's file, got {wanted!r}"
         )
     return found[0] if found else None
 

@@ -1,7 +1,7 @@
 """Project a gallery once and store it, for `caan search`.
 
-A second split is added to an index by naming the same --out. A split without captions is searched by text and by image.
-Stopped or killed, the same command continues.
+To add a second split to a gallery, give the same --out. A split without captions is searched by text and by image. If the command
+is stopped or killed, it continues when it is given again.
 """
 
 import argparse
@@ -24,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", metavar="NAME", help="default: test")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     # Errors begin with what they are about, and this is the word of what writes there.
-    parser.add_argument("--out", dest="folder", type=Path, required=True, metavar="INDEX", help="folder of the index")
+    parser.add_argument("--out", dest="folder", type=Path, required=True, metavar="GALLERY", help="folder of the index")
     parser.add_argument(
         "--photos", type=Path, metavar="DIR", help="folder of the photographs; default: the one that caan extract has noted"
     )
     images.add_backbone_options(parser)
     change = parser.add_mutually_exclusive_group()
     change.add_argument(
-        "--replace", action="store_true", help="if the split has changed since it was added: take the old one out first"
+        "--replace", action="store_true", help="if the split has changed since it was added, take the old one out first"
     )
     change.add_argument("--drop", action="store_true", help="take the split out of the index, and nothing else")
     parser.add_argument(
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.count,
         default=0,
         metavar="N",
-        help="then compute the exact ranking for N captions and N images, and print how much of it shortlists hold",
+        help="then rank exactly for N captions and N images, and print how many of the exact best are in shortlists",
     )
 
 

@@ -23,7 +23,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--captions-per-image",
         type=int,
         metavar="N",
-        help="captions of an image (default: as caan extract has noted, or else 5); with --karpathy: the first N",
+        help="how many captions each image has (default: as caan extract has noted, or else 5); with --karpathy: take the first N",
     )
     parser.add_argument("--workers", type=count, default=0, metavar="N", help="processes that read the data; 0: this one")
     add_device_option(parser)
@@ -32,7 +32,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def add_device_option(parser: argparse.ArgumentParser) -> None:
     """What computes."""
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=default, help=f"cpu, cuda, cuda:1, ... ({default})")
+    parser.add_argument("--device", default=default, help=f"where the model runs: cpu, cuda, cuda:1, ... ({default})")
 
 
 def load_splits(arguments: argparse.Namespace, *names: str, limit: int | None = None, need_captions: bool = True) -> list[Split]:
@@ -127,9 +127,6 @@ def _parse(setting: Field) -> Callable[[str], Any]:
             return tuple(float(part) for part in text.split(",") if part)
 
         return numbers
-    spellings = setting.metadata["spellings"]
-    if spellings:
-        return lambda text: spellings.get(text.lower(), text)
     return setting.type
 
 

@@ -1,7 +1,7 @@
 """Search a gallery that `caan index` has stored: images for a text, captions or images for an image.
 
-A shortlist by pooled vectors is put in order by the operator; --exact scores everything. Images for an image are compared
-by their pooled vectors alone. A text of which the model knows no word ends the command with 2.
+The items whose mean vectors are nearest are the shortlist, which the operator puts in order; --exact scores everything. Images
+for an image are compared by their mean vectors alone. The exit status is 2 if the model knows no word of a text.
 """
 
 import argparse
@@ -41,7 +41,7 @@ class NothingKnownError(ValueError):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    parser.add_argument("index", type=Path, metavar="INDEX", help="folder that caan index wrote")
+    parser.add_argument("index", type=Path, metavar="GALLERY", help="folder that caan index wrote")
     parser.add_argument("text", nargs="*", default=[], metavar="TEXT", help="find images for this text")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--image", metavar="IMAGE", help=f"search with {images.HELP}")
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--find",
         choices=("captions", "images"),
-        help="what --image searches: captions (default), or images by their pooled vectors (default where there are no captions)",
+        help="what --image searches: captions (default), or images by their mean vectors (default if there are no captions)",
     )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="how many results (10)")
     parser.add_argument(
@@ -58,15 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--exact", action="store_true", help="score every item, without a shortlist")
     parser.add_argument(
-        "--run", dest="checkpoint", type=Path, metavar="RUN", help="where the model of the index is now, if it has moved"
+        "--run", dest="checkpoint", type=Path, metavar="RUN", help="where the gallery's model is now, if it has moved"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file; -: print it instead of the table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file; - prints it instead of the table")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the photographs to this file")
     parser.add_argument(
         "--photos",
         type=Path,
         metavar="DIR",
-        help="folder of the photographs, for --html; default: the one that the index has noted",
+        help="folder of the photographs, for --html; default: the one that caan index has noted",
     )
     images.add_backbone_options(parser)
     options.add_device_option(parser)
@@ -222,7 +222,7 @@ def _answer(searcher, arguments: argparse.Namespace, text: str | None) -> dict[s
     of = len(gallery.caption_vectors if finds_captions else gallery.image_vectors)
     if text is None and not finds_captions:
         hits = searcher.similar(query, arguments.top, asked.get("number"))
-        searched = {"by": "pooled vectors", "gallery": of, "scored": 0}
+        searched = {"by": "mean vectors", "gallery": of, "scored": 0}
     else:
         hits = searcher.search(query, arguments.top, None if arguments.exact else arguments.shortlist)
         searched = {"by": "operator", "gallery": of, "scored": of if arguments.exact else min(arguments.shortlist, of)}
@@ -306,7 +306,7 @@ def _scored_line(result: dict[str, Any]) -> str:
         return ""
     if result["by"] == "operator":
         return f"{result['scored']:,} of {result['gallery']:,} scored"
-    how = "the cosine of their pooled vectors (the operator scores no image against an image)"
+    how = "the cosine of their mean vectors (the operator scores no image against an image)"
     return f"{result['gallery']:,} images compared by {how}"
 
 

@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     kinds = parser.add_subparsers(required=True, dest="kind", metavar="what")
-    pair = kinds.add_parser("pair", help="where the regions and words of a pair attend", allow_abbrev=False)
+    pair = _add_kind(kinds, "pair", "where the regions of an image and the words of a caption attend")
     _add_data(pair)
     images.add_backbone_options(pair)
     pair.add_argument("--image", required=True, metavar="IMAGE", help=images.HELP)
     caption = pair.add_mutually_exclusive_group()
-    caption.add_argument("--caption", type=options.count, default=0, metavar="N", help="the N-th of its captions, from 0 (0)")
+    caption.add_argument(
+        "--caption", type=options.count, default=0, metavar="N", help="which of the image's captions, counted from 0 (0)"
+    )
     caption.add_argument("--text", help="a caption of your own; needed for a photograph's file")
     _add_out(pair, "PNG or HTML")
 
-    training = kinds.add_parser(
-        "training", help="loss, gradients and validation of one run, or of several runs", allow_abbrev=False
-    )
+    training = _add_kind(kinds, "training", "loss, gradients and validation of one run, or of several runs")
     training.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs")
     _add_out(training, "PNG or HTML")
 
-    retrieval = kinds.add_parser("retrieval", help="a page of queries and their results", allow_abbrev=False)
+    retrieval = _add_kind(kinds, "retrieval", "a page of queries and their results")
     _add_data(retrieval)
     retrieval.add_argument("--limit", type=int, metavar="N", help="search only the first N images")
     retrieval.add_argument("--queries", type=int, default=8, metavar="N", help="how many queries, spread over the split (8)")
-    retrieval.add_argument("--top", type=int, default=5, metavar="N", help="how many results of each (5)")
+    retrieval.add_argument("--top", type=int, default=5, metavar="N", help="how many results of each query (5)")
     retrieval.add_argument(
         "--direction",
         choices=("text", "image"),
@@ -53,6 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the queries are: text, which finds images (default), or image, which finds captions",
     )
     _add_out(retrieval, "HTML")
+
+
+def _add_kind(kinds: Any, name: str, what: str) -> argparse.ArgumentParser:
+    return kinds.add_parser(name, help=what, description=f"Draw {what}.", allow_abbrev=False)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -125,10 +129,10 @@ def _pair(arguments: argparse.Namespace) -> None:
 @contextmanager
 def _asked(arguments: argparse.Namespace) -> "Iterator[tuple[Split, int, Image.Image | None]]":
     """The image that is asked for: its split, its number there, and its photograph where there is one."""
-    prefix, colon, rest = arguments.image.partition(":")
+    prefix, colon, _ = arguments.image.partition(":")
     # Only where it does not name a path.
     if colon and Path(prefix).name == prefix and (arguments.data / f"{prefix}_ims.npy").is_file():
-        arguments.split, arguments.image = prefix, rest
+        arguments.split = prefix
     [split] = options.load_splits(arguments, arguments.split, need_captions=False)
     place = f"{split.name} in {arguments.data}"
     number = images.find_image(arguments.image, split.ids, [(split.name, split.num_images)], place)

@@ -17,7 +17,7 @@ class ExtractRecord:
         width: F, of a region's features.
         photos: the folder that the photographs were in.
         backbone: what made the features, as on the command line.
-        size: pixels along a side of the square that it saw.
+        size: side, in pixels, of the square that photographs were scaled to.
         captions_per_image: how many captions each image has; 0 where it was made without captions.
     """
 

@@ -78,7 +78,7 @@ def extract_split(
         captions_per_image: how many captions of an image are taken, the first ones; of no meaning where `captions` is None.
         batch_size: images that go through the source at once.
         workers: threads that read.
-        overwrite: begin anew, whatever lies there.
+        overwrite: make the split anew, even if it exists or is unfinished.
         say: takes each line that tells what happens.
 
     Raises:

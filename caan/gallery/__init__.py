@@ -1,4 +1,4 @@
-"""A gallery projected once, stored, and searched: pooled vectors for a shortlist, the operator for the order."""
+"""A gallery projected once, stored, and searched: mean vectors for a shortlist, the operator for the order."""
 
 from .build import build_index, drop_split
 from .search import Hits, Query, Searcher, shortlist_recall

@@ -208,7 +208,7 @@ def _image_arrays(model: CAAN, images: Images, chosen: np.ndarray, watch: tqdm) 
         "regions": features.numpy(),
         "region_products": products.numpy(),
         "region_lengths": lengths.numpy(),
-        "image_vectors": pooled(features, lengths, model.config.similarity).numpy(),
+        "image_vectors": mean_vectors(features, lengths, model.config.similarity).numpy(),
     }
 
 
@@ -226,14 +226,14 @@ def _caption_arrays(model: CAAN, captions: Captions, chosen: np.ndarray) -> dict
         batch = captions.collate([captions[int(caption)] for caption in chosen[rows]])
         projected = model.prepare_captions(batch.to(device))
         features = projected.features.cpu()
-        vectors[rows] = pooled(features, batch.word_lengths, config.similarity).numpy()
+        vectors[rows] = mean_vectors(features, batch.word_lengths, config.similarity).numpy()
         for row, own, own_products in zip(rows, features.numpy(), projected.products.cpu().numpy(), strict=True):
             place = slice(ends[row] - lengths[row], ends[row])
             words[place], products[place] = own[: lengths[row]], own_products[: lengths[row]]
     return {"words": words, "word_products": products, "word_ends": ends, "caption_vectors": vectors}
 
 
-def pooled(features: Tensor, lengths: Tensor, similarity: str) -> Tensor:
+def mean_vectors(features: Tensor, lengths: Tensor, similarity: str) -> Tensor:
     """The mean of each item's vectors, (B, L, D) and (B,) to (B, D); for "cosine" scaled to unit length.
 
     Its inner product with that of the other side is the score under uniform attention, and stands for the score in a shortlist.

@@ -1,4 +1,4 @@
-"""Searching a gallery: a shortlist by pooled vectors, put in order by the operator."""
+"""Searching a gallery: a shortlist by mean vectors, put in order by the operator."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ from ..data import CaptionBatch, ImageBatch
 from ..isolation import integers, isolated
 from ..model import CAAN
 from ..vocabulary import tokenize
-from .build import pooled
+from .build import mean_vectors
 from .store import Contents, Gallery
 
 # Items that are scored at once when all are: 113 MiB of projected images at D = H = 1024.
@@ -31,7 +31,7 @@ class Query(NamedTuple):
 
     Attributes:
         side: projected, one item.
-        vector: (1, D) float32, pooled.
+        vector: (1, D) float32, the mean vector.
         unknown: words of a text that the model does not know.
     """
 
@@ -91,7 +91,7 @@ class Searcher:
         ids = integers([self.vocabulary.encode(text)])
         batch = CaptionBatch(ids, integers([ids.shape[1]]), integers([0]))
         side = self.model.prepare_captions(batch.to(self.device))
-        return Query(side, self._pooled(side, batch.word_lengths), self.vocabulary.unknown(text))
+        return Query(side, self._mean_vectors(side, batch.word_lengths), self.vocabulary.unknown(text))
 
     @isolated()
     def features(self, regions: np.ndarray) -> Query:
@@ -104,7 +104,7 @@ class Searcher:
             raise ValueError(f"regions: expected features of width {self.model.config.region_width}, got {regions.shape[1]}")
         batch = ImageBatch(torch.from_numpy(regions)[None], integers([len(regions)]), integers([0]))
         side = self.model.prepare_images(batch.to(self.device))
-        return Query(side, self._pooled(side, batch.region_lengths), [])
+        return Query(side, self._mean_vectors(side, batch.region_lengths), [])
 
     def image(self, number: int) -> Query:
         """An image of the gallery as a query."""
@@ -128,7 +128,7 @@ class Searcher:
         Args:
             query: from `text`, `features`, `image` or `caption`.
             top: how many; fewer where the gallery has fewer.
-            shortlist: how many items, by their pooled vectors, the operator puts in order; None: all of them.
+            shortlist: how many items, by their mean vectors, the operator scores and sorts; None: all of them.
 
         Raises:
             ValueError: a number is out of range, or nothing is there to be found.
@@ -158,7 +158,7 @@ class Searcher:
         return Hits(items[best], scores[best], seconds)
 
     def similar(self, query: Query, top: int, without: int | None = None) -> Hits:
-        """Images like an image, by the cosine of their pooled vectors: the operator scores no image against an image.
+        """Images like an image, by the cosine of their mean vectors: the operator scores no image against an image.
 
         Args:
             query: from `features` or `image`.
@@ -196,8 +196,8 @@ class Searcher:
         pairs[:, 0] = torch.arange(len(items), device="cpu")
         return self.model.attention.maps(regions, query.side, pairs).word_attention.cpu().numpy()
 
-    def _pooled(self, side: ck.ProjectedRegions | ck.ProjectedWords, lengths: Tensor) -> np.ndarray:
-        return pooled(side.features.cpu(), lengths, self.model.config.similarity).numpy()
+    def _mean_vectors(self, side: ck.ProjectedRegions | ck.ProjectedWords, lengths: Tensor) -> np.ndarray:
+        return mean_vectors(side.features.cpu(), lengths, self.model.config.similarity).numpy()
 
     def _on_device(self, side: ck.ProjectedRegions | ck.ProjectedWords):
         return side._replace(features=side.features.to(self.device), products=side.products.to(self.device))

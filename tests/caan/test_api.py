@@ -1,5 +1,6 @@
 """What Python programs use: the promises of its docstrings, by their own examples too, and errors that say what was wrong."""
 
+import builtins
 import doctest
 import inspect
 import json
@@ -255,6 +256,20 @@ def public_functions():
         yield name, value
         if isinstance(value, type) and value.__module__.startswith("caan.api."):
             yield from ((f"{name}.{x}", y) for x, y in vars(value).items() if inspect.isfunction(y) and not x.startswith("_"))
+
+
+def public_docstrings():
+    for name in caan.__all__:
+        value = getattr(caan, name)
+        members = {x: y for x, y in vars(value).items() if not x.startswith("_")} if isinstance(value, type) else {}
+        for place, thing in ((name, value), *((f"{name}.{x}", y) for x, y in members.items())):
+            yield place, inspect.getdoc(getattr(thing, "__func__", thing)) or ""
+
+
+def test_docstrings_name_only_what_a_program_can_import():
+    for place, text in public_docstrings():
+        named = {*re.findall(r"\bcaan\.(\w+)", text), *re.findall(r"\b[A-Z]\w*Error\b", text)}
+        assert named <= {*caan.__all__, *dir(builtins)}, place
 
 
 def test_everything_is_documented():

@@ -33,6 +33,13 @@ def test_help_lists_the_commands(capsys):
     assert all(name in printed for name in NAMES) and "\n  caan demo\n" in printed and "register-python-argcomplete" in printed
 
 
+@pytest.mark.parametrize("name", ["pair", "training", "retrieval"])
+def test_each_picture_is_described(capsys, name):
+    with pytest.raises(SystemExit):
+        main(["show", name, "--help"])
+    assert "\n\nDraw " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_help_of_a_command(capsys, name):
     with pytest.raises(SystemExit) as end:
@@ -60,7 +67,12 @@ def test_any_thread_may_run_a_command(data, tmp_path):
             "argument --decay-epochs: invalid numbers value: '1,two'",
         ),
         (["train", "--data", "x", "--out", "y", "--preset", "tiny"], "argument --preset: invalid choice: 'tiny'"),
-        (["train", "--data", "x", "--out", "y", "--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["train", "--data", "x", "--out", "y", "--epoch", "3"], "unrecognized arguments: --epoch; did you mean --epochs?"),
+        (["train", "--batchsize=3"], "caan train: error: unrecognized arguments: --batchsize; did you mean --batch-size?"),
+        (["evaluate", "x", "--dta", "y"], "caan evaluate: error: unrecognized arguments: --dta; did you mean --data?"),
+        (["show", "pair", "--imge", "0"], "caan show pair: error: unrecognized arguments: --imge; did you mean --image?"),
+        (["search", "x", "dog", "--qwxz"], "caan search: error: unrecognized arguments: --qwxz\n"),
+        (["train", "x", "--data", "x", "--out", "y"], "caan train: error: unrecognized arguments: x\n"),
         (["evaluate"], "required: RUN, --data"),
         (["evaluate", "x", "--data", "y", "--workers", "-1"], "argument --workers: expected at least 0, got -1"),
     ],
@@ -68,7 +80,10 @@ def test_any_thread_may_run_a_command(data, tmp_path):
 def test_a_command_line_that_is_not_understood(capsys, arguments, message):
     with pytest.raises(SystemExit) as end:
         main(arguments)
-    assert end.value.code == 2 and message in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    # Of the command, up to its first option or positional argument.
+    usage = re.match(r"usage: (caan[a-z ]*) ", printed)[1]
+    assert end.value.code == 2 and message in printed and f"\n{usage}: error: " in printed
 
 
 PRINT = """
@@ -131,14 +146,18 @@ def test_presets_are_listed_with_their_values(capsys):
         "0.001",
     ]
     assert found["--decay-epochs"] == ["15", "10", "4,6,7.333", "3"] and found["--standardize"] == ["no", "no", "yes", "yes"]
+    assert found["--precision"] == ["fp32"] * 4
     assert len(found) == len(rows) == len(helps(TrainingConfig) | helps(ModelConfig))
 
 
-def test_short_spellings(data, tmp_path):
+def test_short_spellings(data, tmp_path, capsys):
     run = tmp_path / "run"
-    assert main(["train", "--data", str(data), "--out", str(run), *SMALL, "--lr", "3e-4", "--precision", "bf16"]) == 0
+    train = ["train", "--data", str(data), "--out", str(run), *SMALL, "--lr", "3e-4", "--precision"]
+    assert main([*train, "bf16"]) == main([*train, "bfloat16"]) == 0
     training = checkpoint.read(run / "last.safetensors").facts["training"]
     assert (training["learning_rate"], training["precision"], training["preset"]) == (3e-4, "bfloat16", "cpu")
+    assert main([*train, "float16"]) == 1
+    assert "was started with --precision bf16: expected the same, got --precision fp16; " in capsys.readouterr().err
 
 
 # What a shell does when the tab key is hit, for several lines in one process, which argcomplete would end after one.

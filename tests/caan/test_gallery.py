@@ -70,7 +70,7 @@ def test_a_shortlist_is_in_the_exact_order_bit_for_bit(index):
         score |= dict(zip(everything.items.tolist(), everything.scores.tolist(), strict=True))
         hits = searcher.search(query, 5, 9)
         assert hits.scores.tolist() == [score[item] for item in hits.items.tolist()] and len(hits.items) == 5
-        # The nearest nine by pooled vectors, and no other, are scored.
+        # The nearest nine by mean vectors, and no other, are scored.
         vectors = searcher.gallery.image_vectors if query.wants_images else searcher.gallery.caption_vectors
         nearest = np.argsort(-(vectors @ query.vector[0]), kind="stable")[:9]
         assert set(hits.items) == set(sorted(nearest, key=lambda item: -score[item])[:5])
@@ -78,7 +78,7 @@ def test_a_shortlist_is_in_the_exact_order_bit_for_bit(index):
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 def test_a_shortlist_compares_as_the_model_scores(split, tmp_path, similarity):
-    """With uniform attention the pooled vectors are all that a score depends on, lengths included where it is a dot product."""
+    """With uniform attention the mean vectors are all that a score depends on, lengths included where it is a dot product."""
     options = {"similarity": similarity, "inter": False, "intra": None, "unit_length": False}
     model, vocabulary = make_model(split, 0, **options)
     checkpoint.save_model(tmp_path / "model.safetensors", model, vocabulary)
@@ -259,7 +259,7 @@ def test_a_split_that_is_half_in_is_left_out_and_can_be_dropped(index, run_folde
     assert main(["index", str(run_folder), *options, "--split", "more"]) == 0
     found = [main(["search", str(index), "--image", name, "--top", "2"]) for name in ("7", "more:7", "a", "none:7")]
     out, err = capsys.readouterr()
-    assert found == [1, 0, 0, 1] and "--image: expected a name that one image has, got '7' of 2: test:7, more:7" in err
+    assert found == [1, 0, 0, 1] and "--image: '7' names 2 images: test:7, more:7; write one of them" in err
     assert len(re.findall(r" (?:test|more):\w+  word", out)) == 4
     assert main(["search", str(index), "word3", "--exact", "--top", "33", "--json", "-"]) == 0
     hits = json.loads(capsys.readouterr().out)["hits"]

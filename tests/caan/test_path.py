@@ -252,10 +252,11 @@ def test_an_images_name():
     names = ("b/x.jpg", "b/x", "7.jpg", "7", "y.png", "0", "3", "two:x", "two:0", "one:a/x", "z", "a/z.jpg")
     assert [find(name) for name in names] == [1, 1, 2, 2, 3, 4, 3, 5, 5, 0, 7, 6]
     for name, places in (("x", "one:a/x.jpg, one:b/x.jpg, two:a/x.jpg"), ("a/x.jpg", "one:a/x.jpg, two:a/x.jpg")):
-        with pytest.raises(ValueError, match=f"--image: expected a name that one image has, got '{name}' of .: {places}"):
+        with pytest.raises(ValueError, match=f"--image: '{name}' names . images: {places}; write one of them"):
             find(name)
     for name in ("w", "9", "three:y", "two:3", "z.png"):
-        with pytest.raises(ValueError, match=f"expected an id of here, such as a/x.jpg, .*, a number below 8, .* got '{name}'"):
+        numbered = r"a number below 8, SPLIT:ID, SPLIT:NUMBER \(images are numbered from 0: 5 in one, 3 in two\)"
+        with pytest.raises(ValueError, match=f"expected an id of here, such as a/x.jpg, .*, {numbered}, .* got '{name}'"):
             find(name)
 
 
@@ -307,21 +308,21 @@ def test_what_is_named_counts_more_than_what_is_noted(gallery, monkeypatch, caps
     assert caan("search", "other", "--image", "file.png", "--backbone", "wide") == 0
 
 
-def test_images_are_found_by_pooled_vectors(gallery, capsys):
+def test_images_are_found_by_mean_vectors(gallery, capsys):
     result = found(capsys, "--image", "p2", "--find", "images")
-    assert result["by"] == "pooled vectors" and 0 not in [hit["number"] for hit in result["hits"]]
+    assert result["by"] == "mean vectors" and 0 not in [hit["number"] for hit in result["hits"]]
     vectors = Searcher(gallery).gallery.image_vectors
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose([hit["score"] for hit in result["hits"]], np.sort(unit[1:] @ unit[0])[::-1], atol=1e-6)
     assert caan("search", gallery, "--image", "p2", "--find", "images") == 0
     out = capsys.readouterr().out
-    assert "images compared by the cosine of their pooled vectors (the operator scores no image against an image)" in out
+    assert "images compared by the cosine of their mean vectors (the operator scores no image against an image)" in out
     assert found(capsys, "--image", "p2")["by"] == "operator" and found(capsys, "a dog")["by"] == "operator"
     # Where nothing has captions there is nothing else to find.
     assert caan("index", "model", "--data", "data", "--split", "more", "--out", "bare", "--check", 2) == 0
     assert capsys.readouterr().out.count("not checked, the index has no captions") == 2
     assert caan("search", "bare", "--image", 0, "--json", "-") == 0
-    assert json.loads(capsys.readouterr().out)["by"] == "pooled vectors"
+    assert json.loads(capsys.readouterr().out)["by"] == "mean vectors"
     assert caan("search", "bare", "--image", 0, "--find", "captions") == 1
     assert "expected a gallery with captions, found none" in capsys.readouterr().err
 

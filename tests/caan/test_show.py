@@ -393,7 +393,8 @@ def test_what_is_wrong_is_one_line(split, boxes, photos, model_file, tmp_path, c
     pair = ["pair", model_file, "--data", tmp_path, "--image"]
     found = error(*pair, "x", "--out", "a.png")
     assert "--image: expected an id of test in " in found
-    assert ", such as 0, 1, 2, a number below 24, or a photograph's file, got 'x'" in found
+    assert ", such as 0, 1, 2, a number below 24, SPLIT:ID, " in found and "24 in test), or a photograph's file, got 'x'" in found
+    assert "24 in test), or a photograph's file, got 'test:99'" in error(*pair, "test:99", "--out", "a.png")
     assert "--caption: expected 0 to 4, the captions of 3, got 5" in error(*pair, 3, "--caption", 5, "--out", tmp_path / "a.png")
     assert "--out: expected a file that ends in .png or .html" in error(*pair, 3, "--out", "a.gif")
     assert "--out: expected a file in a folder that is there" in error(*pair, 3, "--out", tmp_path / "no" / "a.png")

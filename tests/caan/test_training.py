@@ -405,7 +405,7 @@ def test_channel_statistics_leave_padding_out(world):
         ({"decay_epochs": (1.0, float("inf"))}, "decay_epochs: expected at least 0, got inf"),
         ({"average": 1.0}, "average: expected at least 0 and less than 1, got 1.0"),
         ({"warmup_form": "median"}, "warmup_form: expected one of hardest, sum, mean, got 'median'"),
-        ({"precision": "float8"}, "precision: expected one of float32, bfloat16, float16, got 'float8'"),
+        ({"precision": "float8"}, "precision: expected one of fp32, bf16, fp16, got 'float8'"),
     ],
 )
 def test_settings_out_of_range(change, message):

@@ -195,6 +195,9 @@ class Compiled:
     narrow_tensor_instructions: int
     stray_descriptors: int
     unfenced_products: int
+    wgmma_products: int
+    tcgen05_products: int
+    proxy_fences: int
     special_instructions: int
     instructions: int
 
@@ -229,9 +232,20 @@ def compile_for(recorded: Launch, architecture: int) -> Compiled:
         narrow_tensor_instructions=len(NARROW.findall(code)),
         stray_descriptors=len(stray_descriptors(code)),
         unfenced_products=unfenced_products(kernel.asm["ptx"]),
+        **asynchronous(kernel.asm["ptx"]),
         special_instructions=operations["MUFU"],
         instructions=operations.total(),
     )
+
+
+def asynchronous(ptx: str) -> dict[str, int]:
+    """Hopper's and Blackwell's products in PTX, and the fences before what they read: `mma.sync` is none of them."""
+    patterns = {
+        "wgmma_products": r"\bwgmma\.mma_async\b",
+        "tcgen05_products": r"\btcgen05\.mma\b",
+        "proxy_fences": r"\bfence\.proxy\.async\b",
+    }
+    return {name: len(re.findall(pattern, ptx)) for name, pattern in patterns.items()}
 
 
 def unfenced_products(ptx: str) -> int:
@@ -240,7 +254,8 @@ def unfenced_products(ptx: str) -> int:
     They read by another proxy than the copies write. Without a fence between they may read what was there before, and Triton 3.6
     leaves the fence out (triton-lang/triton issue 10537): a fence of this version says nothing of that one.
     """
-    return len(re.findall(r"\b(?:wgmma\.mma_async|tcgen05\.mma)\b", ptx)) if "cp.async" in ptx else 0
+    found = asynchronous(ptx)
+    return found["wgmma_products"] + found["tcgen05_products"] if "cp.async" in ptx else 0
 
 
 # Classes of pairs that kernels are compiled for, as the sizes of calls that have one each: blocks of small pairs, and blocks

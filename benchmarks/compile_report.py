@@ -7,6 +7,10 @@
 
 The kernels' own launch code runs on small CPU tensors, with kernels that record how they are launched in place of the real
 ones; what was recorded is compiled for each architecture and disassembled.
+
+Left out are 14 of the 20 combinations of a block of regions and a block of words that pair_kernel takes, and widths other than
+D = H = 1024. These combinations would be 448 compilations more, of several seconds each. The products of pair_kernel take up to
+16 words at a time, so a larger block of words means more steps of a loop.
 """
 
 from __future__ import annotations
@@ -195,6 +199,9 @@ class Compiled:
     narrow_tensor_instructions: int
     stray_descriptors: int
     unfenced_products: int
+    wgmma_products: int
+    tcgen05_products: int
+    proxy_fences: int
     special_instructions: int
     instructions: int
 
@@ -229,9 +236,20 @@ def compile_for(recorded: Launch, architecture: int) -> Compiled:
         narrow_tensor_instructions=len(NARROW.findall(code)),
         stray_descriptors=len(stray_descriptors(code)),
         unfenced_products=unfenced_products(kernel.asm["ptx"]),
+        **asynchronous(kernel.asm["ptx"]),
         special_instructions=operations["MUFU"],
         instructions=operations.total(),
     )
+
+
+def asynchronous(ptx: str) -> dict[str, int]:
+    """Hopper's and Blackwell's products in PTX, and the fences before what they read: `mma.sync` is none of them."""
+    patterns = {
+        "wgmma_products": r"\bwgmma\.mma_async\b",
+        "tcgen05_products": r"\btcgen05\.mma\b",
+        "proxy_fences": r"\bfence\.proxy\.async\b",
+    }
+    return {name: len(re.findall(pattern, ptx)) for name, pattern in patterns.items()}
 
 
 def unfenced_products(ptx: str) -> int:
@@ -240,14 +258,15 @@ def unfenced_products(ptx: str) -> int:
     They read by another proxy than the copies write. Without a fence between they may read what was there before, and Triton 3.6
     leaves the fence out (triton-lang/triton issue 10537): a fence of this version says nothing of that one.
     """
-    return len(re.findall(r"\b(?:wgmma\.mma_async|tcgen05\.mma)\b", ptx)) if "cp.async" in ptx else 0
+    found = asynchronous(ptx)
+    return found["wgmma_products"] + found["tcgen05_products"] if "cp.async" in ptx else 0
 
 
 # Classes of pairs that kernels are compiled for, as the sizes of calls that have one each: blocks of small pairs, and blocks
 # of words with as many regions as there may be.
 SMALL = [(regions, words) for regions in (16, 32, 36, 64) for words in (13, 32)]
 LARGE = [(1030, words) for words in (13, 32, 64, 128)]
-# Blocks of regions that derivatives and maps take.
+# Every block of regions that derivatives and maps take, and three of the four blocks of words.
 DIFFERENTIATED = [(16, 13), (32, 13), (36, 13), (128, 64), (256, 128)]
 # Options other than the paper's: cosine, inter, intra.
 OPTIONS = [Options(True, True, True), Options(False, True, False), Options(False, False, True), Options(False, False, False)]

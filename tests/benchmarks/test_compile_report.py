@@ -77,6 +77,22 @@ def test_products_that_need_a_fence():
     assert compile_report.unfenced_products(product) == compile_report.unfenced_products(copies) == 0
 
 
+def test_asynchronous_products_and_fences_are_counted():
+    of_ampere = "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {};"
+    of_hopper = "wgmma.fence.sync.aligned;\nwgmma.mma_async.sync.aligned.m64n64k8.f32.tf32.tf32 {};"
+    of_blackwell = "tcgen05.commit.cta_group::1.b64 [%r1];\n@%p1 tcgen05.mma.cta_group::1.kind::tf32 [%r2], %rd1, %rd2, %r3, %p2;"
+    ptx = "\n".join([of_ampere, "fence.proxy.async.shared::cta;", *2 * [of_hopper], *3 * [of_blackwell]])
+    assert compile_report.asynchronous(ptx) == {"wgmma_products": 2, "tcgen05_products": 3, "proxy_fences": 1}
+
+
+def test_derivatives_have_products_of_hopper():
+    """docs/triton.md, "Backward", says which kernels have them."""
+    launches = compile_report.launches_of(90, torch.bfloat16, 36, 13)
+    (sums,) = {repr(x): x for x in launches if x.kernel == "image_features_kernel"}.values()
+    found = compile_report.compile_for(sums, 90)
+    assert found.wgmma_products and found.proxy_fences and not found.tcgen05_products and not found.unfenced_products
+
+
 def assert_faults_are_found(report):
     for fault in ("spilled_bytes", "narrow_tensor_instructions", "stray_descriptors", "unfenced_products", "shared_bytes"):
         row = {**report["kernels"][0], fault: 2**20}

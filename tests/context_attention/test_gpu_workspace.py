@@ -81,3 +81,46 @@ def test_launches_of_a_backward(images, captions, expected, monkeypatch):
     call = operands(images, captions, 1024, 8, torch.bfloat16, "cuda")
     operators.pair_scores_backward(CallGradient(torch.eye(images, captions), call))
     assert launched == ["cuda_plan", "cuda_plan_walk", *["cuda_differentiate"] * expected]
+
+
+@pytest.fixture
+def triton_launch():
+    pytest.importorskip("triton")
+    from caan_kernels.context_attention.triton import launch
+
+    return launch
+
+
+def differentiate_in_triton(items, words):
+    """A backward of as many images as captions at the paper's widths, of tensors that hold nothing."""
+    with torch.device("meta"):
+        call = operands(items, items, 1024, 1024, torch.bfloat16, "triton", words=words)
+        operators.pair_scores_backward(CallGradient(torch.empty(items, items), call))
+
+
+@pytest.mark.parametrize(("items", "words", "expected"), [(128, 16, 3), (128, 64, 13), (2000, 16, 2245)])
+def test_rounds_of_a_backward_in_triton(items, words, expected, triton_launch, monkeypatch):
+    """docs/triton.md, "Backward": they follow all pairs, since how many have a gradient only the device knows."""
+    launched = []
+    for name in ("_run_pairs", "_sum_gradients"):
+        monkeypatch.setattr(triton_launch, name, lambda *arguments, name=name: launched.append(name))
+    monkeypatch.setattr(triton_launch, "plan_kernel", Unlaunched())
+    differentiate_in_triton(items, words)
+    assert launched == ["_run_pairs", "_sum_gradients"] * expected
+
+
+def test_launches_of_a_round_in_triton(triton_launch, monkeypatch):
+    launched = []
+
+    class Counted(Unlaunched):
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: launched.append(self.name)
+
+    for name in [x for x in vars(triton_launch) if x.endswith("_kernel")]:
+        monkeypatch.setattr(triton_launch, name, Counted(name))
+    differentiate_in_triton(128, 16)
+    sums = [f"{items}_{part}_kernel" for part in ("features", "hidden") for items in ("image", "caption")]
+    assert launched == ["plan_kernel", *["pair_kernel", *sums] * 3]

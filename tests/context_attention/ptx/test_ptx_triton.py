@@ -32,6 +32,11 @@ CASES = {
     },
     # In float32, of several rounds.
     "gradients": Case(("product_kernel", "pair_kernel", *SUMS), SINGLE + HALF, (5, 3), (6, 4, 2), (40, 40), scratch=20000),
+    # Blocks of 64, 128 and 256 regions; pair_kernel multiplies 256 in IEEE float32 only.
+    **{
+        f"gradients_{regions}": Case(("pair_kernel", *SUMS), HALF[:1], (regions,), (6,), scratch=2**24)
+        for regions in (36, 100, 200)
+    },
 }
 
 
@@ -66,21 +71,49 @@ def test_every_kernel_has_a_case():
     assert set().union(*(case.kernels for case in CASES.values())) == set(triton_launches.kernels_of(launch))
 
 
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        (r"bar\.sync[^;]*;", "race.*no barrier is in between"),
-        (r"cp\.async\.wait_group[^;]*;", "a copy to it is not waited for"),
-    ],
-    ids=["no_barrier", "no_wait"],
-)
-def test_fault_is_found(pattern, message):
+def product(pattern: str, replacement: str):
+    """A product in bfloat16 by PTX in which something else stands for one match of a pattern, and what it should be."""
+
     def edit(name: str, text: str) -> str:
-        edited, count = re.subn(pattern, "", text, count=1)
+        edited, count = re.subn(pattern, replacement, text, count=1)
         assert count
         return edited
 
     # Triton copies rows of multiples of 16 without a register.
-    items, weight = torch.ones(1, 40, 144, dtype=torch.bfloat16), torch.ones(144, 80, dtype=torch.bfloat16)
-    with pytest.raises(PtxError, match=message), triton_launches.interpreted(launch, edit):
-        torch.ops.caan_kernels.project(items, weight, None, "triton")
+    generator = torch.Generator().manual_seed(0)
+    items, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((1, 40, 144), (144, 80)))
+    with triton_launches.interpreted(launch, edit) as launched:
+        found = torch.ops.caan_kernels.project(items, weight, None, "triton")
+    assert launched == ["product_kernel"]
+    return found.float(), items.float() @ weight.float()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "message"),
+    [
+        (r"bar\.sync[^;]*;", "", "race.*no barrier is in between"),
+        (r"cp\.async\.wait_group[^;]*;", "", "a copy to it is not waited for"),
+        (r"(st\.global[^;]*\[ %rd\d+ \+ )0 ", r"\g<1>1073741824 ", "out of bounds"),
+        (r"(cp\.async\.cg[^;]*\], \[ %rd\d+ \+ )0 ", r"\g<1>2 ", "misaligned: expected a multiple of 16"),
+        (r"cp\.async\.cg[^;]*;", "", "shared memory is read and was never written"),
+    ],
+    ids=["no_barrier", "no_wait", "store_beyond", "copy_misaligned", "no_copy"],
+)
+def test_fault_is_found(pattern, replacement, message):
+    with pytest.raises(PtxError, match=message):
+        product(pattern, replacement)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "sound"),
+    [
+        (r"(mma\.sync)", r"\1", True),
+        (r"(mma\.sync[^{]*\{[^}]*\}, \{ %\w+, )(%\w+), (%\w+)", r"\1\3, \2", False),
+        (r"(mma\.sync[^{]*\{[^}]*\}, \{[^}]*\}, \{ )(%\w+), (%\w+)", r"\1\3, \2", False),
+    ],
+    ids=["none", "left", "right"],
+)
+def test_swapped_fragment_is_found(pattern, replacement, sound):
+    """Two registers of a factor change places in one tensor-core product."""
+    found, expected = product(pattern, replacement)
+    assert torch.allclose(found, expected, rtol=2**-8, atol=1e-2) == sound

@@ -71,14 +71,22 @@ def test_every_kernel_has_a_case():
     assert set().union(*(case.kernels for case in CASES.values())) == set(triton_launches.kernels_of(launch))
 
 
-def product(pattern: str, replacement: str):
-    """A product in bfloat16 by PTX in which something else stands for one match of a pattern, and what it should be."""
+def editing(kernel: str, pattern: str, replacement: str, matches: int = 1):
+    """Puts something else for the first matches of a pattern in the PTX of a kernel, or for all where they are 0."""
 
     def edit(name: str, text: str) -> str:
-        edited, count = re.subn(pattern, replacement, text, count=1)
+        if name != kernel:
+            return text
+        edited, count = re.subn(pattern, replacement, text, count=matches)
         assert count
         return edited
 
+    return edit
+
+
+def product(pattern: str, replacement: str):
+    """A product in bfloat16 by PTX in which something else stands for one match of a pattern, and what it should be."""
+    edit = editing("product_kernel", pattern, replacement)
     # Triton copies rows of multiples of 16 without a register.
     generator = torch.Generator().manual_seed(0)
     items, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((1, 40, 144), (144, 80)))
@@ -117,3 +125,20 @@ def test_swapped_fragment_is_found(pattern, replacement, sound):
     """Two registers of a factor change places in one tensor-core product."""
     found, expected = product(pattern, replacement)
     assert torch.allclose(found, expected, rtol=2**-8, atol=1e-2) == sound
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("kernel", ["pair_kernel", "image_hidden_kernel", "caption_hidden_kernel"])
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "error"),
+    [
+        (r"bar\.sync[^;]*;", "", PtxError),
+        (r"(mma\.sync[^{]*\{[^}]*\}, \{ %\w+, )(%\w+), (%\w+)", r"\1\3, \2", AssertionError),
+    ],
+    ids=["no_barrier", "swapped_fragment"],
+)
+def test_fault_of_derivatives_is_found(kernel, pattern, replacement, error):
+    case = CASES["gradients"]._replace(regions=(5,), words=(6,), widths=(16, 16), scratch=2**24)
+    problem = case.problem(torch.bfloat16)
+    with pytest.raises(error), triton_launches.interpreted(launch, editing(kernel, pattern, replacement, 0)):
+        assert_accurate(case, problem, *cases.run(problem, **case.options, backend="triton"))

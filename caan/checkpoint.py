@@ -77,7 +77,7 @@ def read(path: str | Path) -> Contents:
 
     Raises:
         MissingFileError, FormatError: there is no such file, or it is none of ours.
-        ValueError: the path is no text.
+        ValueError: the path is not text in UTF-8.
     """
     path = Path(path)
     # What reads it takes no other name.
@@ -100,7 +100,7 @@ def model_facts(model: CAAN, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def save_model(path: str | Path, model: CAAN, vocabulary: Vocabulary, facts: dict[str, Any] | None = None) -> None:
-    """Write a model, its words, and whatever else is to be remembered of how it came about."""
+    """Write a model, its words, and further facts about how it was made."""
     write(path, prefixed("model", model.state_dict()), {**(facts or {}), **model_facts(model, vocabulary)})
 
 

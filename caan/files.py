@@ -168,7 +168,7 @@ def locked(folder: Path, what: str) -> Iterator[None]:
     """
     with (folder / "lock").open("w") as file:
         if not hold(file):
-            raise BlockingIOError(f"folder: expected {what} that nobody is at, found {folder} in use by another process")
+            raise BlockingIOError(f"folder: expected {what} that no other process uses, found {folder} in use")
         yield
 
 

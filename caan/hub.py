@@ -40,7 +40,9 @@ def fetched(name: str, revision: str | None, files: Sequence[str]) -> Path:
         raise MissingFileError(f"revision: expected a branch, tag or commit of {name}, got {revision!r}") from None
     except utils.LocalEntryNotFoundError as error:
         why = first_line(error)
-        raise MissingFileError(f"{neither}, which is no folder, was not fetched before, and cannot be fetched now: {why}") from None
+        raise MissingFileError(
+            f"{neither}, which is not a folder, was not fetched before, and cannot be fetched now: {why}"
+        ) from None
     except Exception as error:
         # Errors of the connection are those of the client that huggingface_hub has, which is one or another.
         of_client = type(error).__module__.startswith(("httpx", "httpcore", "requests"))

@@ -13,7 +13,7 @@ def setting(default: Any, help: str, *, short: str | None = None) -> Any:
 
     Args:
         default: its value.
-        help: what it is.
+        help: its help text.
         short: another option for it, such as "--lr".
     """
     return field(default=default, metadata={"help": help, "short": short})

@@ -354,7 +354,7 @@ class Trainer:
             if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
                 what = f"the loss is {loss}" if math.isfinite(norm) else f"the loss is {loss}, the norm of its gradient {norm},"
                 raise FloatingPointError(
-                    f"{what} in step {step}; {self.last_path} is from before. What helps: a lower learning "
+                    f"{what} in step {step}; {self.last_path} is from an earlier step. What helps: a lower learning "
                     f"rate (--learning-rate), --precision fp32, features of like scale in all channels (--standardize)"
                 )
         for loss, (_, _, collapsed) in zip(losses, pending, strict=True):

@@ -139,7 +139,7 @@ class Captions(Dataset):
             return f"{lacking}; the model takes them all for one unknown word"
         known = np.bincount(np.repeat(np.arange(len(self)), self.lengths), ~np.isin(self._ids, self._marks), len(self))
         return (
-            f"{lacking}, and {np.mean(known == 0):.0%} of the captions have no known word. Words are what is between spaces: in a "
+            f"{lacking}, and {np.mean(known == 0):.0%} of the captions have no known word. Words are separated by spaces: in a "
             "language without spaces, separate the words first. Captions of another language or spelling need a model that was "
             "trained on such captions"
         )

@@ -1,4 +1,4 @@
-"""Captions as data sets bring them: which images there are, in which split, and what is said of them."""
+"""The captions files of data sets: the images, their splits and their captions."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ class CaptionedImage:
 
     Attributes:
         name: the photograph's file, relative to the folder of photographs.
-        captions: what is said of it, each on one line, in the form of `caan.text.normalised`.
+        captions: its captions, each on one line, in the form of `caan.text.normalised`.
         id: COCO's number, where there is one.
     """
 

@@ -125,7 +125,7 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def test_locks(tmp_path):
-    in_use = pytest.raises(BlockingIOError, match="expected a run that nobody is at, found .* in use")
+    in_use = pytest.raises(BlockingIOError, match="expected a run that no other process uses, found .* in use")
     with locked(tmp_path, "a run"), in_use, locked(tmp_path, "a run"):
         pass
     with locked(tmp_path, "a run"):

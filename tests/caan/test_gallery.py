@@ -398,7 +398,7 @@ def test_search_with_a_photograph(tmp_path, capsys):
 
 def test_two_processes_do_not_write_one_index(split, index, run_folder, tmp_path, capsys):
     model, vocabulary, _ = checkpoint.load_model(run_folder)
-    with locked(index, "an index"), pytest.raises(BlockingIOError, match="expected an index that nobody is at"):
+    with locked(index, "an index"), pytest.raises(BlockingIOError, match="expected an index that no other process uses"):
         build_index(index, model, vocabulary, run_folder, split)
     command = ["index", str(run_folder), "--data", str(tmp_path), "--out"]
     with locked(index, "an index"):
@@ -406,7 +406,7 @@ def test_two_processes_do_not_write_one_index(split, index, run_folder, tmp_path
     (tmp_path / "file.txt").write_text("")
     assert main([*command, str(tmp_path / "file.txt")]) == 1
     locked_out, no_folder = capsys.readouterr().err.splitlines()
-    assert locked_out.startswith("caan index: error: --out: expected an index that nobody is at")
+    assert locked_out.startswith("caan index: error: --out: expected an index that no other process uses")
     assert no_folder.startswith("caan index: error: --out: expected a folder, or a name for a new one")
 
 

@@ -134,7 +134,9 @@ def test_without_the_hub(hub, tmp_path, monkeypatch):
     caan.Model.from_pretrained("somebody/pets")
     monkeypatch.setattr(hub.RequestHandlerClass, "do_GET", lambda request: request.answer(500, {}))
     caan.Model.from_pretrained("somebody/pets")
-    with pytest.raises(errors.MissingFileError, match="^name: .*, got 'nobody/dogs', which is no folder, was not fetched before"):
+    with pytest.raises(
+        errors.MissingFileError, match="^name: .*, got 'nobody/dogs', which is not a folder, was not fetched before"
+    ):
         caan.Model.from_pretrained("nobody/dogs")
 
 

@@ -243,7 +243,7 @@ def test_a_run_belongs_to_one_process(world, tmp_path, monkeypatch):
     run, other = trainer(world, tmp_path), trainer(world, tmp_path)
 
     def train_step(batch, images, form):
-        with pytest.raises(BlockingIOError, match="folder: expected a run that nobody is at, found .* in use by another process"):
+        with pytest.raises(BlockingIOError, match="folder: expected a run that no other process uses, found .* in use"):
             other.run()
         return Trainer._train_step(run, batch, images, form)
 
@@ -335,7 +335,7 @@ def test_weights_that_are_no_numbers_are_never_saved(world, tmp_path, monkeypatc
         return ((nan, norm) if what == "loss" else (loss, nan)) if run.step == 4 else (loss, norm)
 
     monkeypatch.setattr(run, "_train_step", train_step)
-    with pytest.raises(FloatingPointError, match=r"nan,? in step 5; .*last\.safetensors is from before"):
+    with pytest.raises(FloatingPointError, match=r"nan,? in step 5; .*last\.safetensors is from an earlier step"):
         run.run()
     assert trainer(world, tmp_path).step == 4
 

@@ -63,11 +63,11 @@ LEAST_BENCHMARK, MOST_BENCHMARK = 80.0, 100.0
 INSTALL = "bash tools/setup.sh && .venv/bin/python benchmarks/gpu_check.py"
 
 ON_GPU = "(triton or cuda)"
-OPERATOR, SIMILARITY = "tests/context_attention", "tests/max_similarity"
+OPERATOR, SIMILARITY, PLAN = "tests/context_attention", "tests/max_similarity", "tests/test_gpu_plan.py"
 ACCURACY = f"{OPERATOR}/test_accuracy.py"
 # COCO's usual size.
 FIRST_CASE = "golden and full_36x13"
-ALONE = [f"{OPERATOR}/test_gpu.py", f"{OPERATOR}/test_triton_gpu.py"]
+ALONE = [f"{OPERATOR}/test_gpu.py", f"{OPERATOR}/test_triton_gpu.py", f"{SIMILARITY}/test_graphs.py"]
 ALIKE = f"{ON_GPU} and (invariance or widths_of_the_paper)"
 INVARIANCE = [f"{folder}/test_invariance.py" for folder in (OPERATOR, SIMILARITY)]
 # The rest of its tests is of the CPU's memory, or says the same of every backend.
@@ -283,13 +283,13 @@ def run_dtype(record: Record, dtype: str) -> None:
 
 def run_all(record: Record, wanted: Sequence[str]) -> int:
     """The wanted stages, in the order of what must not be missing; the exit status."""
-    others = [f"--ignore={path}" for path in (*ALONE, INVARIANCE[0])]
+    every = [OPERATOR, *OF_SIMILARITY, PLAN, *(f"--ignore={path}" for path in (*ALONE, INVARIANCE[0]))]
     swept = [sys.executable, SWEPT, str(len(record.content["sweep"]))]
     stages: dict[str, Callable[[], object]] = {
         "cases": lambda: run_pytest(record, "cases", f"{FIRST_CASE} and {ON_GPU}", ACCURACY),
         "rates": lambda: run_rates(record),
         "benchmark": lambda: run_benchmark(record, "bfloat16", LIMITS["benchmark"]),
-        "tests": lambda: run_pytest(record, "tests", f"not ({FIRST_CASE}) and {ON_GPU}", OPERATOR, *OF_SIMILARITY, *others),
+        "tests": lambda: run_pytest(record, "tests", f"not ({FIRST_CASE}) and {ON_GPU}", *every),
         "graphs": lambda: run_pytest(record, "graphs", "not widths_of_the_paper", *ALONE),
         "invariance": lambda: run_pytest(record, "invariance", ALIKE, *INVARIANCE, *ALONE),
         "profile": lambda: run_profile(record),

@@ -1,6 +1,7 @@
 """What needs no GPU of the program that checks one: stages are small programs here, or made up."""
 
 import json
+import re
 import signal
 import sys
 import time
@@ -377,6 +378,19 @@ def test_no_other_stage_takes_time_from_one_that_is_required():
     names, seconds = list(gpu_check.LIMITS), list(gpu_check.LIMITS.values())
     last = max(names.index(name.split()[0]) for name in gpu_check.REQUIRED)
     assert sum(seconds[: last + 1]) <= gpu_record.TOTAL <= 530 - gpu_record.GRACE
+
+
+def test_what_needs_a_gpu_has_a_stage(fake_stages, tmp_path):
+    path, root = tmp_path / "r.json", gpu_record.ROOT
+    gpu_check.main(["--json", str(path)])
+    commands = {name: stage["command"].split() for name, stage in json.loads(path.read_text())["stages"].items()}
+    # Files that are skipped elsewhere, as they say before their first function.
+    heads = {x: re.split(r"\n(?:@|def )", x.read_text())[0] for x in (root / "tests").glob("*_*/test_*.py")}
+    alone = [x for x, head in heads.items() if 'reason="there is no GPU"' in head]
+    assert len(alone) == 3 and {x.relative_to(root).as_posix() for x in alone} <= {*commands["graphs"]}
+    assert "tests/test_gpu_plan.py" in commands["tests"]
+    paths = {x for command in commands.values() if "pytest" in command for x in command if x.startswith("tests/")}
+    assert all((root / x).exists() for x in paths)
 
 
 def test_a_second_run_goes_on(fake_stages, tmp_path):

@@ -15,21 +15,23 @@ from typing import NamedTuple
 MULTIPROCESSORS, GIGAHERTZ = 132, 1.755
 
 # Clocks of a multiprocessor for a warp's instruction, by pipe. Rates of benchmarks/gpu_rates.cu on an H200
-# (results/cuda_nvidia_h200.json, "rates"), whose multiprocessor is an H100's; those marked * are NVIDIA's throughput tables.
+# (results/cuda_nvidia_h200.json, "rates"), whose multiprocessor is an H100's. Those marked * are of one instruction that was
+# measured; NVIDIA's throughput tables give the others the same rate. Those marked + were not measured: they move as many bytes a
+# clock as the instruction beside them, since L1 and shared memory are one unit.
 RATES: list[tuple[str, str, float]] = [
     (r"HMMA\.16816", "tensor", 16 * 8 * 16 / 1355.5),
     (r"HMMA\.1688\.F32\.TF32", "tensor", 16 * 8 * 8 / 677.78),
     (r"HMMA\.1688", "tensor", 16 * 8 * 8 / 1011.2),
     (r"MUFU", "special", 32 / 15.998),
-    (r"LDSM\S*\.2", "shared", 256 / 125.92),  # as many bytes a clock as of four matrices
+    (r"LDSM\S*\.2", "shared", 256 / 125.92),  # + four matrices
     (r"LDSM", "shared", 512 / 125.92),
-    (r"LDGSTS", "shared", 512 / 123.22),
+    (r"LDGSTS", "shared", 512 / 123.22),  # + STS.128
     (r"LDS\.128", "shared", 512 / 126.19),
-    (r"(LDS|STS)\.64", "shared", 256 / 126.19),
+    (r"(LDS|STS)\.64", "shared", 256 / 126.19),  # + LDS.128
     (r"LDS|STS", "shared", 128 / 63.977),
     (r"SHFL|MOVM", "shared", 32 / 32.021),
-    (r"LDG\.E\.128|STG\.E\.128", "shared", 512 / 126.19),
-    (r"LDG|STG|LD|ST", "shared", 128 / 63.977),
+    (r"LDG\.E\.128|STG\.E\.128", "shared", 512 / 126.19),  # + LDS.128
+    (r"LDG|STG|LD|ST", "shared", 128 / 63.977),  # + LDS
     (r"F2FP|LOP3|SHF|PRMT|SEL|FSEL|ISETP|FSETP|FMNMX|IMNMX|IADD3|LEA|IABS|VIADD|PLOP3|R2P|P2R", "integer", 32 / 63.434),  # *
     (r"FFMA|FMUL|FADD|IMAD|HFMA2|MOV", "multiply", 32 / 124.83),  # *
 ]

@@ -139,7 +139,8 @@ def test_list(planner, shape, dtype):
 @planners
 def test_an_empty_list(planner):
     regions, words = sides("full")
-    made = kernels_of(planner).plan(wanted(regions, words, torch.empty(0, 2, dtype=torch.int64, device=DEVICE), torch.empty(0)))
+    pairs, scores = torch.empty(0, 2, dtype=torch.int64, device=DEVICE), torch.empty(0, device=DEVICE)
+    made = kernels_of(planner).plan(wanted(regions, words, pairs, scores))
     assert [len(x) for x in plan.sort_list(made)] == [0, 0]
     regions.check(made.regions)
 

@@ -1,11 +1,16 @@
 """What the Triton kernels compile to without a GPU: how many there are, and that none spills."""
 
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import compile_report
 import machine_code
 import pytest
 import torch
+import triton
 
 from caan_kernels.context_attention.call import CallGradient, Projection, Side
 from caan_kernels.context_attention.gpu import launch
@@ -60,6 +65,28 @@ def test_kernels_of_max_similarity_are_compiled():
     search = next(x for x in launches if x.kernel == "search_kernel")
     found = compile_report.compile_for(search, 90)
     assert found.tensor_instructions and not found.spilled_bytes and not found.unfenced_products
+
+
+def found_on_disk() -> bool:
+    """Whether Triton has MaxSim's search from its cache, after it was asked to compile it."""
+    search = next(x for x in compile_report.searches_of(torch.bfloat16, 128) if x.kernel == "search_kernel")
+    hits: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton.knobs.compilation, "listener", lambda *, cache_hit, **_: hits.append(cache_hit))
+        compile_report.compile_for(search, 90)
+    (hit,) = hits
+    return hit
+
+
+def test_another_process_does_not_compile_again(tmp_path, monkeypatch):
+    """Nothing in a kernel's key differs between processes, such as an address or the order of a set."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert not found_on_disk()
+    paths = Path(__file__).parent, Path(compile_report.__file__).parent, Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONHASHSEED": "7"}
+    program = "import test_compile_report; print(test_compile_report.found_on_disk())"
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert run.stdout == "True\n", run.stderr
 
 
 def test_projections_by_tf32_need_no_fence():

@@ -1,6 +1,7 @@
 """What needs no GPU of the program that checks one: stages are small programs here, or made up."""
 
 import json
+import re
 import signal
 import sys
 import time
@@ -237,7 +238,7 @@ def test_without_the_package_the_install_line_is_told(tmp_path, monkeypatch, cap
     assert not (tmp_path / "r.json").exists()
 
 
-STAGES = ["cases", "rates", "benchmark bfloat16", "profile", "tests", "memcheck", "racecheck", "graphs", "invariance"]
+STAGES = ["cases", "rates", "benchmark bfloat16", "tests", "graphs", "invariance", "profile", "memcheck", "racecheck"]
 STAGES += ["newer ptxas", "benchmark float16", "benchmark float32", "sweep"]
 COLUMNS = '"ID","Kernel Name","Block Size","Grid Size","Section Name","Metric Name","Metric Unit","Metric Value","Rule Name"'
 WATCHED = f"""==PROF== Connected to process 1
@@ -359,6 +360,37 @@ def test_a_whole_run(fake_stages, tmp_path):
     assert [row["kernel"] for row in found["profile"]] == ["tile_kernel", "pair_kernel"]
     assert [row["faster"] for row in found["sweep"]] == [True, False]
     assert found["rates"] == [{"name": "tanh", "value": 16, "unit": "a clock"}]
+
+
+def test_limits_leave_time_to_compile(fake_stages, tmp_path):
+    """A test may compile Triton kernels beside 15 others, and a stage outlives one that hangs."""
+    path = tmp_path / "r.json"
+    gpu_check.main(["--json", str(path)])
+    commands = {name: stage["command"].split() for name, stage in json.loads(path.read_text())["stages"].items()}
+    tests = {name: command for name, command in commands.items() if "pytest" in command}
+    assert list(tests) == ["cases", "tests", "graphs", "invariance", "newer ptxas"]
+    for name, command in tests.items():
+        of_a_test = int(command[command.index("--timeout") + 1])
+        assert of_a_test >= 60 and gpu_check.LIMITS[name] >= of_a_test + 25
+
+
+def test_no_other_stage_takes_time_from_one_that_is_required():
+    names, seconds = list(gpu_check.LIMITS), list(gpu_check.LIMITS.values())
+    last = max(names.index(name.split()[0]) for name in gpu_check.REQUIRED)
+    assert sum(seconds[: last + 1]) <= gpu_record.TOTAL <= 530 - gpu_record.GRACE
+
+
+def test_what_needs_a_gpu_has_a_stage(fake_stages, tmp_path):
+    path, root = tmp_path / "r.json", gpu_record.ROOT
+    gpu_check.main(["--json", str(path)])
+    commands = {name: stage["command"].split() for name, stage in json.loads(path.read_text())["stages"].items()}
+    # Files that are skipped elsewhere, as they say before their first function.
+    heads = {x: re.split(r"\n(?:@|def )", x.read_text())[0] for x in (root / "tests").glob("*_*/test_*.py")}
+    alone = [x for x, head in heads.items() if 'reason="there is no GPU"' in head]
+    assert len(alone) == 3 and {x.relative_to(root).as_posix() for x in alone} <= {*commands["graphs"]}
+    assert "tests/test_gpu_plan.py" in commands["tests"]
+    paths = {x for command in commands.values() if "pytest" in command for x in command if x.startswith("tests/")}
+    assert all((root / x).exists() for x in paths)
 
 
 def test_a_second_run_goes_on(fake_stages, tmp_path):

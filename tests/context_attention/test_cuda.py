@@ -339,11 +339,9 @@ def test_gradients_with_products_of_either_kind(kernels):
     assert not torch.equal(of_parts["regions"], exact["regions"])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "value"), [(torch.bfloat16, float("nan")), *((x, float("inf")) for x in (torch.float16, torch.float32))], ids=str
-)
+@pytest.mark.parametrize(("dtype", "value"), [(torch.bfloat16, float("nan")), (torch.float32, float("inf"))], ids=str)
 def test_gradients_beside_what_is_not_finite(dtype, value):
-    """A word that is not finite spoils its caption's gradients, and images', but no other caption's."""
+    """Of more rows than one strip of a tile; test_invariance.py has this of fewer."""
     case = lengths_given((2, 20, 3, 18, 24, 16), [20, 3], [18, 5, 17], dtype)
     wrong = replace(case, words=case.words.clone())
     wrong.words[1, 2, 5] = value

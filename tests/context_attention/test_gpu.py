@@ -1,11 +1,11 @@
 """What only a GPU can tell of the backends for it: graphs, streams, waiting, compilations, the paper's widths."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import cases
 import pytest
 import torch
+from gpu_streams import captured, no_waiting
 from on_gpu import drawn, on_device
 
 import caan_kernels as ck
@@ -18,30 +18,6 @@ pytestmark = [
 
 DTYPES = cases.KERNEL_DTYPES["cuda"]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-@contextmanager
-def no_waiting():
-    """PyTorch raises where the host would wait for the device."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def captured(function):
-    """A CUDA graph of a function without arguments, and its result."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = function()
-    return graph, result
 
 
 def copy_into(case, other):

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 import caan_kernels as ck
+from caan_kernels.context_attention.call import CallGradient
+from caan_kernels.core.ragged import score_dtype
+from caan_kernels.core.records import flatten
 
 pytestmark = [pytest.mark.parametrize("backend", cases.KERNELS), pytest.mark.usefixtures("sums_in_one_order")]
 
@@ -49,6 +52,48 @@ def test_lists_and_shards(backend, dtype, similarity):
         assert torch.equal(shard.call(**options), scores[:, start:stop])
     backwards = replace(case, regions=case.regions.flip(0), region_lengths=case.region_lengths.flip(0))
     assert torch.equal(backwards.call(**options).flip(0), scores)
+
+
+# Of Triton's tiles: several captions of both sizes, with and without a tail of regions; one caption, with regions in blocks.
+COMPANY = {"16": (2, 5, 6, 7), "32": (2, 36, 3, 20), "blocks": (1, 66, 3, 33)}
+# Widths of the shared cases: a Triton kernel is compiled for each.
+WIDTHS = cases.SHAPES["odd"][4:]
+
+
+@dtypes
+@pytest.mark.parametrize(("similarity", "bad"), [("dot", torch.inf), ("dot", torch.nan), ("cosine", torch.inf)])
+@pytest.mark.parametrize("shape", COMPANY)
+def test_a_word_that_is_not_finite_stays_with_its_caption(backend, dtype, similarity, bad, shape):
+    """Captions beside it, in one tile, keep the bits of their scores."""
+    options = {"backend": backend, "similarity": similarity}
+    case = cases.problem((*COMPANY[shape], *WIDTHS), dtype, lengths=False, near_zero=True).on(backend)
+    scores = case.call(**options)
+    case.words[1, 3, 1] = bad
+    found = case.call(**options)
+    assert not found[:, 1].isfinite().any()
+    others = [t for t in range(found.shape[1]) if t != 1]
+    assert torch.equal(found[:, others], scores[:, others])
+
+
+@dtypes
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_gradients_beside_a_word_that_is_not_finite(backend, dtype, bad):
+    """The other captions' gradients keep their bits; so do all others where the caption's scores have no gradient."""
+    call = cases.problem((1, 5, 2, 7, *WIDTHS), dtype, lengths=False, near_zero=True).packed(backend)
+
+    def gradients(grad):
+        return torch.ops.caan_kernels.pair_scores_backward(*flatten(CallGradient(grad, call)))
+
+    like = {"dtype": score_dtype(dtype), "device": call.regions.features.device}
+    grad, without = (torch.tensor([x], **like) for x in ([0.75, -2.0], [0.75, 0.0]))
+    expected, expected_without = gradients(grad), gradients(without)
+    call.words.features[1, 3, 1] = call.words.products[1, 3, :] = bad
+    # Gradients of the words' features and products.
+    for found, before in zip(gradients(grad)[2:4], expected[2:4], strict=True):
+        assert torch.equal(found[0], before[0])
+        assert not found[1].isfinite().all()
+    for found, before in zip(gradients(without), expected_without, strict=True):
+        assert torch.equal(found, before)
 
 
 @dtypes

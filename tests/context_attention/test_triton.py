@@ -8,10 +8,8 @@ import torch
 from accuracy import assert_accurate
 
 import caan_kernels as ck
-from caan_kernels.context_attention.call import CallGradient
 from caan_kernels.core import backends
 from caan_kernels.core.gpu import limits
-from caan_kernels.core.records import flatten
 
 triton = pytest.importorskip("triton")
 tl = triton.language
@@ -115,44 +113,6 @@ def test_more_pairs_of_an_image_than_a_tile_holds(dtype):
     pairs = pairs[torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0))]
     listed = replace(case, pairs=pairs).call(backend="triton")
     assert torch.equal(listed, scores[pairs[:, 0].to(scores.device), pairs[:, 1].to(scores.device)])
-
-
-# Tiles of several captions of both sizes, with and without a tail of regions; one caption a program, with regions in blocks.
-COMPANY = {"16": (2, 5, 6, 7), "32": (2, 36, 3, 20), "blocks": (1, 66, 3, 33)}
-
-
-@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", COMPANY)
-@pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_a_word_that_is_not_finite_stays_with_its_caption(dtype, bad, shape, similarity):
-    """Captions that share a tile with it keep the bits of their scores."""
-    case = cases.problem((*COMPANY[shape], *WIDTHS), dtype, lengths=False, near_zero=True).on("triton")
-    scores = case.call(backend="triton", similarity=similarity)
-    case.words[1, 3, 1] = bad
-    found = case.call(backend="triton", similarity=similarity)
-    assert not found[:, 1].isfinite().any()
-    others = [t for t in range(found.shape[1]) if t != 1]
-    assert torch.equal(found[:, others], scores[:, others])
-
-
-@pytest.mark.parametrize(("dtype", "bad"), list(zip(DTYPES, (float("inf"), float("nan"), float("inf")), strict=False)), ids=str)
-def test_gradients_beside_a_word_that_is_not_finite(dtype, bad):
-    """The other captions' gradients keep their bits; so do all others where the caption's scores have no gradient."""
-    call = cases.problem((1, 5, 2, 7, *WIDTHS), dtype, lengths=False, near_zero=True).packed("triton")
-
-    def gradients(grad):
-        return torch.ops.caan_kernels.pair_scores_backward(*flatten(CallGradient(grad, call)))
-
-    grad, without = (torch.tensor([x], device=call.regions.features.device) for x in ([0.75, -2.0], [0.75, 0.0]))
-    expected, expected_without = gradients(grad), gradients(without)
-    call.words.features[1, 3, 1] = call.words.products[1, 3, :] = bad
-    # Gradients of the words' features and products.
-    for found, before in zip(gradients(grad)[2:4], expected[2:4], strict=True):
-        assert torch.equal(found[0], before[0])
-        assert not found[1].isfinite().all()
-    for found, before in zip(gradients(without), expected_without, strict=True):
-        assert torch.equal(found, before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

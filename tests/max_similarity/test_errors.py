@@ -6,6 +6,9 @@ import pytest
 import torch
 
 import caan_kernels as ck
+from caan_kernels.core.records import flatten, layout, unflatten
+from caan_kernels.max_similarity.call import CallGradient
+from caan_kernels.max_similarity.gpu import launch
 
 from .problems import problem
 
@@ -28,9 +31,12 @@ WRONG_TENSORS = [
     ({"word_lengths": lambda x: x[None]}, ValueError, r"word_lengths: expected shape \(2,\), .* got \(1, 2\)"),
     ({"region_lengths": lambda x: long([1, 5, 0])}, ValueError, "region_lengths: expected values from 0 to 4, .* got 5"),
     ({"word_lengths": lambda x: long([1, -1])}, ValueError, "word_lengths: expected values from 0 to 5, .* got -1"),
+    ({"regions": lambda x: x.to("meta")}, ValueError, "words: expected device meta, that of regions, got cpu"),
+    ({"region_lengths": lambda x: x.to("meta")}, ValueError, "region_lengths: expected device cpu.*, got meta"),
     ({"word_lengths": lambda x: x.to("meta")}, ValueError, "word_lengths: expected device cpu.*, got meta"),
     ({"pairs": lambda x: [(0, 0)]}, TypeError, "pairs: expected a tensor, got list"),
     ({"pairs": lambda x: long([[0, 0]], dtype=torch.int32)}, TypeError, "pairs: expected dtype torch.int64, got torch.int32"),
+    ({"pairs": lambda x: long([[0, 0]], device="meta")}, ValueError, "pairs: expected device cpu.*, got meta"),
     ({"pairs": lambda x: long([0, 0])}, ValueError, r"pairs: expected shape \(P, 2\), got \(2,\)"),
     ({"pairs": lambda x: long([[0, 0, 0]])}, ValueError, r"pairs: expected shape \(P, 2\), got \(1, 3\)"),
     ({"pairs": lambda x: long([[3, 1]])}, ValueError, r"pairs\[:, 0\]: expected values from 0 to 2, .* regions, got 3"),
@@ -67,3 +73,23 @@ def test_options(case, options, error, message):
 def test_options_are_keywords(case):
     with pytest.raises(TypeError, match="positional arguments but 6 were given"):
         ck.max_similarity(case.regions, case.words, None, None, None, "regions")
+
+
+# As they stand in a record of gradients.
+TENSORS = ["grad", "regions", "region_lengths", "words", "word_lengths", "pairs"]
+
+
+@pytest.mark.parametrize("place", range(len(TENSORS)), ids=TENSORS)
+def test_kernels_of_a_gpu_refuse_tensors_of_another_device(case, place):
+    """They would take their addresses for some of their own."""
+    call = replace(case, pairs=long([[0, 0]])).packed("none")
+    values = flatten(CallGradient(torch.ones(1), call, True, True))
+    values[place] = values[place].to("meta")
+    gradient = unflatten(layout(CallGradient), values)
+    # The regions' device is what the others are held against: their lengths come first.
+    name = "region_lengths" if TENSORS[place] == "regions" else TENSORS[place]
+    with pytest.raises(RuntimeError, match=f"^{name}: expected device (cpu, got meta|meta, got cpu)$"):
+        launch.max_similarity_backward(gradient)
+    if name != "grad":
+        with pytest.raises(RuntimeError, match=f"^{name}: expected device"):
+            launch.max_similarity(gradient.call)

@@ -61,6 +61,23 @@ def test_the_first_nan_is_taken(backend):
     assert torch.equal(gradients["regions"][0].any(-1).nonzero().flatten(), torch.tensor([11]))
 
 
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float32, *cases.HALF_DTYPES], ids=str)
+@pytest.mark.parametrize("options", [{}, {"over": "regions"}], ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["regions", "words"])
+def test_what_is_not_finite_stays_with_its_item(backend, dtype, options, value, name):
+    """The gradients of the other items of its side keep their bits."""
+    case = problem((2, 20, 3, 9, 16), dtype, lengths=False)
+    grad = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    expected = run(case, grad, **options, backend=backend)[1]
+    getattr(case, name)[1, 7, 5] = value
+    found = run(case, grad, **options, backend=backend)[1]
+    others = [item for item in range(len(found[name])) if item != 1]
+    assert torch.equal(found[name][others], expected[name][others])
+    assert not all(torch.equal(found[x], expected[x]) for x in found)
+
+
 @backends
 def test_all_products_minus_infinity(backend):
     """The first row is as large as the others."""

@@ -26,8 +26,7 @@ END = "<!-- benchmark: end -->"
 ESTIMATE = RESULTS / "gpu_estimate.json"
 # Which data set's estimate a workload is held against.
 ESTIMATED = {"f30k-1k": "f30k, H = 1024", "coco-5k": "coco, H = 1024", "coco-5k-h64": "coco, H = 64"}
-REBUILT = """The GPU kernels have been rebuilt since that run. [cuda.md](cuda.md#estimated) has an estimate of today's;
-nothing of them is measured."""
+REBUILT = "Today's GPU kernels are not measured. [cuda.md](cuda.md#estimated) has an estimate of them."
 GPU_BEGIN = "<!-- gpu: begin -->"
 GPU_END = "<!-- gpu: end -->"
 SUMMARY_BEGIN = "<!-- summary: begin -->"
@@ -115,7 +114,7 @@ def newest(folder: Path, pattern: str) -> dict[str, Any] | None:
 def summary(cpu: Report, gpu: dict[str, Any] | None) -> str:
     """The README's table: pairs a second of ours and of the usual ways, on a CPU and, if one was measured, on a GPU."""
     of_gpu = Report.parsed(gpu["bench"]["bfloat16"], "bfloat16") if gpu and "bfloat16" in gpu["bench"] else None
-    heading = ["pairs/s", *WORKLOADS.values(), "memory of that step"]
+    heading = ["", *WORKLOADS.values(), "memory of that step"]
     heading += [f"{gpu['device']}: {WORKLOADS['coco-5k']}"] if gpu and of_gpu else []
     lines = [f"| {' | '.join(heading)} |", f"| --- {'| ---: ' * (len(heading) - 1)}|"]
     for name in (None, *NAMES):
@@ -126,10 +125,11 @@ def summary(cpu: Report, gpu: dict[str, Any] | None) -> str:
         bold = "**" if name is None else ""
         lines.append(f"| {' | '.join(f'{bold}{cell}{bold}' for cell in (NAMES.get(name, 'caan_kernels'), *cells))} |")
     h = cpu.header
-    below = f"{h['device']}, {h['threads']}, {h['dtype']}, {h['features']}; commit {h['commit']}, {h['date']}."
+    below = "Pairs a second, and memory. H is the hidden width, B the batch.\n\n"
+    below += f"{h['device']}, {h['threads']}, {h['dtype']}, {h['features']}; commit {h['commit']}, {h['date']}."
     if gpu and of_gpu:
         below += f" {gpu['device']}: bfloat16, commit {gpu['commit']}, {gpu['date'][:10]}"
-        below += "." if gpu["source_sha256"] == source_hash() else "; its kernels have been rebuilt since, and not been measured."
+        below += "." if gpu["source_sha256"] == source_hash() else ". Today's GPU kernels are not measured."
     return "\n".join([*lines, "", f"{below} [docs/benchmarks.md](docs/benchmarks.md) has the whole table."])
 
 

@@ -106,14 +106,19 @@ HEADINGS = (
 # Where there are more pairs a second than a reader can compare at a glance.
 GPU_HEADINGS = (*HEADINGS[:4], "ns/pair", *HEADINGS[4:])
 
-LEGEND = (
-    "Rates are per pair. Scored: images x captions, or pairs of a list; slow baselines score a part of the workload (padded "
-    "to: words of a caption in the tensor, real or not). Vs: rate over that baseline's rate. Extra: peak memory beyond the "
-    "inputs. Max error: against float64, of scores (absolute) or gradients (relative L2 of the worst tensor), in half precision "
-    "the 99th percentile of scores; in brackets the pairs not compared, because they lie where the operator jumps. Of floor: "
-    "least time for the unavoidable work at the fastest rates seen in this run, over the measured time. Runs of a list begin "
-    "with empty caches."
-)
+LEGEND = """\
+- by: cpu, triton and cuda are backends of this package. The baselines are reference (plain PyTorch), caption loop (a loop
+  over captions) and compiled (the reference with torch.compile).
+- scored: images x captions, or pairs of a list. Slow baselines score a part of the workload. Runs of a list begin with empty
+  caches.
+- padded to: words of a caption in the tensor, real or not.
+- vs reference, loop, compiled: rate over that baseline's rate. Rates are per pair.
+- extra MiB: peak memory beyond the inputs.
+- max error: against float64. Of scores it is absolute, and in half precision the 99th percentile (99%). Of gradients (grad) it is
+  the relative L2 error of the worst tensor.
+- left out: pairs that are not compared, because they lie where the operator jumps.
+- of floor: the least time for the unavoidable work at the fastest rates seen in this run, over the measured time.
+- spread: between the slowest and the fastest of the timed runs, over their median."""
 # How the errors that are not of scores are marked in the table.
 ERROR_MARKS = {"gradients": " grad", "p99": " 99%", "rms": " rms"}
 

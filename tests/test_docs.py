@@ -37,6 +37,14 @@ def test_the_site(tmp_path):
 
 
 @once
+def test_a_page_has_one_name():
+    """Its heading: mkdocs takes that where the navigation has no title, and the front page's links say the same."""
+    assert re.findall(r"- (.+): \S+\.md$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE) == ["Start"]
+    for name, page in re.findall(r"\[([^]]+)\]\(([\w/-]+\.md)\)", (ROOT / "docs" / "index.md").read_text()):
+        assert (ROOT / "docs" / page).read_text().startswith(f"# {name}\n"), page
+
+
+@once
 def test_the_support_matrix_is_of_todays_rules():
     assert support_matrix.PAGE.read_text() == support_matrix.page(), "python tools/support_matrix.py"
 

@@ -65,7 +65,12 @@ NOWHERE = {
     "torchrun --nproc-per-node 8": "needs eight GPUs",
 }
 HELP = "caan --help"
-COMMANDS = [*commands(), *(Command(HELP, line) for name, lines in EXAMPLES.items() if name not in ("", "show") for line in lines)]
+# Its commands are those of the README, which are run.
+TUTORIAL = "docs/photographs.md"
+COMMANDS = [
+    *(command for command in commands() if command.document != TUTORIAL),
+    *(Command(HELP, line) for name, lines in EXAMPLES.items() if name not in ("", "show") for line in lines),
+]
 LINES = sorted({line for _, line in COMMANDS})
 TABLE = [*CUT, *ELSEWHERE, *NOWHERE]
 
@@ -92,6 +97,14 @@ def test_every_command_is_in_a_table():
     for entry, (file, words) in ELSEWHERE.items():
         assert words in (ROOT / file).read_text(), entry
     assert set(GIVEN) == {document for document, line in COMMANDS if line.startswith("caan ") and entry_of(line) in CUT}
+
+
+def test_the_tutorial_has_the_commands_of_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    path = readme.split("<!-- walk: begin -->")[1].split("<!-- walk: end -->")[0]
+    expected = [line.split("#")[0].strip() for line in path.splitlines() if "caan " in line]
+    shown = [line for document, line in commands() if document == TUTORIAL and line.startswith("caan ")]
+    assert shown == expected and len(shown) == 9
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if entry_of(line) not in CUT])

@@ -55,9 +55,9 @@ capability 8.0 or later.
 rightmost one in the table. If a backend is named and cannot run the call, there is no fallback: the
 call raises `RuntimeError` with the reason.
 
-Sizes are regions of an image x words of a caption, padding included. Widths are multiples of 8. The
-table is for calls without IEEE products of float32, which
-`torch.set_float32_matmul_precision("highest")` asks for.
+Sizes are regions of an image x words of a caption, padding included. Widths are multiples of 8.
+After `torch.set_float32_matmul_precision("highest")`, products of float32 are IEEE's, and the
+limits of float32 on a GPU are others.
 """
 
 

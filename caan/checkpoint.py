@@ -153,6 +153,24 @@ def _read_pretrained(folder: Path) -> Contents:
     return Contents(prefixed("model", tensors), facts)
 
 
+def _best(path: Path) -> Path:
+    """The checkpoint that is named, or the best of the run that is.
+
+    Raises:
+        MissingFileError: there is none; the message says which command makes it.
+    """
+    best = path / BEST if path.is_dir() else path
+    if best.is_file():
+        return best
+    if (path / LAST).is_file():
+        why = "the run has had no validation yet; the same caan train command continues it"
+    elif (path / "index.json").is_file():
+        why = "this is a gallery, and a run is expected"
+    else:
+        why = f"caan train --data DATA --out {path} makes a run"
+    raise MissingFileError(f"{best}: expected a checkpoint, found no such file; {why}")
+
+
 @isolated(gradients=True)
 def load_model(path: str | Path) -> tuple[CAAN, Vocabulary, dict[str, Any]]:
     """Read a model, for scoring.
@@ -172,8 +190,7 @@ def load_model(path: str | Path) -> tuple[CAAN, Vocabulary, dict[str, Any]]:
     if saved and not (path / BEST).is_file():
         tensors, facts = _read_pretrained(path)
     else:
-        path = path / BEST if path.is_dir() else path
-        tensors, facts = read(path)
+        tensors, facts = read(_best(path))
     weights = unprefixed("average.module", tensors) or unprefixed("model", tensors)
     try:
         # Weights are overwritten at once: drawing them must not move the caller's random state.

@@ -9,7 +9,7 @@ from .presets import TrainingConfig
 from .settings import helps
 from .vocabulary import Vocabulary
 
-_ANEW = "another folder starts anew"
+_ANEW = "another folder (--out) starts anew"
 
 
 class OtherRunError(ValueError):
@@ -29,7 +29,13 @@ class OtherRunError(ValueError):
 
 
 def check_same_run(
-    folder: Path, facts: dict[str, Any], config: TrainingConfig, model: CAAN, vocabulary: Vocabulary, data: dict[str, str]
+    folder: Path,
+    facts: dict[str, Any],
+    config: TrainingConfig,
+    model: CAAN,
+    vocabulary: Vocabulary,
+    data: dict[str, str],
+    places: dict[str, Path],
 ) -> None:
     """Compare what a run was started with.
 
@@ -38,10 +44,11 @@ def check_same_run(
         facts: of its checkpoint.
         config, model, vocabulary: what is to be trained now, and how.
         data: digests of the splits, by name.
+        places: the folders that these are in, for messages.
 
     Raises:
         OtherRunError: other settings.
-        ValueError: another vocabulary, or other data.
+        ValueError: features of another width, another vocabulary, or other data.
         KeyError: the checkpoint lacks one of them.
     """
     differences = {}
@@ -57,8 +64,15 @@ def check_same_run(
                 differences[name] = before, value
     if differences:
         raise OtherRunError(folder, differences, facts["training"].get("preset", ""))
+    width, own = facts["model"]["region_width"], model.config.region_width
+    if own != width:
+        raise ValueError(
+            f"data: expected features of width {width}, as in the run in {folder}, found {own} in {places['train']}; {_ANEW}"
+        )
     if facts["words"] != checkpoint.model_facts(model, vocabulary)["words"]:
         raise ValueError(f"vocabulary: expected the words of the run in {folder}, got others; {_ANEW}")
     for name, digest in data.items():
         if facts["data"][name] != digest:
-            raise ValueError(f"{name}: expected the images and captions of the run in {folder}, got others; {_ANEW}")
+            raise ValueError(
+                f"{name}: expected the features, ids and captions of the run in {folder}, found others in {places[name]}; {_ANEW}"
+            )

@@ -106,6 +106,7 @@ class Trainer:
         self.device, self.workers, self.save_seconds, self.say = torch.device(device), workers, save_seconds, say
         # A whole training split is tens of gigabytes: some of its images have to stand for it each time a run continues.
         self.data = {"train": train.digest(images=64), "validation": self.validation.digest(images=64)}
+        self._places = {"train": train.regions.path.parent, "validation": validation.regions.path.parent}
         # What writes checkpoints and TensorBoard's files takes no other name.
         normalised(str(self.folder), "folder")
         make_folder("folder", self.folder)
@@ -408,7 +409,7 @@ class Trainer:
     def _restore(self) -> None:
         tensors, facts = checkpoint.read(self.last_path)
         try:
-            check_same_run(self.folder, facts, self.config, self.model, self.vocabulary, self.data)
+            check_same_run(self.folder, facts, self.config, self.model, self.vocabulary, self.data, self._places)
             self.batches.load_state_dict(facts["batches"])
             self.model.load_state_dict(checkpoint.unprefixed("model", tensors))
             if self.average:

@@ -1,6 +1,8 @@
 """`caan extract` as a function."""
 
 import argparse
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,7 +53,7 @@ def extract(
         The data folder.
 
     Raises:
-        DataError, ValueError, OSError: what was given cannot be used; the message names an argument as the command's option.
+        DataError, ValueError, OSError: what was given cannot be used.
 
     Examples:
         >>> import caan
@@ -80,5 +82,16 @@ def extract(
     parser = _Parser(prog="caan extract", add_help=False)
     command.add_arguments(parser)
     line = [f"--{name}={value}" for name, value in given.items() if value is not None]
-    command.run(parser.parse_args([*line, *(["--overwrite"] if overwrite else [])]))
+    try:
+        command.run(parser.parse_args([*line, *(["--overwrite"] if overwrite else [])]))
+    except ValueError as error:
+        error.args = (_as_arguments(str(error), given),)
+        raise
     return Path(out)
+
+
+def _as_arguments(message: str, names: Iterable[str]) -> str:
+    """An error of the command in the words of a call: arguments in place of its options."""
+    message = message.replace("--overwrite", "overwrite=True").replace("--split NAME", "split=NAME")
+    longest_first = "|".join(sorted(names, key=len, reverse=True))
+    return re.sub(rf"--({longest_first})\b", lambda found: found[1].replace("-", "_"), message)

@@ -104,6 +104,7 @@ def run(arguments: argparse.Namespace) -> None:
     others = {name: record for name, record in records(arguments.folder).items() if not present.get(name)}
     source = Photographs(place.photographs, _backbone(arguments, others)) if isinstance(place, FoundPhotographs) else place
     if not arguments.overwrite:
+        _check_hold_out(arguments)
         _check_likeness(arguments.folder, source, others)
     for split, images in splits.items():
         if not present[split]:
@@ -171,6 +172,18 @@ def _backbone(arguments: argparse.Namespace, others: dict[str, "ExtractRecord"])
     if other and name in (None, other.backbone):
         name, size = other.backbone, size or other.size
     return backbones.load_backbone(name or DEFAULT_BACKBONE, size, device)
+
+
+def _check_hold_out(arguments: argparse.Namespace) -> None:
+    """A folder that was divided is divided in the same way again."""
+    from ..data import read_record
+
+    record = read_record(arguments.folder, "dev") if arguments.hold_out is not None else None
+    if record and record.images not in (None, arguments.hold_out):
+        raise ValueError(
+            f"--hold-out: expected {record.images}, the images of dev in {arguments.folder}, got {arguments.hold_out}; another "
+            "--out makes another folder, --overwrite divides this one anew"
+        )
 
 
 def _check_likeness(folder: str, source: "RegionSource", others: dict[str, "ExtractRecord"]) -> None:

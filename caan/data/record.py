@@ -19,6 +19,7 @@ class ExtractRecord:
         backbone: what made the features, as on the command line.
         size: side, in pixels, of the square that photographs were scaled to.
         captions_per_image: how many captions each image has; 0 where it was made without captions.
+        images: how many it was made of, those included that were skipped.
     """
 
     path: Path
@@ -27,6 +28,7 @@ class ExtractRecord:
     backbone: str | None
     size: int | None
     captions_per_image: int
+    images: int | None = None
 
     @property
     def settings(self) -> dict[str, Any] | None:
@@ -69,10 +71,11 @@ def read_record(folder: str | Path, split: str) -> ExtractRecord | None:
         for name, kind in kinds.items():
             if not isinstance(values[name], kind):
                 raise TypeError(f"{name} {values[name]!r}")
+        images = content["images"] + len(content["skipped"]) if {"images", "skipped"} <= set(content) else None
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"{path}: {expected}: {type(error).__name__}: {error}") from None
     photos = values.pop("photos")
-    return ExtractRecord(path, photos=None if photos is None else Path(photos), **values)
+    return ExtractRecord(path, photos=None if photos is None else Path(photos), images=images, **values)
 
 
 def records(folder: str | Path) -> dict[str, ExtractRecord]:

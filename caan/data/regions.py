@@ -45,14 +45,22 @@ class RegionFile:
         """F, the width of a region's features."""
         return self.shape[2]
 
-    def require_width(self, width: int) -> None:
-        """Check that F is what a model takes.
+    def require_width(self, width: int, of_model: bool = False) -> None:
+        """Check that F is what is needed.
+
+        Args:
+            width: what is.
+            of_model: whether a trained model needs it, for the message.
 
         Raises:
-            WidthError: it is not.
+            WidthError: F is another.
         """
         if self.width != width:
-            raise WidthError(f"{self.path}: expected region features of width {width}, found {self.width} (shape {self.shape})")
+            whose = ", the model's" if of_model else ""
+            fits = "; give a --data with features of the backbone that it was trained with" if of_model else ""
+            raise WidthError(
+                f"{self.path}: expected region features of width {width}{whose}, found {self.width} (shape {self.shape}){fits}"
+            )
 
     def read(self, row: int, count: int | None = None, name: str | None = None) -> np.ndarray:
         """The regions of one row.

@@ -31,7 +31,6 @@ from .sources import CaptionedImage
 _NAMED = 20
 _FINAL = ("ims.npy", "caps.txt", "ids.txt", "boxes.npy", "num_boxes.npy", "extract.json")
 _BOX = 4
-_WAY_OUT = "give another folder, or begin anew with --overwrite (from Python: overwrite=True)"
 
 
 @dataclass(frozen=True)
@@ -166,6 +165,11 @@ def _write_texts(
     _write_lines(folder / f"{split}_extract.json", [json.dumps(record, indent=1)])
 
 
+def _way_out(split: str) -> str:
+    default = " (without it, the split is test)" if split == "test" else ""
+    return f"--split NAME makes another split{default}, another --out another folder; --overwrite makes this split anew"
+
+
 class _Report:
     """Names the first images that are skipped."""
 
@@ -210,9 +214,10 @@ class _Journal:
         try:
             content = [json.loads(line) for line in lines]
         except ValueError:
-            raise ValueError(f"{path}: expected the journal of an earlier run, found another file; {_WAY_OUT}") from None
+            expected = "expected the journal of an earlier run, found another file"
+            raise ValueError(f"{path}: {expected}; {_way_out(self._split)}") from None
         if content:
-            _compare(path, content[0], settings)
+            _compare(path, self._split, content[0], settings)
         header = len(_header((1, 1, self._width), self._dtype))
         room = min((_size(self._features) - header) // (self._width * self._dtype.itemsize), _size(self._boxes) // (_BOX * 4))
         regions, end = 0, 0
@@ -297,25 +302,26 @@ def _finished(folder: Path, split: str, settings: dict[str, Any]) -> Summary | N
             content = json.loads(record.read_text(encoding="utf-8"))
             found, images, skipped = content["settings"], content["images"], content["skipped"]
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{record}: expected the record of an earlier run, found another file; {_WAY_OUT}") from None
-        _compare(record, found, settings)
+            expected = "expected the record of an earlier run, found another file"
+            raise ValueError(f"{record}: {expected}; {_way_out(split)}") from None
+        _compare(record, split, found, settings)
         needed = ["ims.npy", "ids.txt", "boxes.npy", *(["caps.txt"] if settings["captions"] is not None else [])]
         if {folder / f"{split}_{name}" for name in needed} <= set(there):
             _remove(folder, split, _Journal.files)
             return Summary(images, [(name, reason) for name, reason in skipped], False)
     elif there and not (folder / f"{split}_extract.journal").is_file():
-        raise ValueError(f"{there[0]}: expected no file of the split {split!r} that another program made; {_WAY_OUT}")
+        raise ValueError(f"{there[0]}: expected no file of the split {split!r} that another program made; {_way_out(split)}")
     return None
 
 
-def _compare(path: Path, found: dict[str, Any], settings: dict[str, Any]) -> None:
+def _compare(path: Path, split: str, found: dict[str, Any], settings: dict[str, Any]) -> None:
     for name in {**found, **settings}:
         there, now = found.get(name), settings.get(name)
         if there != now:
             other = f"other settings: {name} was {there!r}, and is {now!r}"
             if name == "captions_digest":
                 other = "other images or captions: is --hold-out, --images or the captions file another?"
-            raise ValueError(f"{path}: the split was begun with {other}; {_WAY_OUT}")
+            raise ValueError(f"{path}: the split {split!r} was begun with {other}; {_way_out(split)}")
 
 
 def _digest(images: Sequence[CaptionedImage], captions_per_image: int) -> str:

@@ -16,6 +16,7 @@ import caan_kernels as ck
 
 from .. import checkpoint
 from ..data import CaptionBatch, ImageBatch
+from ..errors import MissingFileError
 from ..isolation import integers, isolated
 from ..model import CAAN
 from ..vocabulary import tokenize
@@ -74,6 +75,9 @@ class Searcher:
 
     def __init__(self, folder: str | Path, run: str | Path | None = None, device: torch.device | str = "cpu"):
         path = Path(run or Contents.read(Path(folder)).checkpoint)
+        if run is None and not path.exists():
+            where = "--run (run= in Python) names it where it is"
+            raise MissingFileError(f"{path}: expected the model of {folder}, found none; {where}")
         model, self.vocabulary, _ = checkpoint.load_model(path)
         self.gallery = Gallery(folder, checkpoint.digest(model, self.vocabulary), path)
         self.device = torch.device(device)

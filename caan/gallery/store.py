@@ -105,7 +105,7 @@ class Contents:
         """
         path = folder / "index.json"
         if not path.is_file():
-            raise MissingFileError(f"{path}: expected an index that caan index has made, found no such file")
+            raise MissingFileError(f"{folder}: expected a gallery, found {_no_gallery(folder)}")
         try:
             facts = parse_json(path, read_text(path), "what caan index writes")
             found = facts["format"]
@@ -139,6 +139,13 @@ class Contents:
                 f"{folder}: expected an index of the model in {checkpoint}, found one of another model (it was in "
                 f"{self.checkpoint}), whose numbers mean nothing to this one; caan index with another --out makes a new index"
             )
+
+
+def _no_gallery(folder: Path) -> str:
+    """What is found in place of an index, and which command makes one."""
+    if any((folder / name).is_file() for name in (checkpoint.BEST, checkpoint.LAST, checkpoint.CONFIG)) or folder.is_file():
+        return f"a model; caan index {folder} --data DATA --out GALLERY makes a gallery with it"
+    return f"{'no index.json in it' if folder.is_dir() else 'none'}; caan index RUN --data DATA --out {folder} makes it"
 
 
 class _Segment:

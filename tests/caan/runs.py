@@ -33,7 +33,7 @@ def trainer(world, folder, config=CONFIG, model=None, **options):
         "standardize": True,
         **(model or {}),
     }
-    model_config = ModelConfig(10, len(vocabulary), **settings)
+    model_config = ModelConfig(train.regions.width, len(vocabulary), **settings)
     said = []
     result = Trainer(folder, train, dev, vocabulary, model_config, config, say=said.append, **options)
     result.said = said

@@ -244,9 +244,9 @@ def test_backbones(made, tmp_path):
 
 
 def test_extract_names_what_is_wrong(made, tmp_path):
-    with pytest.raises(errors.DataError, match="--photos: expected a folder of photographs"):
+    with pytest.raises(errors.DataError, match="^photos: expected a folder of photographs"):
         caan.extract(tmp_path / "none", tmp_path / "data", made / "captions.csv")
-    with pytest.raises(ValueError, match="argument --captions-per-image: invalid int value: 'many'"):
+    with pytest.raises(ValueError, match="argument captions_per_image: invalid int value: 'many'"):
         caan.extract(made / "photos", tmp_path / "data", made / "captions.csv", captions_per_image="many")
 
 

@@ -217,7 +217,9 @@ def test_train_and_evaluate(data, tmp_path, capsys):
     for split in ("train", "dev"):
         np.save(data / f"{split}_ims.npy", np.load(data / f"{split}_ims.npy")[..., 1:])
     assert main(train) == 1
-    assert capsys.readouterr().err.startswith("caan train: error: train: expected the images and captions of the run in ")
+    error = capsys.readouterr().err
+    width = f"--data: expected features of width 6, as in the run in {tmp_path / 'run'}, found 5 in {data}"
+    assert error == f"caan train: error: {width}; another folder (--out) starts anew\n"
 
 
 # The rows of the paper's Table 4.

@@ -158,7 +158,8 @@ def test_only_one_block_of_images_is_held(split, monkeypatch):
 def test_a_model_of_another_width_is_refused(split, tmp_path, write_split):
     model = make_model(split, 0)
     write_split(tmp_path, "wide", np.zeros((24, 5, 7), dtype=np.float32), split.captions)
-    with pytest.raises(errors.WidthError, match="expected region features of width 6, found 7"):
+    message = r"wide_ims.npy: expected region features of width 6, the model's, found 7 .*; give a --data with"
+    with pytest.raises(errors.WidthError, match=message):
         evaluate([model], load_scan_split(tmp_path, "wide"))
 
 

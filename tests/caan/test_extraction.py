@@ -258,15 +258,15 @@ def test_other_settings_are_refused(photos, images, backbone, tmp_path, monkeypa
     changed = [CaptionedImage(NAMES[0], ["another"] * 5), *images[1:]]
     where = "dev_extract.json" if finished else "dev_extract.journal"
     for arguments, options, message in (
-        ((images, photos, larger), {}, r"settings: size was 4, and is 6; give another folder, or begin anew with --overwrite"),
+        ((images, photos, larger), {}, r"settings: size was 4, and is 6; --split NAME makes another split, another --out another"),
         (
             (changed, photos, backbone),
             {},
-            r"images or captions: is --hold-out, --images or the captions file another\?; give another folder",
+            r"images or captions: is --hold-out, --images or the captions file another\?; --split NAME",
         ),
         ((images, photos, backbone), {"captions_per_image": 4}, "settings: captions_per_image was 5, and is 4"),
     ):
-        with pytest.raises(ValueError, match=f"{where}: the split was begun with other {message}"):
+        with pytest.raises(ValueError, match=f"{where}: the split 'dev' was begun with other {message}"):
             extract(*arguments, out, **options)
         assert contents(out) == before
     extract(changed, photos, larger, out, overwrite=True)

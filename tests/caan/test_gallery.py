@@ -227,8 +227,26 @@ def test_what_is_refused(split, index, run_folder, tmp_path):
     texts.write_bytes(b"[" + texts.read_bytes()[1:])
     with pytest.raises(errors.FormatError, match="texts.json: expected the texts of an index"):
         Searcher(index).gallery.ids  # noqa: B018
-    with pytest.raises(errors.MissingFileError, match="expected an index that caan index has made"):
-        Contents.read(tmp_path)
+
+
+def test_what_is_no_gallery_is_told_with_the_command_that_makes_one(run_folder, index, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    for folder, message in (
+        (nowhere, f"found none; caan index RUN --data DATA --out {nowhere} makes it"),
+        (tmp_path, f"found no index.json in it; caan index RUN --data DATA --out {tmp_path} makes it"),
+        (run_folder, f"found a model; caan index {run_folder} --data DATA --out GALLERY makes a gallery with it"),
+    ):
+        with pytest.raises(errors.MissingFileError, match=f"^{folder}: expected a gallery, {message}$"):
+            Contents.read(folder)
+    with pytest.raises(errors.MissingFileError, match="no such file; this is a gallery, and a run is expected"):
+        checkpoint.load_model(index)
+
+
+def test_a_gallery_says_which_option_names_a_model_that_has_moved(run_folder, index, tmp_path, capsys):
+    run_folder.rename(tmp_path / "moved")
+    assert main(["search", str(index), "dog"]) == 1
+    assert f"{run_folder}: expected the model of {index}, found none; --run (run= in Python) names it" in capsys.readouterr().err
+    assert main(["search", str(index), "word1", "--run", str(tmp_path / "moved")]) == 0
 
 
 def changed(split, tmp_path, write_split):
@@ -354,7 +372,7 @@ def test_the_command(split, index, run_folder, tmp_path, capsys, monkeypatch):
         (["x", "--top", 0], "--top: expected at least 1, got 0"),
         (["x", "--shortlist", 5], "--shortlist: expected at least the 10 of --top, got 5"),
         ([" "], "text: expected words, got none"),
-        (["--image", "nobody.jpg"], "index, such as 0, 1, 2, a number below 24, or a photograph's file"),
+        (["--image", "nobody.jpg"], "index, such as 0, 1, 2, a number below 24, SPLIT:ID"),
         (["--queries", tmp_path / "none"], "none: expected a text file, found no such file"),
         (["--interactive", "--json", "-"], "--json: expected without --interactive"),
     ):

@@ -17,7 +17,7 @@ from averages import averaging
 from PIL import Image
 from terminals import open_terminal
 
-from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors
+from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, extract
 from caan.commands import images, main, options, search, show
 from caan.data import load_scan_split, read_record, records
 from caan.extraction import CaptionedImage, backbones, usual_captions
@@ -122,6 +122,24 @@ def test_held_out_images_are_in_one_split(folder, capsys):
     ):
         assert caan("extract", "--photos", "photos", "--out", "none", "--captions", "captions.csv", *given) == 1
         assert message in capsys.readouterr().err
+    assert caan(*EXTRACT, "--captions", "captions.csv", "--hold-out", 2) == 1
+    error = capsys.readouterr().err
+    assert "--hold-out: expected 3, the images of dev in data, got 2; another --out makes another folder, --overwrite" in error
+    assert caan(*EXTRACT, "--captions", "captions.csv", "--hold-out", 3) == 0
+    assert caan(*EXTRACT, "--captions", "captions.csv", "--hold-out", 2, "--overwrite") == 0
+
+
+def test_a_forgotten_split_is_named(folder, capsys):
+    assert caan(*EXTRACT) == 0
+    assert caan("extract", "--photos", "more", "--out", "data") == 1
+    error = capsys.readouterr().err
+    assert "the split 'test' was begun with other settings: photos was" in error
+    assert "; --split NAME makes another split (without it, the split is test), another --out" in error
+    assert error.endswith("; --overwrite makes this split anew\n")
+    with pytest.raises(ValueError, match=r"; split=NAME makes another split .*, another out .*; overwrite=True makes this split"):
+        extract("more", "data")
+    with pytest.raises(ValueError, match="^hold_out: expected with captions only"):
+        extract("more", "none", hold_out=1)
 
 
 def load_ids():

@@ -264,7 +264,7 @@ def test_a_finished_run_does_nothing_and_can_be_extended(world, tmp_path):
 
 def test_other_settings_are_refused(world, tmp_path, write_split):
     trainer(world, tmp_path).run()
-    with pytest.raises(ValueError, match=r"learning_rate: expected 0\.005, as in the run in .*, got 1\.0; another folder"):
+    with pytest.raises(ValueError, match=r"learning_rate: expected 0\.005, as in the run in .*, got 1\.0; another folder .--out"):
         trainer(world, tmp_path, replace(CONFIG, learning_rate=1.0))
     with pytest.raises(ValueError, match=r"decay_epochs: expected \(1\.5,\)"):
         trainer(world, tmp_path, replace(CONFIG, decay_epochs=(1.0, 2.0)))
@@ -278,14 +278,16 @@ def test_other_settings_are_refused(world, tmp_path, write_split):
         features = np.load(world / f"{split}_ims.npy")
         np.save(world / f"{split}_ims.npy", features + 1)
         name = {"dev": "validation"}.get(split, split)
-        with pytest.raises(
-            ValueError, match=f"{name}: expected the images and captions of the run in .*, got others; another folder"
-        ):
+        of_run = f"{name}: expected the features, ids and captions of the run in {tmp_path}"
+        with pytest.raises(ValueError, match=f"{of_run}, found others in {world}; another folder"):
             trainer(world, tmp_path)
         np.save(world / f"{split}_ims.npy", features)
     captions = load_scan_split(world, "train").captions
     write_split(world, "train", np.load(world / "train_ims.npy")[:-1], captions[:-5])
-    with pytest.raises(ValueError, match="train: expected the images and captions of the run"):
+    with pytest.raises(ValueError, match="train: expected the features, ids and captions of the run"):
+        trainer(world, tmp_path)
+    write_split(world, "train", np.zeros((36, 4, 7), dtype=np.float32), captions)
+    with pytest.raises(ValueError, match=f"data: expected features of width 10, as in the run in {tmp_path}, found 7 in {world}; "):
         trainer(world, tmp_path)
     write_split(world, "train", np.zeros((36, 4, 10), dtype=np.float32), [caption.replace("near", "far") for caption in captions])
     with pytest.raises(ValueError, match="vocabulary"):

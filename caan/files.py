@@ -136,6 +136,21 @@ def make_folder(name: str, path: Path) -> None:
         raise ValueError(f"{name}: expected a folder that can be written to, got {path}")
 
 
+@contextmanager
+def made_folder(name: str, path: Path) -> Iterator[None]:
+    """As `make_folder`; a new folder that is still empty when the block fails is removed."""
+    is_new = not os.path.lexists(path)
+    make_folder(name, path)
+    try:
+        yield
+    except BaseException:
+        # Where it is not empty, it stays.
+        with suppress(OSError):
+            if is_new:
+                path.rmdir()
+        raise
+
+
 def hold(file: IO) -> bool:
     """Lock a file that is open for writing until it is closed.
 

@@ -121,10 +121,6 @@ class Trainer:
         self.average = AveragedModel(self.model, multi_avg_fn=self._move_average) if config.average else None
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         pairs = Pairs(train, vocabulary)
-        if self.processes.first:
-            for warning in (pairs.captions.warning(), Captions(self.validation, vocabulary).warning()):
-                if warning:
-                    say(warning)
         self.batches = ShuffledBatches(len(pairs), config.batch_size, config.seed, drop_last=True)
         share = OwnPairs(self.batches, self.processes.number, self.processes.count)
         self.loader = make_loader(pairs, share, workers, pin_memory=self.device.type == "cuda")
@@ -140,10 +136,8 @@ class Trainer:
         self.norms: list[float] = []
         if self.last_path.exists():
             self._restore()
-        elif model_config.standardize:
-            self.model.region_encoder.set_statistics(*channel_statistics(train))
-            if self.average:
-                self.average.module.load_state_dict(self.model.state_dict())
+        else:
+            self._begin(train, pairs)
         self._check_same_processes()
 
     @property
@@ -405,6 +399,17 @@ class Trainer:
             **checkpoint.model_facts(self.model, self.vocabulary),
         }
         checkpoint.write(self.last_path, tensors, facts)
+
+    def _begin(self, train: Split, pairs: Pairs) -> None:
+        """What a run that continues has had."""
+        if self.processes.first:
+            for warning in (pairs.captions.warning(), Captions(self.validation, self.vocabulary).warning()):
+                if warning:
+                    self.say(warning)
+        if self.model.config.standardize:
+            self.model.region_encoder.set_statistics(*channel_statistics(train))
+            if self.average:
+                self.average.module.load_state_dict(self.model.state_dict())
 
     def _restore(self) -> None:
         tensors, facts = checkpoint.read(self.last_path)

@@ -138,6 +138,11 @@ class Vocabulary:
         with replacing(path) as unfinished:
             unfinished.write_text(json.dumps(content), encoding="utf-8")
 
+    @property
+    def num_words(self) -> int:
+        """The number of words, the four marks not counted."""
+        return len(self.words) - len(MARKS)
+
     def near(self, word: str, most: int = 3) -> list[str]:
         """Words of the vocabulary with a similar spelling, the nearest first."""
         known = [own for own in self.words[len(MARKS) :] if _LETTER.search(own)]

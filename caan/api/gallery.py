@@ -74,9 +74,9 @@ class Gallery:
             query: a text (a string); or an image: a `pathlib.Path`, a Pillow image, (R, F) features, or the number of an image of
                 the gallery. Photographs need the backbone, which `caan index` notes.
             top: how many; fewer where the gallery has fewer.
-            find: "images" or "captions". None: images for a text; for an image captions, or images where the gallery has no
-                captions. Images for an image are found by the cosine of mean vectors: the operator scores no image against an
-                image.
+            find: "images", or for an image also "captions". None: images for a text; for an image captions, or images where the
+                gallery has no captions. Images for an image are found by the cosine of mean vectors: the operator scores no image
+                against an image.
             shortlist: how many items the operator scores and sorts, `top` at least: those whose mean vectors are nearest to that
                 of the query. None scores all items.
 
@@ -87,9 +87,10 @@ class Gallery:
             ValueError: a number is out of range, the model knows no word of the text, or the gallery has no captions to find.
             TypeError, DataError: the image cannot be used.
         """
-        if find not in (None, "images", "captions") or (isinstance(query, str) and find == "captions"):
-            expected = "'images' or None" if isinstance(query, str) else "'images', 'captions' or None"
-            raise ValueError(f"find: expected {expected}, got {find!r}")
+        if find not in (None, "images", "captions"):
+            raise ValueError(f"find: expected 'images', 'captions' or None, got {find!r}")
+        if isinstance(query, str) and find == "captions":
+            raise ValueError("find: expected 'images' or None for a text, got 'captions': a text finds images only")
         asked = self._query(query)
         captions = self._searcher.finds_captions(asked, find)
         if asked.wants_images or captions:

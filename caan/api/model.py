@@ -1,5 +1,6 @@
 """A trained model, for programs: texts and images in, scores and rankings out."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..isolation import integers, isolated
 from ..model import CAAN
 from ..model import Encoded as Features
 from ..scorer import tile_of
+from ..unknown import nothing_known
 from ..vocabulary import PAD, Vocabulary
 from .images import Backbone, Image, Images, as_list, noted_backbone
 
@@ -296,7 +298,10 @@ class Model:
             ValueError: it knows no word.
         """
         if not self.vocabulary.knows(text):
-            raise ValueError(f"{called}: expected a word that the model knows, got {text!r}")
+            # Path.is_file raises where a text is too long for a file's name.
+            if os.path.isfile(text):
+                raise ValueError(f"{called}: expected a text, got the file {text!r}: name a photograph by a pathlib.Path")
+            raise ValueError(f"{called}: {nothing_known(self.vocabulary, text)}")
 
 
 def load(run: str | Path, *, backbone: str | Path | None = None, device: torch.device | str = "cpu") -> Model:

@@ -115,7 +115,9 @@ def _bars(axes: Axes, weights: np.ndarray) -> None:
     near = f"; all within {even}" if even else ""
     axes.bar(np.arange(len(weights)), weights, color=[_BAR if weight > share else _LOW_BAR for weight in weights])
     axes.axhline(share, linestyle="--", linewidth=1, color=_LINE, label=f"an even share, 1/{len(weights)}" + near)
-    axes.legend(fontsize=8)
+    # Over the highest bar.
+    axes.set_ylim(0, 1.25 * max(share, weights.max(initial=0)))
+    axes.legend(fontsize=8, loc="upper right")
 
 
 def _add_scale(figure: Figure, place: SubplotSpec) -> None:

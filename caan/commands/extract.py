@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CaptionMismatchError, DataError
-from ..files import make_folder
+from ..files import made_folder
 from ..settings import option
 
 if TYPE_CHECKING:
@@ -84,12 +84,16 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         DataError, ValueError, OSError: what was given cannot be used.
     """
+    splits = _captioned(arguments)
+    with made_folder("--out", Path(arguments.folder)):
+        _extract(arguments, splits)
+
+
+def _extract(arguments: argparse.Namespace, splits: "dict[str, list[CaptionedImage]] | None") -> None:
     # torch takes seconds to import, which `caan --help` need not wait for.
     from ..data import records
     from ..extraction import FoundPhotographs, Photographs, extract_split, usual_captions
 
-    splits = _captioned(arguments)
-    make_folder("--out", Path(arguments.folder))
     place = _features(arguments) if arguments.features else _photographs(arguments)
     splits = splits or _without_captions(arguments, place)
     present = {split: any(_is_there(place, image) for image in images) for split, images in splits.items()}

@@ -89,7 +89,8 @@ def run(arguments: argparse.Namespace) -> None:
             continue
         chosen = np.random.default_rng(0).permutation(len(askers))[: arguments.check]
         queries = [query(number) for number in bar(chosen, desc=name, unit=" queries", leave=False)]
-        recall = shortlist_recall(searcher, queries, _LENGTHS)
+        # No shortlist is longer than what it is taken of.
+        recall = shortlist_recall(searcher, queries, sorted({min(length, len(asked)) for length in _LENGTHS}))
         print(f"{name}, {len(queries)} queries: of the exact best 1, 5 and 10 among {len(asked):,}, in the shortlist")
         for length, by_top in recall.items():
             print(f"  shortlist of {length:4}" + "".join(f"{value:8.1f}%" for value in by_top.values()))

@@ -21,7 +21,8 @@ from ..files import check_writable, read_text, replacing
 from ..photographs import Unreadable
 from ..progress import bar, warn
 from ..text import normalised, shown
-from ..vocabulary import MARKS, tokenize
+from ..unknown import listed, near_spellings, nothing_known
+from ..vocabulary import tokenize
 from . import images, options, prompt
 
 _SHORTLIST = 200
@@ -242,7 +243,7 @@ def _text_query(searcher, text: str) -> tuple[Any, dict[str, Any]]:
     query = searcher.text(text)
     asked = {"text": text, **_unknown(searcher, query.unknown)}
     if not searcher.vocabulary.knows(text):
-        raise NothingKnownError(_nothing_known(searcher, asked), asked)
+        raise NothingKnownError(f"text: {nothing_known(searcher.vocabulary, text)}", asked)
     return query, asked
 
 
@@ -258,28 +259,12 @@ def _image_query(searcher, arguments: argparse.Namespace) -> tuple[Any, dict[str
 
 def _unknown(searcher, words: list[str]) -> dict[str, Any]:
     """Words that the model does not know, and for each those that are spelt much like it; nothing where there are none."""
-    words = [word for word in dict.fromkeys(words) if any(map(str.isalnum, word))]
-    return {"unknown": words, "near": {word: searcher.vocabulary.near(word) for word in words}} if words else {}
-
-
-def _spelt(result: dict[str, Any]) -> str:
-    near = result["near"].items()
-    return ", ".join(f"{word} (near it: {', '.join(others)})" if others else f"{word} (nothing near it)" for word, others in near)
+    near = near_spellings(searcher.vocabulary, words)
+    return {"unknown": list(near), "near": near} if near else {}
 
 
 def _unknown_line(result: dict[str, Any]) -> str:
-    return f"Words that the model does not know: {_spelt(result)}" if "unknown" in result else ""
-
-
-def _nothing_known(searcher, asked: dict[str, Any]) -> str:
-    expected = "text: expected a word that the model knows"
-    if "unknown" not in asked:
-        return f"{expected}, got only marks: {asked['text']}"
-    known = len(searcher.vocabulary) - len(MARKS)
-    return (
-        f"{expected}, got {_spelt(asked)}; it knows {known:,} words, by default those that occur four times or more in the "
-        "captions of train and dev. In a language without spaces, put spaces between words"
-    )
+    return f"Words that the model does not know: {listed(result['near'])}" if "unknown" in result else ""
 
 
 def _origin(gallery, number: int) -> dict[str, str]:

@@ -110,7 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
             shared = f", {processes.count} processes" if processes.count > 1 else ""
             threads = torch.get_num_threads()
             print(
-                f"{train.num_images:,} images, {len(train.captions):,} captions, {len(vocabulary):,} words; "
+                f"{train.num_images:,} images, {len(train.captions):,} captions, {vocabulary.num_words:,} words; "
                 f"{sum(p.numel() for p in trainer.model.parameters()):,} parameters; {trainer.total_steps:,} steps on {device}, "
                 f"{threads} thread{'' if threads == 1 else 's'}{shared}; validation on {trainer.validated_on}"
             )

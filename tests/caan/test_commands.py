@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import json
 import os
 import re
 import shlex
@@ -197,6 +198,9 @@ def test_train_and_evaluate(data, tmp_path, capsys):
     assert main(train) == 0
     printed = capsys.readouterr().out
     assert "7 images, 35 captions" in printed and "6 steps on cpu" in printed
+    # Without the four marks.
+    words = len(json.loads((tmp_path / "run" / "vocabulary.json").read_text())["word2idx"]) - 4
+    assert f", {words} words; " in printed
     assert "epoch 2 of 2" in printed and "best validation rsum" in printed
     assert main(train) == 0
     assert "continuing" in capsys.readouterr().out

@@ -129,6 +129,13 @@ def test_held_out_images_are_in_one_split(folder, capsys):
     assert caan(*EXTRACT, "--captions", "captions.csv", "--hold-out", 2, "--overwrite") == 0
 
 
+def test_a_failed_extract_leaves_no_empty_folder(folder):
+    Path("there").mkdir()
+    for out in ("new", "there"):
+        assert caan("extract", "--photos", "nowhere", "--out", out) == 1
+    assert not Path("new").exists() and Path("there").is_dir()
+
+
 def test_a_forgotten_split_is_named(folder, capsys):
     assert caan(*EXTRACT) == 0
     assert caan("extract", "--photos", "more", "--out", "data") == 1

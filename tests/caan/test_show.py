@@ -218,6 +218,10 @@ def test_a_figure_shows_the_numbers(split, boxes):
     assert ticks["1/3 or less"] == -1 and ticks["as it is: an even share"] == 0 and ticks["3× or more"] == 1
     png = Image.open(io.BytesIO(pictures.to_png(lambda: figure)))
     assert png.size[0] == 1650 and png.mode == "RGB"
+    # The legend is over the bars, not on them.
+    for title in ("region attention f", "word attention g"):
+        tops = [bar.get_window_extent().y1 for bar in axes[title].patches]
+        assert axes[title].get_legend().get_window_extent().y0 > max(tops)
 
 
 def test_affinities_of_features_are_drawn_where_they_are_negative(split, boxes):

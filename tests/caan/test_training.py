@@ -19,7 +19,7 @@ from runs import CONFIG, assert_same_metrics, assert_same_weights, trainer
 from safetensors.torch import save_file
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint, errors, loss, metrics, signals, training
-from caan.data import channel_statistics, load_scan_split
+from caan.data import batches, channel_statistics, load_scan_split
 from caan.model import RegionEncoder
 from caan.presets import PRESETS
 from caan.training import Trainer
@@ -292,6 +292,14 @@ def test_other_settings_are_refused(world, tmp_path, write_split):
     write_split(world, "train", np.zeros((36, 4, 10), dtype=np.float32), [caption.replace("near", "far") for caption in captions])
     with pytest.raises(ValueError, match="vocabulary"):
         trainer(world, tmp_path)
+
+
+def test_unknown_words_are_told_when_a_run_begins(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "_MANY_UNKNOWN", -1)
+    begun = trainer(world, tmp_path / "run")
+    assert [text.split(": ")[:2] for text in begun.said] == [["train", "warning"], ["dev", "warning"]]
+    begun.run()
+    assert [text.split()[0] for text in trainer(world, tmp_path / "run").said] == ["continuing"]
 
 
 def test_a_broken_state_is_named(world, tmp_path):

@@ -23,7 +23,7 @@ _COMMANDS = {
     "index": "project a gallery once and store it",
     "search": "search a gallery: images for a text; captions or images for an image",
     "show": "pictures: the attention of a pair, a training, retrieved images or captions",
-    "demo": "train, evaluate and show on rendered scenes, in about eight minutes",
+    "demo": "train, evaluate and show on rendered scenes, in about two minutes",
 }
 
 

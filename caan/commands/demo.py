@@ -1,4 +1,4 @@
-"""Train and evaluate on rendered scenes of coloured shapes: no data, no network, about eight minutes on two cores.
+"""Train and evaluate on rendered scenes of coloured shapes: no data, no network, about two minutes on two cores.
 
 Scenes are drawn and described, their features extracted, the preset "demo" trained, retrieval measured on scenes with pairs of
 colour and shape that training never showed, and a page of it written. Stopped or killed, the same command continues.

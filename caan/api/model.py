@@ -310,7 +310,7 @@ def load(run: str | Path, *, backbone: str | Path | None = None, device: torch.d
     Args:
         run: the folder of a run of `caan train`, a checkpoint, or a folder of `Model.save_pretrained`.
         backbone: what turns photographs into features: a name as `caan extract` takes it, or the data folder that
-            `caan extract` has made, whose record names it; None: the backbone of the training's features, if the run has it noted.
+            `caan extract` has made, whose record names it; None: the backbone that the run recorded in training, if any.
         device: where the model runs.
 
     Raises:

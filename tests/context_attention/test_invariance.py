@@ -55,18 +55,18 @@ def test_lists_and_shards(backend, dtype, similarity):
 
 
 # Of Triton's tiles: several captions of both sizes, with and without a tail of regions; one caption, with regions in blocks.
-COMPANY = {"16": (2, 5, 6, 7), "32": (2, 36, 3, 20), "blocks": (1, 66, 3, 33)}
+BATCHES = {"16": (2, 5, 6, 7), "32": (2, 36, 3, 20), "blocks": (1, 66, 3, 33)}
 # Widths of the shared cases: a Triton kernel is compiled for each.
 WIDTHS = cases.SHAPES["odd"][4:]
 
 
 @dtypes
 @pytest.mark.parametrize(("similarity", "bad"), [("dot", torch.inf), ("dot", torch.nan), ("cosine", torch.inf)])
-@pytest.mark.parametrize("shape", COMPANY)
+@pytest.mark.parametrize("shape", BATCHES)
 def test_a_word_that_is_not_finite_stays_with_its_caption(backend, dtype, similarity, bad, shape):
     """Captions beside it, in one tile, keep the bits of their scores."""
     options = {"backend": backend, "similarity": similarity}
-    case = cases.problem((*COMPANY[shape], *WIDTHS), dtype, lengths=False, near_zero=True).on(backend)
+    case = cases.problem((*BATCHES[shape], *WIDTHS), dtype, lengths=False, near_zero=True).on(backend)
     scores = case.call(**options)
     case.words[1, 3, 1] = bad
     found = case.call(**options)

@@ -109,7 +109,9 @@ def test_rounds_of_a_backward_in_triton(items, words, expected, triton_launch, m
     assert launched == ["_run_pairs", "_sum_gradients"] * expected
 
 
-def test_launches_of_a_round_in_triton(triton_launch, monkeypatch):
+@pytest.fixture
+def triton_launches(triton_launch, monkeypatch):
+    """Names of kernels that would be launched, as on a GPU with the multiprocessors of an H100."""
     launched = []
 
     class Counted(Unlaunched):
@@ -121,6 +123,28 @@ def test_launches_of_a_round_in_triton(triton_launch, monkeypatch):
 
     for name in [x for x in vars(triton_launch) if x.endswith("_kernel")]:
         monkeypatch.setattr(triton_launch, name, Counted(name))
+    monkeypatch.setattr(triton_launch, "multiprocessors", lambda device: 132)
+    return launched
+
+
+def test_launches_of_a_round_in_triton(triton_launches):
     differentiate_in_triton(128, 16)
     sums = [f"{items}_{part}_kernel" for part in ("features", "hidden") for items in ("image", "caption")]
-    assert launched == ["plan_kernel", *["pair_kernel", *sums] * 3]
+    assert triton_launches == ["plan_kernel", *["pair_kernel", *sums] * 3]
+
+
+@pytest.mark.parametrize(
+    ("images", "captions", "words", "dtype", "tiles", "large"),
+    [
+        (128, 128, 52, torch.bfloat16, 2, 1),
+        (5000, 25_000, 16, torch.bfloat16, 139, 0),
+        (5000, 25_000, 52, torch.bfloat16, 356, 1364),
+        (5000, 25_000, 52, torch.float32, 0, 8969),
+    ],
+)
+def test_launches_of_scores_in_triton(images, captions, words, dtype, tiles, large, triton_launches):
+    """docs/triton.md, "Launches": as many as the time of one asks for, whatever a workspace holds."""
+    with torch.device("meta"):
+        call = operands(images, captions, 1024, 1024, dtype, "triton", words=words)
+        operators.pair_scores(call._replace(regions=call.regions._replace(lengths=None)))
+    assert [triton_launches.count(x) for x in ("plan_kernel", "tile_kernel", "large_kernel")] == [1, tiles, large]

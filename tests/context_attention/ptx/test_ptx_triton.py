@@ -18,16 +18,14 @@ from caan_kernels.context_attention.triton import launch
 SUMS = "image_features_kernel", "image_hidden_kernel", "caption_features_kernel", "caption_hidden_kernel"
 # Kernels by their names; which class of shapes a pair is of depends on the lengths alone.
 CASES = {
-    "small": Case(("plan_kernel", "product_kernel", "products_kernel", "tile_kernel", "finish_kernel"), HALF, (36, 7), (9, 20)),
-    "small_list": Case(("plan_kernel", "products_kernel", "tile_kernel", "finish_kernel"), HALF, (36, 7), (9, 20), listed=True),
-    "large": Case(("products_kernel", "factors_kernel", "logits_kernel"), HALF + SINGLE, (66,), (40, 9)),
-    "large_list": Case(("products_kernel", "factors_kernel", "logits_kernel"), HALF + SINGLE, (66,), (40, 9), listed=True),
+    "small": Case(("plan_kernel", "product_kernel", "tile_kernel"), HALF, (36, 7), (9, 20)),
+    "small_list": Case(("plan_kernel", "tile_kernel"), HALF, (36, 7), (9, 20), listed=True),
+    "large": Case(("large_kernel",), HALF + SINGLE, (66,), (40, 9)),
+    "large_list": Case(("large_kernel",), HALF + SINGLE, (66,), (40, 9), listed=True),
     # An empty item and one with a single row beside full ones.
-    "small_one_term": Case(
-        ("tile_kernel", "finish_kernel"), HALF, (36, 0, 1), (9, 0, 1, 20), (72, 40), cases.OPTIONS["inter_only"], listed=True
-    ),
+    "small_one_term": Case(("tile_kernel",), HALF, (36, 0, 1), (9, 0, 1, 20), (72, 40), cases.OPTIONS["inter_only"], listed=True),
     **{
-        f"large_{name}": Case(("logits_kernel",), dtypes, (66, 0), (40, 0, 1), (72, 40), cases.OPTIONS[name])
+        f"large_{name}": Case(("large_kernel",), dtypes, (66, 0), (40, 0, 1), (72, 40), cases.OPTIONS[name])
         for name, dtypes in (("cosine", HALF[1:]), ("inter_only", HALF[:1]), ("intra_only", SINGLE))
     },
     # In float32, of several rounds.
@@ -45,7 +43,7 @@ CASES = {
 def test_golden(name):
     with triton_launches.interpreted(launch) as launched:
         assert_golden(name, "triton")
-    assert {"products_kernel", "tile_kernel", "finish_kernel", "pair_kernel", *SUMS} <= set(launched)
+    assert {"tile_kernel", "pair_kernel", *SUMS} <= set(launched)
 
 
 def in_classes():

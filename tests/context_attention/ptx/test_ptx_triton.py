@@ -140,3 +140,20 @@ def test_fault_of_derivatives_is_found(kernel, pattern, replacement, error):
     problem = case.problem(torch.bfloat16)
     with pytest.raises(error), triton_launches.interpreted(launch, editing(kernel, pattern, replacement, 0)):
         assert_accurate(case, problem, *cases.run(problem, **case.options, backend="triton"))
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(("kernel", "name"), [("tile_kernel", "small"), ("large_kernel", "large")])
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "error"),
+    [
+        (r"bar\.sync[^;]*;", "", PtxError),
+        (r"(mma\.sync[^{]*\{[^}]*\}, \{ %\w+, )(%\w+), (%\w+)", r"\1\3, \2", AssertionError),
+    ],
+    ids=["no_barrier", "swapped_fragment"],
+)
+def test_fault_of_scores_is_found(kernel, name, pattern, replacement, error):
+    case = CASES[name]._replace(words=(9,), widths=(16, 16))
+    problem = case.problem(torch.bfloat16)
+    with pytest.raises(error), triton_launches.interpreted(launch, editing(kernel, pattern, replacement, 0)):
+        assert_accurate(case, problem, problem.call(**case.options, backend="triton"), {})

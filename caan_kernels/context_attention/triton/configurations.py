@@ -63,14 +63,14 @@ def gram(dtype: torch.dtype, words: int) -> bool:
 def large(dtype: torch.dtype, precision: str, words: int) -> Configuration:
     """For `large_kernel` on captions of up to `words` words."""
     blocks = {**_products(dtype, precision, words), "FACTOR_BLOCK": 32 if words == 16 else 16, "WIDTH_BLOCK": 16, "WORD_PARTS": 1}
+    # With larger blocks of long captions, or more columns of IEEE products, registers spill.
     if dtype != torch.float32:
-        # Regions that lie in one tile with a caption.
         blocks |= {"REGION_BLOCK": max(16, min(64, 2048 // words)), "HIDDEN_BLOCK": 16 if words > 64 else 32}
+        blocks |= {"FACTOR_BLOCK": 8} if words > 64 else {}
         return Configuration(blocks, 2, 2, 255)
     if words > 64:
-        blocks |= {"REGION_BLOCK": SHORTEST, "HIDDEN_BLOCK": 8, "WORD_PARTS": 2, "FACTOR_BLOCK": 4}
+        blocks |= {"REGION_BLOCK": SHORTEST, "HIDDEN_BLOCK": 8, "WORD_PARTS": 2, "FACTOR_BLOCK": 4, "TILE_REGIONS": 32}
     else:
-        # With more columns of IEEE products registers spill.
         blocks |= {"REGION_BLOCK": 32 if words == 16 else 16, "HIDDEN_BLOCK": 8 if precision == "ieee" else 16}
     return Configuration(blocks, 2, 1, 255)
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
-import json
 import re
 import sys
 import tempfile
@@ -386,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET=1 compiles nothing: unset it")
     report = measure(options.check, list(ARCHITECTURES))
     if not options.check:
-        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+        compiled_tables.write(report, RESULTS)
         compiled_tables.render(RESULTS, DOCUMENT)
     wrong = faults(report)
     print("\n".join(["", "Not as it should be:", *wrong]) if wrong else f"{len(report['kernels'])} kernels, all as they should be")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...core.gpu.checks import check, check_lengths, check_rank, check_values
-from ..call import Projection, Vectors
+from ..call import CallGradient, Projection, ProjectionGradient, Vectors
 
 
 def check_projection(call: Projection) -> None:
@@ -12,6 +12,20 @@ def check_projection(call: Projection) -> None:
     check_rank("items", call.items, 3)
     check("weight", call.weight, (call.items.shape[2], call.weight.shape[-1]), call.items.dtype, call.items.device)
     check_lengths("lengths", call.lengths, call.items)
+
+
+def check_projection_gradient(gradient: ProjectionGradient) -> None:
+    """The gradient of a side's products, and what made them."""
+    call = gradient.projection
+    check_projection(call)
+    check("grad", gradient.grad, (*call.items.shape[:2], call.weight.shape[1]), call.items.dtype, call.items.device)
+
+
+def check_gradient(gradient: CallGradient) -> None:
+    """The gradient of a call's scores."""
+    V, U, pairs = gradient.call.regions.features, gradient.call.words.features, gradient.call.pairs
+    shape = (V.shape[0], U.shape[0]) if pairs is None else (pairs.shape[0],)
+    check("grad", gradient.grad, shape, torch.float32, V.device)
 
 
 def check_call(V, U, vectors: Vectors, pairs: Tensor | None) -> None:

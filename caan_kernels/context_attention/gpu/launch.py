@@ -12,7 +12,7 @@ from ...core.gpu.limits import whole
 from ...core.gpu.plan import Plan, Walk, Wanted, exist
 from ...core.ragged import new_scores
 from ..call import Call, CallGradient, Options, Projection, ProjectionGradient, Side, Vectors, beside
-from .checks import check_call, check_projection
+from .checks import check_call, check_gradient, check_projection, check_projection_gradient
 from .limits import Shape
 
 # Bytes that a call may take beside its result where features come unprojected, for the matrices of a side beside each other,
@@ -91,7 +91,7 @@ def project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
 
     torch's products: deterministic on one stream, and gradients need no batch invariance.
     """
-    check_projection(call.projection)
+    check_projection_gradient(call)
     # Autograd may run where autocast is on.
     with without_autocast(call.grad.device):
         return _project_backward(call)
@@ -185,6 +185,7 @@ def _blocks(V: "PlannedSide", U: "PlannedSide") -> tuple[int, int]:
 def pair_scores_backward(call: CallGradient) -> tuple[Tensor, ...]:
     """Gradients of the six tensors of `pair_scores`; a pair whose score has the gradient 0 is not looked at."""
     grad, planned = call.grad, _with_products(call.call)
+    check_gradient(call)
     V, U = planned.V, planned.U
     # Sums over pairs are float32 and go on from one launch to the next.
     of_vectors = (len(V), planned.vectors.region_score.shape[0])
@@ -193,7 +194,7 @@ def pair_scores_backward(call: CallGradient) -> tuple[Tensor, ...]:
     # One launch, where a call for each tensor would be six.
     torch._foreach_zero_(sums)
     if grad.numel() and V.features.numel() and U.features.numel():
-        _differentiate(planned, grad.contiguous(), tuple(sums))
+        _differentiate(planned, grad, tuple(sums))
     gradients = *sums[:4], *(x.sum(0) for x in sums[4:])
     if V.features.dtype == torch.float32:
         return gradients

@@ -80,10 +80,11 @@ def project(call: Projection) -> Tensor:
 
 def _products(items: Tensor, weight: Tensor, lengths: Tensor | None, kernels: Kernels) -> Tensor:
     # Of an item whose length is out of range nobody reads the products.
+    count, rows, width = items.shape
     if lengths is None:
-        lengths = torch.full(items.shape[:1], items.shape[1], device=items.device)
-    product = kernels.product(items.flatten(0, 1), weight, lengths, items.shape[1])
-    return product.view(*items.shape[:2], weight.shape[1])
+        lengths = torch.full((count,), rows, device=items.device)
+    product = kernels.product(items.view(count * rows, width), weight, lengths, rows)
+    return product.view(count, rows, weight.shape[1])
 
 
 def project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:

@@ -216,7 +216,7 @@ def test_seconds_of_derivatives_are_more_than_was_counted(hidden, single):
 @both_dtypes
 @all_pairs_or_listed
 def test_triton(shape, dtype, listed, monkeypatch):
-    """Rounds of scores, and slots of derivatives."""
+    """Rounds of scores, and launches of derivatives."""
     pytest.importorskip("triton")
     from caan_kernels.context_attention.triton import launch
     from caan_kernels.context_attention.triton.plan import classes_of
@@ -230,12 +230,17 @@ def test_triton(shape, dtype, listed, monkeypatch):
         pairs = scoring._products(kind, 0)[2]
         assert pairs * limits.in_triton(of._replace(regions=kind.rows[0], words=kind.rows[1]), kind.small, False) <= MOST_SECONDS
     counts = []
-    monkeypatch.setattr(launch, "_run_pairs", lambda slots, scratch, first, count, *_: counts.append(count))
-    monkeypatch.setattr(launch, "_sum_gradients", lambda *_: None)
+    first, beyond = map(launch.gradient_kernel.arg_names.index, ("first", "beyond"))
+
+    class Counted:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: counts.append(min(arguments[beyond], grad.numel()) - arguments[first])
+
+    monkeypatch.setattr(launch, "gradient_kernel", Counted())
     slots = operators.Slots(call._replace(kernels=launch), operators.SCRATCH_BYTES, gradient=True)
     slots.reserve = lambda count: None
     grad = of_no_memory(torch.float32, *((listed,) if listed else (min(shape[0], 100), min(shape[1], 2000))))
-    launch.differentiate(slots, None, grad, ())
+    launch.differentiate(slots, Walk(*(None,) * 6), grad, (None,) * 6)
     pair, step = launch._derivatives(slots)
     at_once = min(slots.count, 3 * limits.MULTIPROCESSORS)
     seconds = counts[0] * pair * 3 * limits.MULTIPROCESSORS / at_once + min(counts[0], max(grad.shape)) * step

@@ -8,9 +8,8 @@
 The kernels' own launch code runs on small CPU tensors, with kernels that record how they are launched in place of the real
 ones; what was recorded is compiled for each architecture and disassembled.
 
-Left out are 14 of the 20 combinations of a block of regions and a block of words that pair_kernel takes, and widths other than
-D = H = 1024. These combinations would be 448 compilations more, of several seconds each. The products of pair_kernel take up to
-16 words at a time, so a larger block of words means more steps of a loop.
+Left out are 15 of the 20 combinations of a block of regions and a block of words that gradient_kernel and map_kernel take, and
+widths other than D = H = 1024. Their products take up to 16 words at a time, so a larger block of words means more steps of a loop.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import itertools
-import json
 import re
 import sys
 import tempfile
@@ -54,11 +52,8 @@ ATTENTION = (
     "product_kernel",
     "tile_kernel",
     "large_kernel",
-    "pair_kernel",
-    "image_features_kernel",
-    "image_hidden_kernel",
-    "caption_features_kernel",
-    "caption_hidden_kernel",
+    "map_kernel",
+    "gradient_kernel",
 )
 SEARCH = ("search_kernel", "add_kernel", "query_gradients_kernel", "document_gradients_kernel")
 # The module that launches each.
@@ -125,14 +120,13 @@ def _type(dtype: torch.dtype) -> str:
 
 
 @contextmanager
-def recorded(architecture: int) -> Iterator[list[Launch]]:
-    """Launches are kept instead of made, and shaped for an architecture."""
+def recorded() -> Iterator[list[Launch]]:
+    """Launches are kept instead of made."""
     launches: list[Launch] = []
     with ExitStack() as patches:
         for module, name in itertools.product((launch, search_launch), KERNELS):
             if hasattr(module, name):
                 patches.enter_context(mock.patch.object(module, name, Recorder(name, getattr(module, name), launches)))
-        patches.enter_context(mock.patch.object(launch, "capability_of", lambda device: divmod(architecture, 10)))
         yield launches
 
 
@@ -142,7 +136,6 @@ def packed(regions: Side, words: Side, w: torch.Tensor, pairs: torch.Tensor | No
 
 
 def launches_of(
-    architecture: int,
     dtype: torch.dtype,
     regions: int,
     words: int,
@@ -157,22 +150,21 @@ def launches_of(
     w = torch.zeros(HIDDEN, dtype=dtype)
     pairs = torch.zeros(2, 2, dtype=torch.int64) if listed else None
     call = packed(Side(V, VQ, None), Side(U, UQ, None), w, pairs, options)
-    with recorded(architecture) as launches:
+    with recorded() as launches:
         operators.pair_scores(call)
         if gradient:
             projection = Projection(V, torch.zeros(WIDTH, 2 * HIDDEN, dtype=dtype), None, "triton")
             operators.project(projection)
             operators.project_backward(ProjectionGradient(VQ, projection, True, True))
             operators.pair_scores_backward(CallGradient(torch.ones(2 if listed else (2, 2)), call))
-            if listed:
-                operators.pair_maps(call)
+            operators.pair_maps(packed(call.regions, call.words, w, torch.zeros(2, 2, dtype=torch.int64), options))
     return launches
 
 
 def searches_of(dtype: torch.dtype, width: int) -> list[Launch]:
-    """Every kernel that max_similarity takes for rows of one width; none depends on the architecture or on numbers of rows."""
+    """Every kernel that max_similarity takes for rows of one width; none depends on numbers of rows."""
     images, texts = Items(torch.zeros(2, 36, width, dtype=dtype), None), Items(torch.zeros(2, 13, width, dtype=dtype), None)
-    with recorded(90) as launches:
+    with recorded() as launches:
         for over_regions, mean, pairs in itertools.product(
             (False, True), (False, True), (None, torch.zeros(2, 2, dtype=torch.int64))
         ):
@@ -294,7 +286,7 @@ def float32_products(precision: str) -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = before
 
 
-def wanted(architecture: int, check: bool) -> list[tuple[str, Launch]]:
+def wanted(check: bool) -> list[tuple[str, Launch]]:
     """What is compiled, with the dtype's name; no launch twice."""
     found: dict[str, tuple[str, Launch]] = {}
     for name, dtype in DTYPES.items():
@@ -302,7 +294,7 @@ def wanted(architecture: int, check: bool) -> list[tuple[str, Launch]]:
             continue
         for precision in PRECISIONS if dtype == torch.float32 and not check else PRECISIONS[:1]:
             with float32_products(precision):
-                launches = [each for call in calls(dtype, check) for each in launches_of(architecture, dtype, **call)]
+                launches = [each for call in calls(dtype, check) for each in launches_of(dtype, **call)]
                 launches += [each for width in (() if check else SEARCHED) for each in searches_of(dtype, width)]
                 for each in launches:
                     found.setdefault(repr((name, each)), (name, each))
@@ -313,7 +305,7 @@ def measure(check: bool, architectures: Sequence[int]) -> dict[str, Any]:
     """Compile everything that is wanted; prints a line for each kernel."""
     rows = []
     for architecture in architectures:
-        for dtype, recorded_launch in wanted(architecture, check):
+        for dtype, recorded_launch in wanted(check):
             constants = {k: v for k, v in recorded_launch.constants.items() if k not in ("WIDTH", "HIDDEN")}
             compiled = compile_for(recorded_launch, architecture)
             row = {
@@ -345,8 +337,8 @@ def line(row: dict[str, Any]) -> str:
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """Kernels that spill or take more shared memory than there is, whose products of Hopper's kind have eight columns, stray
-    descriptors or no fence, or that multiply half-precision numbers without tensor cores."""
+    """Kernels that spill or take more shared memory than there is, that have products of Hopper's or Blackwell's kind, which
+    nothing here executes, or that multiply half-precision numbers without tensor cores."""
     return [
         line(row)
         for row in report["kernels"]
@@ -355,6 +347,8 @@ def faults(report: dict[str, Any]) -> list[str]:
         or row["narrow_tensor_instructions"]
         or row["stray_descriptors"]
         or row["unfenced_products"]
+        or row["wgmma_products"]
+        or row["tcgen05_products"]
         or (row["dtype"] != "float32" and multiplies(row) and not row["tensor_instructions"])
     ]
 
@@ -364,7 +358,7 @@ def multiplies(row: dict[str, Any]) -> bool:
     given = row["constants"]
     if row["kernel"] in ("plan_kernel", *SEARCH[1:]):
         return False
-    if row["kernel"] == "pair_kernel" and given["PRECISION"] == "ieee":
+    if row["kernel"] in ("map_kernel", "gradient_kernel") and given["PRECISION"] == "ieee":
         return False
     if row["kernel"] in ("tile_kernel", "large_kernel"):
         return True
@@ -381,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET=1 compiles nothing: unset it")
     report = measure(options.check, list(ARCHITECTURES))
     if not options.check:
-        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+        compiled_tables.write(report, RESULTS)
         compiled_tables.render(RESULTS, DOCUMENT)
     wrong = faults(report)
     print("\n".join(["", "Not as it should be:", *wrong]) if wrong else f"{len(report['kernels'])} kernels, all as they should be")

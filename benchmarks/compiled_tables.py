@@ -23,6 +23,13 @@ DTYPES = {"bfloat16": "bfloat16, float16", "float16": "bfloat16, float16", "floa
 Row = dict[str, Any]
 
 
+def write(report: dict[str, Any], results: Path) -> None:
+    """Write a report with a line for each row."""
+    facts = "".join(f" {json.dumps(name)}: {json.dumps(value)},\n" for name, value in report.items() if name != "kernels")
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in report["kernels"])
+    results.write_text(f'{{\n{facts} "kernels": [\n{rows}\n ]\n}}\n', encoding="utf-8")
+
+
 def render(results: Path, document: Path) -> None:
     """Write what a report has found between the document's markers."""
     text = document.read_text(encoding="utf-8")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import re
 import subprocess
 import sys
@@ -192,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.check:
         facts = {"nvcc": nvcc_version(nvcc), "date": datetime.date.today().isoformat()}
         report = {**facts, **report}
-        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+        compiled_tables.write(report, RESULTS)
         compiled_tables.render(RESULTS, DOCUMENT)
     wrong = faults(report)
     print("\n".join(["", "Not as it should be:", *wrong]) if wrong else f"{len(report['kernels'])} kernels, none spills")

@@ -2,9 +2,9 @@
 
     python benchmarks/host_time.py [--batch 128] [--against CHECKOUT]
 
-Prints microseconds of the processor a call, the median of many, and how many torch operations and kernels a GPU would be given.
-A launch left out costs a call of the dispatcher into Python. Widths are small, since PyTorch's own operations run here. With
-another checkout of the project, processes of either take turns.
+Prints microseconds of the processor a call, the median of many with the lowest and highest of its rounds, and how many torch
+operations and kernels a GPU would be given. A launch left out costs a call of the dispatcher into Python. Items have few rows and
+small widths, since PyTorch's own operations run here. With another checkout of the project, processes of either take turns.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-REGIONS, WORDS, WIDTH, ROUNDS, CALLS = 36, 16, 8, 3, 100
+REGIONS, WORDS, WIDTH, ROUNDS, CALLS = 4, 2, 8, 7, 100
 # torch operations that only look at a tensor in another way, or give it memory.
 FREE = """
     view slice select unbind expand transpose unsqueeze flatten split reshape permute narrow alias detach mT t empty empty_like
@@ -127,8 +127,9 @@ def main() -> None:
     for name in rounds[checkouts[0]][0]:
         print(f"{name}, {given.batch} by {given.batch}")
         for checkout, found in rounds.items():
-            us, one = statistics.median(x[name]["us"] for x in found), found[0][name]
-            print(f"    {us:6.0f} us, {one['operations']:3} torch operations, {one['kernels']} kernels   {checkout}")
+            us, one = sorted(x[name]["us"] for x in found), found[0][name]
+            spread = f"{statistics.median(us):6.0f} us ({us[0]:.0f} to {us[-1]:.0f})"
+            print(f"    {spread}, {one['operations']:3} torch operations, {one['kernels']} kernels   {checkout}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .loss import FORMS
-from .settings import PRECISIONS, setting, value_as_typed
+from .settings import setting, value_as_typed
+
+# torch's dtypes, by the names that users see.
+_PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,11 @@ class TrainingConfig:
     warmup_form: str = setting("sum", "the loss of the warm-up is the sum or the mean of all violations")
     clip_norm: float = setting(2.0, "largest L2 norm of the gradient; a larger gradient is scaled down to it")
     average: float = setting(0.0, "decay of a moving average of the weights; the average is validated and saved; 0: no average")
-    precision: str = setting("float32", "precision of the matrix products: fp32; bf16 or fp16 for mixed precision")
+    precision: str = setting(
+        "float32",
+        "precision of the matrix products: fp32; bf16 or fp16 for mixed precision",
+        typed={long: short for short, long in _PRECISIONS.items()},
+    )
     validation_images: int = setting(0, "validate on at most the first N images; 0: all")
     seed: int = setting(0, "seed of the initial weights, the order of the data and dropout")
     # No setting of its own: the name of those that it began from.
@@ -35,7 +42,7 @@ class TrainingConfig:
 
     def __post_init__(self):
         # Kept under torch's name, as runs always have been.
-        object.__setattr__(self, "precision", PRECISIONS.get(self.precision.lower(), self.precision))
+        object.__setattr__(self, "precision", _PRECISIONS.get(self.precision.lower(), self.precision))
         at_least = {"epochs": 1, "batch_size": 2, "ramp_steps": 0, "validation_images": 0, "seed": 0}
         for name, least in at_least.items():
             if getattr(self, name) < least:
@@ -49,9 +56,10 @@ class TrainingConfig:
                     raise ValueError(f"{name}: expected at least 0, got {value}")
         if not 0 <= self.average < 1:
             raise ValueError(f"average: expected at least 0 and less than 1, got {self.average}")
-        for name, known in (("warmup_form", FORMS), ("precision", PRECISIONS.values())):
+        for name, known in (("warmup_form", FORMS), ("precision", _PRECISIONS.values())):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected one of {', '.join(map(value_as_typed, known))}, got {getattr(self, name)!r}")
+                typed = ", ".join(value_as_typed(type(self), name, x) for x in known)
+                raise ValueError(f"{name}: expected one of {typed}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def score_some(
     Raises:
         DataError: the features cannot be used, or have another width than the model's.
     """
-    split.regions.require_width(model.config.region_width, of_model=True)
+    split.regions.require_width(model.config.region_width)
     device = torch.device(device)
     model = model.to(device).eval()
     size = _SMALL_BATCH if model.dense else _BATCH.get(device.type, _SMALL_BATCH)

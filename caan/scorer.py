@@ -80,7 +80,7 @@ class Scorer:
 
     def __init__(self, models: Sequence[tuple[CAAN, Vocabulary]], split: Split, device: torch.device, workers: int):
         for model, _ in models:
-            split.regions.require_width(model.config.region_width, of_model=True)
+            split.regions.require_width(model.config.region_width)
         self.models = [model.to(device).eval() for model, _ in models]
         self.split, self.device, self.workers = split, device, workers
         self.by_reference, self.tile = by_reference(self.models, device), tile_of(self.models, device)

@@ -1,22 +1,20 @@
 """Settings: fields of a dataclass that say what they are, for the command line."""
 
+from collections.abc import Mapping
 from dataclasses import field, fields
 from typing import Any
 
-# torch's dtypes, by the names that users see.
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_SHORT = {long: short for short, long in PRECISIONS.items()}
 
-
-def setting(default: Any, help: str, *, short: str | None = None) -> Any:
+def setting(default: Any, help: str, *, short: str | None = None, typed: Mapping[str, str] | None = None) -> Any:
     """A dataclass's field that the command line can set.
 
     Args:
         default: its value.
         help: its help text.
         short: another option for it, such as "--lr".
+        typed: of values that have another name on the command line, that name.
     """
-    return field(default=default, metadata={"help": help, "short": short})
+    return field(default=default, metadata={"help": help, "short": short, "typed": typed or {}})
 
 
 def helps(config: type) -> dict[str, str]:
@@ -29,15 +27,20 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def as_typed(name: str, value: Any) -> str:
-    """A setting's option with its value, as on a command line."""
+def as_typed(config: type, name: str, value: Any) -> str:
+    """A setting's option with a value, as on a command line."""
     if isinstance(value, bool):
         return option(name) if value else option(f"no_{name}")
-    return f"{option(name)} {value_as_typed(value)}"
+    return f"{option(name)} {value_as_typed(config, name, value)}"
 
 
-def value_as_typed(value: Any) -> str:
-    """A setting's value, as on a command line."""
+def value_as_typed(config: type, name: str, value: Any) -> str:
+    """A value of a dataclass's setting, as on a command line."""
     if isinstance(value, (tuple, list)):
-        return ",".join(map(value_as_typed, value))
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else _SHORT.get(value, str(value))
+        return ",".join(value_as_typed(config, name, x) for x in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    if value is None:
+        return "none"
+    typed = next(own.metadata["typed"] for own in fields(config) if own.name == name)
+    return typed.get(value, str(value))

@@ -305,6 +305,15 @@ def assert_equal(found, expected, backend: str) -> None:
             assert torch.equal(x, y)
 
 
+def assert_one_device(operator, arguments: tuple) -> None:
+    """An operator refuses a call of which one tensor has no memory."""
+    for place, x in enumerate(arguments):
+        if isinstance(x, Tensor):
+            given = *arguments[:place], x.to("meta"), *arguments[place + 1 :]
+            with pytest.raises(RuntimeError, match="expected device"):
+                operator(*given)
+
+
 def assert_keeps_denormals(result, threads) -> None:
     """`result`, as `run` gives it, does not depend on the floating-point state of the calling thread, nor on threads, and leaves
     that state as it is."""

@@ -133,7 +133,7 @@ def explain(
         ValueError: an image or a caption is not there.
         DataError: the features cannot be used, or have another width than the model's; no boxes are known.
     """
-    split.regions.require_width(model.config.region_width, of_model=True)
+    split.regions.require_width(model.config.region_width)
     for image, caption in pairs:
         for name, number, count in (("image", image, split.num_images), ("caption", caption, len(split.captions))):
             if not isinstance(number, str) and not 0 <= number < count:

@@ -61,14 +61,14 @@ def _preset_table() -> str:
         defaults = {setting.name: setting.default for setting in fields(config)}
         for name in helps(config):
             of_preset = (vars(p.training) if config is TrainingConfig else {**defaults, **p.model} for p in PRESETS.values())
-            rows.append((option(name), *(_in_table(settings[name]) for settings in of_preset)))
+            rows.append((option(name), *(_in_table(config, name, settings[name]) for settings in of_preset)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "presets:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def _in_table(value: object) -> str:
-    return ("no", "yes")[value] if isinstance(value, bool) else value_as_typed(value)
+def _in_table(config: type, name: str, value: object) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else value_as_typed(config, name, value)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -135,8 +135,9 @@ def _result(trainer: "Trainer", images: int) -> str:
 
 def _started_otherwise(error: OtherRunError, arguments: argparse.Namespace) -> str:
     """What to say of a run with other settings: the options that it was started with."""
-    before = " ".join(as_typed(name, value) for name, (value, _) in error.differences.items())
-    now = " ".join(as_typed(name, value) for name, (_, value) in error.differences.items())
+    configs = {name: config for config in (ModelConfig, TrainingConfig) for name in helps(config)}
+    before = " ".join(as_typed(configs[name], name, value) for name, (value, _) in error.differences.items())
+    now = " ".join(as_typed(configs[name], name, value) for name, (_, value) in error.differences.items())
     if error.preset not in ("", arguments.preset):
         before, now = f"--preset {error.preset}", f"--preset {arguments.preset}"
     return f"the run in {error.folder} was started with {before}: expected the same, got {now}; another --out starts anew"

@@ -28,7 +28,7 @@ class RegionFile:
         self.path = Path(path)
         self.shape, self._order, self.dtype, self._offset = _read_header(self.path)
         if width is not None:
-            self.require_width(width)
+            self._check_width(width)
         self._rows = None
 
     def __len__(self) -> int:
@@ -45,19 +45,16 @@ class RegionFile:
         """F, the width of a region's features."""
         return self.shape[2]
 
-    def require_width(self, width: int, of_model: bool = False) -> None:
-        """Check that F is what is needed.
-
-        Args:
-            width: what is.
-            of_model: whether a trained model needs it, for the message.
+    def require_width(self, width: int) -> None:
+        """Check that F is what a trained model needs.
 
         Raises:
             WidthError: F is another.
         """
+        self._check_width(width, ", the model's", "; give a --data with features of the backbone that it was trained with")
+
+    def _check_width(self, width: int, whose: str = "", fits: str = "") -> None:
         if self.width != width:
-            whose = ", the model's" if of_model else ""
-            fits = "; give a --data with features of the backbone that it was trained with" if of_model else ""
             raise WidthError(
                 f"{self.path}: expected region features of width {width}{whose}, found {self.width} (shape {self.shape}){fits}"
             )

@@ -70,7 +70,7 @@ def build_index(
         OSError: a file cannot be written, or another process is at this index.
     """
     folder = Path(folder)
-    split.regions.require_width(model.config.region_width, of_model=True)
+    split.regions.require_width(model.config.region_width)
     _refuse_dense(model)
     digest = checkpoint.digest(model, vocabulary)
     make_folder("folder", folder)

@@ -187,8 +187,8 @@ class TilePart(NamedTuple):
 
 def _tile_parts(call: PlannedCall, listed: Listed | None, bucket: int, size: int) -> Iterator[TilePart]:
     starts, captions = call.plan.words.starts, len(call.U)
-    shape = shape_of(call)
-    shape = shape._replace(regions=min(shape.regions, MOST_REGIONS), words=size)
+    regions, _, *rest = shape_of(call)
+    shape = limits.Shape(min(regions, MOST_REGIONS), size, *rest)
     if listed is not None:
         most = times(limits.listed_tile(shape))
         count = listed.keys.shape[0]
@@ -369,7 +369,7 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
     places = walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts
     sides = _sides(slots)
-    for first, own in zip(firsts, turns, strict=True):
+    for first, own in zip(firsts, turns.unbind(0), strict=True):
         given = grad, slots.scratch, own, *places, *sums
         launch = GradientLaunch(sides, *given, first, most, tiled, slots.call.options, stream_of(grad))
         _ops.cuda_differentiate(*flatten(launch))

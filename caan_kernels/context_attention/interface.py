@@ -6,9 +6,8 @@ from torch import Tensor
 from ..core.autocast import autocast_dtype, cast, without_autocast
 from ..core.backends import select
 from ..core.checks import Named, check_features, check_lengths, check_pairs, check_same_width, lengths_of
-from ..core.derivatives import differentiable, refuse_tangents, wants_gradient
+from ..core.derivatives import differentiable, refuse_tangents, wants_gradient, without_derivative
 from ..core.indices import indices_for
-from ..core.namespace import ops as _ops
 from ..core.records import flatten
 from . import arguments, reference
 from .backends import NAME
@@ -80,7 +79,7 @@ def context_attention(
             return reference.pair_scores(_projected(call), bilinear)
         if wants_gradient(read):
             return differentiable("pair_scores")(*flatten(_projected(call)))
-        return _ops.pair_scores(*flatten(call))
+        return without_derivative("pair_scores")(*flatten(call))
 
 
 def attention_maps(
@@ -132,7 +131,7 @@ def attention_maps(
         call = _projected(_placed(_gathered(call), name))
         if name == "reference":
             return AttentionMaps(*reference.pair_maps(call, bilinear))
-        scores, f, g, A, C, Rt = _ops.pair_maps(*flatten(call))
+        scores, f, g, A, C, Rt = without_derivative("pair_maps")(*flatten(call))
         return AttentionMaps(scores, f, g, A, C, Rt, reference.second_order(C), reference.second_order(Rt))
 
 
@@ -328,16 +327,15 @@ def _projected(call: Call) -> Call:
     """The same call, whose sides have their products."""
     regions = _project(call.regions, call.matrices.of_regions(), call.backend)
     words = _project(call.words, call.matrices.of_words(), call.backend)
-    return call._replace(regions=regions, words=words, matrices=Matrices())
+    return Call(regions, words, call.vectors, Matrices(), call.pairs, call.options, call.backend)
 
 
 def _project(side: Side, matrices: dict[str, Tensor | None], backend: str) -> Side:
     if side.products is not None:
         return side
     projection = Projection(side.features, beside(matrices), side.lengths, backend)
-    if backend == "reference":
-        return side._replace(products=reference.project(projection))
-    return side._replace(products=differentiable("project")(*projection))
+    products = reference.project(projection) if backend == "reference" else differentiable("project")(*projection)
+    return Side(side.features, products, side.lengths)
 
 
 def _gathered(call: Call) -> Call:

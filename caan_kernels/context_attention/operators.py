@@ -61,7 +61,7 @@ def _(call: Call) -> tuple[Tensor, ...]:
 def _project_backward(grads: list[Tensor], call: Projection, needed: Projection) -> Projection:
     gradient = ProjectionGradient(grads[0].contiguous(), call, needed.items, needed.weight)
     items, weight = differentiable("project_backward")(*flatten(gradient))
-    return call._replace(items=items if needed.items else None, weight=weight if needed.weight else None, lengths=None)
+    return Projection(items if needed.items else None, weight if needed.weight else None, None, call.backend)
 
 
 def _pair_scores_backward(grads: list[Tensor], call: Call, needed: Call) -> Call:
@@ -70,7 +70,7 @@ def _pair_scores_backward(grads: list[Tensor], call: Call, needed: Call) -> Call
     gradient = CallGradient(grads[0].contiguous(), call)
     V, V_products, U, U_products, *vectors = differentiable("pair_scores_backward")(*flatten(gradient))
     regions, words = Side(V, V_products, None), Side(U, U_products, None)
-    return call._replace(regions=regions, words=words, vectors=Vectors(*vectors), matrices=Matrices(), pairs=None)
+    return Call(regions, words, Vectors(*vectors), Matrices(), None, call.options, call.backend)
 
 
 _PUBLIC = "context_attention"

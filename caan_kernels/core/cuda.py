@@ -94,10 +94,12 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
         left, right = aligned(left), aligned(right)
     count, stream = lengths.shape[0], stream_of(left)
     step = limits.times(limits.product(item_rows, *right.shape, left.dtype))
+    if step >= count:
+        _ops.cuda_multiply(*_Product(left, right, result, lengths, item_rows, stream))
+        return result
     for first in range(0, count, step):
         items, rows = slice(first, first + step), slice(first * item_rows, (first + step) * item_rows)
-        some = (left, result, lengths) if step >= count else (left[rows], result[rows], lengths[items])
-        _ops.cuda_multiply(*_Product(some[0], right, *some[1:], item_rows, stream))
+        _ops.cuda_multiply(*_Product(left[rows], right, result[rows], lengths[items], item_rows, stream))
     return result
 
 

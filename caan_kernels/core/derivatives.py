@@ -58,7 +58,20 @@ def differentiable(name: str) -> Callable[..., Any]:
     if transformed():
         return _FUNCTIONS_WITHOUT_TANGENT[name].apply
     # What `register_autograd` makes of an operator looks at its schema once for each argument: 0.2 ms a call.
-    return _PLAIN_FUNCTIONS[name].apply if torch.is_grad_enabled() else getattr(_ops, name)
+    return _PLAIN_FUNCTIONS[name].apply if torch.is_grad_enabled() else without_derivative(name)
+
+
+def without_derivative(name: str) -> Callable[..., Any]:
+    """The operator of that name where nobody takes its derivative."""
+    if torch.compiler.is_compiling() or transformed():
+        return getattr(_ops, name)
+    return partial(_below_autograd, getattr(_ops, name))
+
+
+def _below_autograd(operator: Callable[..., Any], *arguments: Any) -> Any:
+    # Else torch goes through Python to find that there is nothing to differentiate.
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
 
 
 def transformed() -> bool:
@@ -77,7 +90,9 @@ def refuse_tangents(tensors: Iterable[Tensor], public: str) -> None:
     Raises:
         RuntimeError: a tensor has one.
     """
-    if not torch.compiler.is_compiling() and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise RuntimeError(_no_forward_mode(public))
 
 
@@ -130,7 +145,7 @@ def _plain_function(name: str, backward: Callable[..., Any]) -> type[torch.autog
 
     def forward(ctx, *arguments):
         _keep(ctx, arguments, None)
-        return operator(*arguments)
+        return _below_autograd(operator, *arguments)
 
     return type(name, (torch.autograd.Function,), {"forward": staticmethod(forward), "backward": staticmethod(backward)})
 

@@ -40,11 +40,25 @@ def fake(name: str) -> Callable[[Callable], Callable]:
     """Decorates what gives the shapes of an operator's results, a function of its record."""
 
     def decorate(function: Callable) -> Callable:
-        flat = taking_values(name, function)
+        flat = _on_one_device(name, taking_values(name, function))
         once(f"fake of {name}", lambda: torch.library.register_fake(f"{NAMESPACE}::{name}", flat))
         return function
 
     return decorate
+
+
+def _on_one_device(name: str, function: Callable) -> Callable:
+    """One "meta" tensor sends a call to the fake: with others that have memory its result would be one that nobody writes."""
+
+    def call(*values):
+        arguments = getattr(ops, name).default._schema.arguments
+        tensors = [(x.name, value) for x, value in zip(arguments, values, strict=True) if isinstance(value, torch.Tensor)]
+        for argument, tensor in tensors:
+            if tensor.device != tensors[0][1].device:
+                raise RuntimeError(f"{argument}: expected device {tensors[0][1].device}, got {tensor.device}")
+        return function(*values)
+
+    return call
 
 
 def layout_of(name: str) -> Layout:

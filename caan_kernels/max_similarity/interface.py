@@ -5,9 +5,8 @@ from torch import Tensor
 from ..core.autocast import autocast_dtype, cast, without_autocast
 from ..core.backends import select
 from ..core.checks import Named, check_features, check_pairs, check_same_width, lengths_of
-from ..core.derivatives import differentiable, refuse_tangents, wants_gradient
+from ..core.derivatives import differentiable, refuse_tangents, wants_gradient, without_derivative
 from ..core.indices import indices_for
-from ..core.namespace import ops as _ops
 from ..core.records import Items, flatten
 from . import reference
 from .backends import NAME
@@ -70,8 +69,8 @@ def max_similarity(
         call = _placed(call, name)
         if name == "reference":
             return reference.max_similarity(call)
-        operator = differentiable("max_similarity") if wants_gradient(features) else _ops.max_similarity
-        return operator(*flatten(call))
+        operator = differentiable if wants_gradient(features) else without_derivative
+        return operator(NAME)(*flatten(call))
 
 
 def _checked_options(over: str, reduce: str) -> Options:

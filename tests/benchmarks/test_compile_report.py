@@ -21,7 +21,7 @@ WIDTH, HIDDEN = 96, 130
 def test_batches_of_any_shape_share_their_kernels():
     """Over fifty random batches a kernel is compiled once for each block of regions and words, and no more."""
     draw = random.Random(0)
-    with compile_report.recorded(90) as launches:
+    with compile_report.recorded() as launches:
         for _ in range(50):
             images, captions, words = draw.randint(2, 99), draw.randint(2, 99), draw.randint(33, 64)
             V, U = torch.zeros(images, 36, WIDTH, dtype=torch.float16), torch.zeros(captions, words, WIDTH, dtype=torch.float16)
@@ -39,7 +39,7 @@ def test_batches_of_any_shape_share_their_kernels():
     # Or threads that hold the same sum may round it differently.
     assert not any(each.fusion for each in launches)
     # 16, 32 and 48 regions; 16 and 32 words.
-    assert set(compiled) == set(compile_report.ATTENTION)
+    assert set(compiled) == {*compile_report.ATTENTION} - {"map_kernel"}
     assert len(compiled.pop("tile_kernel")) == 6
     assert {len(found) for found in compiled.values()} == {1}
 
@@ -90,7 +90,7 @@ def test_another_process_does_not_compile_again(tmp_path, monkeypatch):
 def test_projections_by_tf32_need_no_fence():
     """Where copies run in the background, products are Ampere's."""
     with compile_report.float32_products("tf32"):
-        launches = compile_report.launches_of(90, torch.float32, 36, 13)
+        launches = compile_report.launches_of(torch.float32, 36, 13)
     (product,) = {repr(x): x for x in launches if x.kernel == "product_kernel"}.values()
     found = compile_report.compile_for(product, 90)
     assert found.tensor_instructions and not found.unfenced_products
@@ -110,16 +110,25 @@ def test_asynchronous_products_and_fences_are_counted():
     assert compile_report.asynchronous(ptx) == {"wgmma_products": 2, "tcgen05_products": 3, "proxy_fences": 1}
 
 
-def test_derivatives_have_products_of_hopper():
-    """docs/triton.md, "Backward", says which kernels have them."""
-    launches = compile_report.launches_of(90, torch.bfloat16, 36, 13)
-    (sums,) = {repr(x): x for x in launches if x.kernel == "image_features_kernel"}.values()
-    found = compile_report.compile_for(sums, 90)
-    assert found.wgmma_products and found.proxy_fences and not found.tcgen05_products and not found.unfenced_products
+def test_no_kernel_has_products_of_hopper_or_blackwell():
+    """docs/triton.md, "Tensor cores": nothing here executes them. Maps multiply as derivatives do, and are smaller."""
+    launches = compile_report.launches_of(torch.bfloat16, 36, 13)
+    (maps,) = {repr(x): x for x in launches if x.kernel == "map_kernel"}.values()
+    for architecture in (90, 100):
+        found = compile_report.compile_for(maps, architecture)
+        assert found.tensor_instructions and not found.wgmma_products and not found.tcgen05_products
 
 
 def assert_faults_are_found(report):
-    for fault in ("spilled_bytes", "narrow_tensor_instructions", "stray_descriptors", "unfenced_products", "shared_bytes"):
+    for fault in (
+        "spilled_bytes",
+        "narrow_tensor_instructions",
+        "stray_descriptors",
+        "unfenced_products",
+        "wgmma_products",
+        "tcgen05_products",
+        "shared_bytes",
+    ):
         row = {**report["kernels"][0], fault: 2**20}
         assert compile_report.faults({"kernels": [row]}) == [compile_report.line(row)]
     multiplying = next(row for row in report["kernels"] if row["kernel"] == "large_kernel")

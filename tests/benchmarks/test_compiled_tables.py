@@ -18,6 +18,16 @@ def test_documents_have_the_committed_results(results, document, tmp_path):
     assert compiled_tables.rendered(compiled_tables.RESULTS / results).count("\n| ") <= 41
 
 
+@pytest.mark.parametrize("results", TABLES)
+def test_a_row_is_a_line(results, tmp_path):
+    committed, again = compiled_tables.RESULTS / results, tmp_path / results
+    report = json.loads(committed.read_text(encoding="utf-8"))
+    compiled_tables.write(report, again)
+    assert again.read_text(encoding="utf-8") == committed.read_text(encoding="utf-8")
+    assert json.loads(again.read_text(encoding="utf-8")) == report
+    assert again.read_text(encoding="utf-8").count("\n") == len(report) + len(report["kernels"]) + 3
+
+
 def test_a_line_has_the_most_of_a_kernel(tmp_path):
     row = {"kernel": "add_kernel", "dtype": "float16", "architecture": "sm_80", "warps": 4, "registers": 28, "resident_warps": 64}
     row |= {"spilled_bytes": 0, "shared_bytes": 512, "tensor_instructions": 0}

@@ -246,7 +246,7 @@ WATCHED = f"""==PROF== Connected to process 1
 "0","tile_kernel","(256, 1, 1)","(132, 1, 1)","Occupancy","Achieved Occupancy","%","24.5",""
 "0","tile_kernel","(256, 1, 1)","(132, 1, 1)","SpeedOfLight","L2 Cache Throughput","%","61.2",""
 "0","tile_kernel","(256, 1, 1)","(132, 1, 1)","SpeedOfLight","","","","Bottleneck"
-"1","pair_kernel","(256, 1, 1)","(64, 1, 1)","Occupancy","Registers Per Thread","register/thread","255",""
+"1","gradient_kernel","(256, 1, 1)","(64, 1, 1)","Occupancy","Registers Per Thread","register/thread","255",""
 """
 SWEPT = """{"function": "products", "blocks": {}, "stages": 3, "same_bits": true, "faster": true}
 {"function": "products", "blocks": {}, "stages": 4, "same_bits": false, "faster": false}
@@ -357,7 +357,7 @@ def test_a_whole_run(fake_stages, tmp_path):
     assert list(found["bench"]) == ["bfloat16", "float16", "float32"]
     assert {stage["status"] for stage in found["stages"].values()} == {PASSED}
     assert list(found["stages"]) == STAGES
-    assert [row["kernel"] for row in found["profile"]] == ["tile_kernel", "pair_kernel"]
+    assert [row["kernel"] for row in found["profile"]] == ["tile_kernel", "gradient_kernel"]
     assert [row["faster"] for row in found["sweep"]] == [True, False]
     assert found["rates"] == [{"name": "tanh", "value": 16, "unit": "a clock"}]
 

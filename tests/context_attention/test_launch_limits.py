@@ -253,12 +253,17 @@ def test_derivatives_in_triton(shape, dtype, listed, triton_launch, monkeypatch)
     launch = triton_launch
     call, _ = planned_call(shape, dtype, listed)
     counts = []
-    monkeypatch.setattr(launch, "_run_pairs", lambda slots, scratch, first, count, *_: counts.append(count))
-    monkeypatch.setattr(launch, "_sum_gradients", lambda *_: None)
+    first, beyond = map(launch.gradient_kernel.arg_names.index, ("first", "beyond"))
+
+    class Counted:
+        def __getitem__(self, grid):
+            return lambda *arguments, **constants: counts.append(min(arguments[beyond], grad.numel()) - arguments[first])
+
+    monkeypatch.setattr(launch, "gradient_kernel", Counted())
     slots = operators.Slots(call._replace(kernels=launch), operators.SCRATCH_BYTES, gradient=True)
     slots.reserve = lambda count: None
     grad = of_no_memory(torch.float32, *((listed,) if listed else (min(shape[0], 100), min(shape[1], 2000))))
-    launch.differentiate(slots, None, grad, ())
+    launch.differentiate(slots, Walk(*(None,) * 6), grad, (None,) * 6)
     pair, step = launch._derivatives(slots)
     at_once = min(slots.count, 3 * limits.MULTIPROCESSORS)
     seconds = counts[0] * pair * 3 * limits.MULTIPROCESSORS / at_once + min(counts[0], max(grad.shape)) * step

@@ -151,6 +151,8 @@ WRONG_TENSORS = [
     (lambda call: with_side(call, "words", products=torch.zeros(2, 5, 23)), "word_products"),
     (lambda call: call._replace(vectors=call.vectors._replace(word_score=torch.zeros(8))), "word_score"),
     (lambda call: with_side(call, "words", features=torch.zeros(2, 5, 6, dtype=torch.float64)), "words"),
+    (lambda call: with_side(call, "words", features=torch.zeros(2, 6, 5).mT), "words.*contiguous"),
+    (lambda call: with_side(call, "regions", features=torch.zeros(3, 6, 4).mT), "regions.*contiguous"),
 ]
 
 
@@ -182,11 +184,35 @@ def refuse(backend, change, name):
         ops.pair_scores_backward(grad, *arguments)
 
 
-def test_projection_checks_lengths(backend):
+def test_kernels_check_the_gradient(backend):
+    device, call = cases.KERNELS[backend], packed(backend)
+    for grad in (torch.ones(2, 3), torch.ones(3, 2, dtype=torch.float64)):
+        with pytest.raises(RuntimeError, match="grad"):
+            ops.pair_scores_backward(grad.to(device), *flatten(call))
+    items, weight = torch.randn(3, 4, 6, device=device), torch.randn(6, 5, device=device)
+    for grad in (torch.ones(3, 4, 6), torch.ones(3, 4, 5, dtype=torch.float64)):
+        with pytest.raises(RuntimeError, match="grad"):
+            ops.project_backward(grad.to(device), items, weight, None, backend, True, True)
+
+
+def test_tensors_share_a_device(backend):
+    device, call = cases.KERNELS[backend], packed(backend, pairs=True)
+    projection = call.regions.features, torch.randn(6, 5, device=device), call.regions.lengths, backend
+    cases.assert_one_device(ops.project, projection)
+    cases.assert_one_device(ops.project_backward, (torch.ones(3, 4, 5, device=device), *projection, True, True))
+    for of in (call, unprojected(backend, pairs=True)):
+        cases.assert_one_device(ops.pair_scores, arguments_of(of))
+    cases.assert_one_device(ops.pair_maps, arguments_of(call))
+    cases.assert_one_device(ops.pair_scores_backward, (torch.ones(len(call.pairs), device=device), *arguments_of(call)))
+
+
+def test_projection_checks_its_arguments(backend):
     device = cases.KERNELS[backend]
     items, weight = torch.randn(2, 3, 4, device=device), torch.randn(4, 5, device=device)
     with pytest.raises(RuntimeError, match="lengths"):
         ops.project(items, weight, torch.tensor([3], device=device), backend)
+    with pytest.raises(RuntimeError, match="items.*contiguous"):
+        ops.project(torch.randn(2, 4, 3, device=device).mT, weight, None, backend)
     if values_are_seen(backend):
         with pytest.raises(RuntimeError, match="lengths"):
             ops.project(items, weight, torch.tensor([4, 0], device=device), backend)

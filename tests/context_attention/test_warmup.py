@@ -82,7 +82,7 @@ def test_a_capture_compiles_nothing(capturing, monkeypatch):
             return arguments
 
     kernel = Kernel()
-    capture.refuse_in_capture([kernel])
+    capture.refuse_in_capture({"some_kernel": kernel, "other": torch})
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     if capturing:
         with pytest.raises(RuntimeError, match=r"some_kernel: expected to be compiled before .* caan_kernels\.warmup"):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import cases
 import pytest
 import torch
 from torch.library import opcheck
@@ -84,6 +85,13 @@ def test_kernels_check_what_torch_compile_leaves_unchecked(backend, change, mess
 def test_kernels_check_the_gradient(backend, grad):
     with pytest.raises(RuntimeError, match="grad"):
         ops.max_similarity_backward(*flatten(CallGradient(grad, packed(backend), True, True)))
+
+
+def test_tensors_share_a_device(backend):
+    call = packed(backend, pairs=True)
+    cases.assert_one_device(ops.max_similarity, tuple(flatten(call)))
+    gradient = CallGradient(torch.ones(len(call.pairs), device=cases.KERNELS[backend]), call, True, True)
+    cases.assert_one_device(ops.max_similarity_backward, tuple(flatten(gradient)))
 
 
 def test_the_reference_and_the_operator_agree_on_shapes(backend):

@@ -12,7 +12,7 @@ from ...core.gpu.limits import whole
 from ...core.gpu.plan import Plan, Walk, Wanted, exist
 from ...core.ragged import new_scores
 from ..call import Call, CallGradient, Options, Projection, ProjectionGradient, Side, Vectors, beside
-from .checks import check_call, check_projection
+from .checks import check_call, check_gradient, check_projection, check_projection_gradient
 from .limits import Shape
 
 # Bytes that a call may take beside its result where features come unprojected, for the matrices of a side beside each other,
@@ -80,10 +80,11 @@ def project(call: Projection) -> Tensor:
 
 def _products(items: Tensor, weight: Tensor, lengths: Tensor | None, kernels: Kernels) -> Tensor:
     # Of an item whose length is out of range nobody reads the products.
+    count, rows, width = items.shape
     if lengths is None:
-        lengths = torch.full(items.shape[:1], items.shape[1], device=items.device)
-    product = kernels.product(items.flatten(0, 1), weight, lengths, items.shape[1])
-    return product.view(*items.shape[:2], weight.shape[1])
+        lengths = torch.full((count,), rows, device=items.device)
+    product = kernels.product(items.view(count * rows, width), weight, lengths, rows)
+    return product.view(count, rows, weight.shape[1])
 
 
 def project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
@@ -91,7 +92,7 @@ def project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
 
     torch's products: deterministic on one stream, and gradients need no batch invariance.
     """
-    check_projection(call.projection)
+    check_projection_gradient(call)
     # Autograd may run where autocast is on.
     with without_autocast(call.grad.device):
         return _project_backward(call)
@@ -99,27 +100,33 @@ def project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
 
 def _project_backward(call: ProjectionGradient) -> tuple[Tensor, Tensor]:
     items, weight, lengths, _ = call.projection
+    count, rows, width = items.shape
     of_items = torch.empty_like(items) if call.need_items else items.new_empty(0)
-    of_weight = weight.new_zeros(weight.shape) if call.need_weight and not len(items) else weight.new_empty(0)
-    item_bytes = max(1, items.shape[1] * (items.shape[2] + weight.shape[1]) * items.element_size())
-    step = max(1, ROW_BYTES // item_bytes)
+    of_weight = weight.new_zeros(weight.shape) if call.need_weight and not count else weight.new_empty(0)
     exists = None
     if lengths is not None:
-        real = torch.where(lengths > items.shape[1], 0, lengths)
-        exists = (torch.arange(items.shape[1], device=items.device) < real[:, None])[:, :, None]
+        real = torch.where(lengths > rows, 0, lengths)
+        exists = torch.arange(rows, device=items.device).view(rows, 1) < real.view(count, 1, 1)
 
     def real_rows(x: Tensor, some: slice) -> Tensor:
         """Below each other, those beyond lengths 0: they may hold NaN, which no product with 0 makes 0."""
-        return (x[some] if exists is None else torch.where(exists[some], x[some], 0)).flatten(0, 1)
+        x = _some(x, some)
+        return (x if exists is None else torch.where(_some(exists, some), x, 0)).flatten(0, 1)
 
-    for some in (slice(first, first + step) for first in range(0, len(items), step)):
+    step = max(1, ROW_BYTES // max(1, rows * (width + weight.shape[1]) * items.itemsize))
+    for first in range(0, count, step):
+        some = slice(first, first + step)
         grad = real_rows(call.grad, some)
         if call.need_items:
-            torch.mm(grad, weight.mT, out=of_items[some].flatten(0, 1))
+            torch.mm(grad, weight.mT, out=_some(of_items, some).flatten(0, 1))
         if call.need_weight:
             own = real_rows(items, some).mT @ grad
-            of_weight = own if some.start == 0 else of_weight.float() + own
+            of_weight = own if first == 0 else of_weight.float() + own
     return of_items, of_weight.to(weight.dtype)
+
+
+def _some(x: Tensor, some: slice) -> Tensor:
+    return x if some.stop - some.start >= x.shape[0] else x[some]
 
 
 def pair_scores(call: Call) -> Tensor:
@@ -179,14 +186,22 @@ def _blocks(V: "PlannedSide", U: "PlannedSide") -> tuple[int, int]:
 def pair_scores_backward(call: CallGradient) -> tuple[Tensor, ...]:
     """Gradients of the six tensors of `pair_scores`; a pair whose score has the gradient 0 is not looked at."""
     grad, planned = call.grad, _with_products(call.call)
+    check_gradient(call)
     V, U = planned.V, planned.U
     # Sums over pairs are float32 and go on from one launch to the next.
-    sums = [torch.zeros_like(x, dtype=torch.float32) for x in (V.features, V.products, U.features, U.products)]
-    vector_sums = V.features.new_zeros(2, len(V), len(planned.vectors[0]), dtype=torch.float32)
+    of_vectors = (len(V), planned.vectors.region_score.shape[0])
+    shapes = *(x.shape for x in (V.features, V.products, U.features, U.products)), of_vectors, of_vectors
+    sums = [V.features.new_empty(shape, dtype=torch.float32) for shape in shapes]
+    # One launch, where a call for each tensor would be six.
+    torch._foreach_zero_(sums)
     if grad.numel() and V.features.numel() and U.features.numel():
-        _differentiate(planned, grad.contiguous(), (*sums, *vector_sums))
-    gradients = *sums, *(x.sum(0) for x in vector_sums)
-    return tuple(x.to(V.features.dtype) for x in gradients)
+        _differentiate(planned, grad, tuple(sums))
+    gradients = *sums[:4], *(x.sum(0) for x in sums[4:])
+    if V.features.dtype == torch.float32:
+        return gradients
+    narrow = [torch.empty_like(x, dtype=V.features.dtype) for x in gradients]
+    torch._foreach_copy_(narrow, gradients)
+    return tuple(narrow)
 
 
 def pair_maps(call: Call) -> tuple[Tensor, ...]:
@@ -271,14 +286,14 @@ class PlannedCall(NamedTuple):
 
     def of(self, V: PlannedSide, U: PlannedSide, pairs: Tensor | None) -> "PlannedCall":
         """The same call of other items, without a plan."""
-        return self._replace(V=V, U=U, pairs=pairs, plan=None)
+        return PlannedCall(V, U, self.vectors, pairs, self.options, self.kernels)
 
     def planned(self, scores: Tensor | None = None) -> "PlannedCall":
         """With its plan, which fills scores; without scores only its sides are planned."""
-        V, U, pairs = self.V, self.U, self.pairs
-        if scores is None:
-            pairs, scores = None, V.features.new_empty(0, dtype=torch.float32)
-        return self._replace(plan=self.kernels.plan(Wanted(V.features, V.lengths, U.features, U.lengths, pairs, scores)))
+        V, U = self.V, self.U
+        written = (None, V.features.new_empty(0, dtype=torch.float32)) if scores is None else (self.pairs, scores)
+        plan = self.kernels.plan(Wanted(V.features, V.lengths, U.features, U.lengths, *written))
+        return PlannedCall(*self[:-1], plan)
 
 
 def shape_of(call: PlannedCall) -> Shape:

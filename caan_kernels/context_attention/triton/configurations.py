@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 import triton
 
-from ...core.gpu.plan import size_of
-
 # The least that a float32 product sums over. Older versions take no less than 16, and some registers of long items spill.
 SHORTEST = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16
 
@@ -85,29 +83,23 @@ def _products(dtype: torch.dtype, precision: str, words: int) -> dict[str, int]:
     return {"TILE_WORDS": min(words, 32), "TILE_REGIONS": 64, "DEPTH_BLOCK": 32, "DEPTH_STAGES": 3}
 
 
-def pairs(gradient: bool, regions: int, precision: str, capability: tuple[int, int]) -> Configuration:
-    """For `pair_kernel`: panels that leave no register to spill."""
-    warps = warps_of(regions, precision, capability)
-    if precision == "ieee":
-        tile = SHORTEST if gradient and regions > 64 else 16
-        return Configuration({"TILE": tile, "WIDTH_BLOCK": 16, "HIDDEN_BLOCK": 16}, warps, 1, 255)
-    return Configuration({"TILE": 16, "WIDTH_BLOCK": 32, "HIDDEN_BLOCK": 16 if gradient else 32}, warps, 1, 255)
+def gradients(regions: int, precision: str) -> Configuration:
+    """For `gradient_kernel` on images of up to `regions` regions: panels that leave no register to spill.
 
-
-def warps_of(regions: int, precision: str, capability: tuple[int, int]) -> int:
-    """Of a program that multiplies as many rows as an image has regions.
-
-    On Hopper four warps multiply 64 rows. Eight would share the columns of 64, and Triton pads a product of eight columns with
-    shared memory that it has not allocated (triton-lang/triton issues 7981 and 10629).
+    WIDTH_BLOCK and HIDDEN_BLOCK are what a pair takes at a time, WIDTH_SUMS and HIDDEN_SUMS what a sum over pairs does.
     """
-    return 4 if capability[0] == 9 and precision == "tf32" and size_of(regions) == 64 else 8
+    ieee = precision == "ieee"
+    if regions > 128:
+        blocks = {"TILE": SHORTEST, "WIDTH_BLOCK": 16, "HIDDEN_BLOCK": SHORTEST, "WIDTH_SUMS": 16, "HIDDEN_SUMS": SHORTEST}
+        return Configuration(blocks, 8, 1, 255)
+    blocks = {"TILE": SHORTEST if ieee and regions > 64 else 16, "WIDTH_BLOCK": 16 if ieee else 32, "HIDDEN_BLOCK": 16}
+    blocks |= {"WIDTH_SUMS": 64 if regions <= 64 else 32, "HIDDEN_SUMS": 16}
+    return Configuration(blocks, 4 if regions <= 32 else 8, 1, 255)
 
 
-def items(dtype: torch.dtype, precision: str, regions: int, capability: tuple[int, int]) -> Configuration:
-    """For the kernels that sum gradients over the pairs of an image or of a caption, with images of up to `regions` regions."""
-    if dtype == torch.float32:
-        blocks = {"TILE": 16, "WIDTH_BLOCK": 64 if regions <= 64 else 16, "HIDDEN_BLOCK": 16}
-        return Configuration(blocks, warps_of(regions, precision, capability), 1, 255)
-    narrow = capability < (9, 0) or regions > 64
-    blocks = {"TILE": 16, "WIDTH_BLOCK": 64 if regions <= 128 else 32, "HIDDEN_BLOCK": 16 if narrow else 32}
-    return Configuration(blocks, 4 if regions <= 128 else 8, 1, 255)
+def maps(regions: int, precision: str) -> Configuration:
+    """For `map_kernel` on images of up to `regions` regions."""
+    ieee = precision == "ieee"
+    return Configuration(
+        {"TILE": 16, "WIDTH_BLOCK": 16 if ieee else 32, "HIDDEN_BLOCK": 16 if ieee else 32}, 4 if regions <= 64 else 8, 1, 255
+    )

@@ -16,23 +16,19 @@ from ..call import Options, Vectors
 from ..gpu import limits
 from ..gpu.launch import PlannedCall, Slots, shape_of
 from . import configurations
-from .gradients import (
-    caption_features_kernel,
-    caption_hidden_kernel,
-    image_features_kernel,
-    image_hidden_kernel,
-    pair_kernel,
-    pair_numbers,
-)
+from .attention import map_kernel
+from .gradients import gradient_kernel
 from .pairs import large_kernel
 from .plan import SMALL_REGIONS, SMALL_WORDS, Class, Launches, Ranks, classes_of, rank
+from .slots import pair_numbers
 from .tiles import tile_kernel
 
 # Bytes that programs have to keep what they know of the pairs they are at: it should stay in the L2 cache.
 WORKSPACE_BYTES = 24 * 2**20
+# Programs that take turns: more than any GPU runs of them at once. Those that begin late find no turn left.
+MOST_PROGRAMS = 1024
 
-# The interpreter's functions are never compiled.
-refuse_in_capture(x for x in list(globals().values()) if hasattr(x, "_do_compile"))
+refuse_in_capture(globals())
 
 __all__ = ["differentiate", "fill", "maps", "plan", "plan_walk", "product", "score_tiles", "slot_numbers"]
 
@@ -61,11 +57,6 @@ def programs_of(device: torch.device) -> int:
     An odd number: tiles of a list may begin at every second or fourth pair, and every program should meet some of these.
     """
     return configurations.PROGRAMS * multiprocessors(device) - 1
-
-
-def capability_of(device: torch.device) -> tuple[int, int]:
-    """What the kernels are shaped for; the interpreter takes the shapes of a Hopper GPU."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
 
 
 def gradient_precision(dtype: torch.dtype) -> str:
@@ -267,9 +258,37 @@ def slot_numbers(call: PlannedCall, gradient: bool) -> int:
 
 
 def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:
+    V, U, vectors, pairs, options, *_ = slots.call
+    precision = _differentiated_in(slots)
+    config = configurations.maps(slots.rows[0], precision)
     step = launches.times(_derivatives(slots).pair)
     for start in range(0, count, step):
-        _run_pairs(slots, slots.scratch[start:], first + start, min(step, count - start), scores, None)
+        map_kernel[(min(step, count - start),)](
+            *(
+                V.features,
+                V.products,
+                U.products,
+                *vectors,
+                slots.regions.lengths,
+                slots.words.lengths,
+                pairs,
+                slots.scratch[start:],
+            ),
+            *(len(V), len(U), first + start, *slots.rows, slots.numbers),
+            INTER=options.inter,
+            INTRA=options.intra,
+            WIDTH=slots.width,
+            HIDDEN=len(vectors.region_score),
+            REGIONS=size_of(slots.rows[0]),
+            WORDS=size_of(slots.rows[1]),
+            PRECISION=precision,
+            **config.arguments(),
+        )
+
+
+def _differentiated_in(slots: Slots) -> str:
+    # TF32 products of so many regions spill registers.
+    return "ieee" if slots.rows[0] > 128 else gradient_precision(slots.call.V.features.dtype)
 
 
 def _derivatives(slots: Slots) -> limits.Derivatives:
@@ -279,50 +298,32 @@ def _derivatives(slots: Slots) -> limits.Derivatives:
 
 
 def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
-    """Launches that fill slots, and launches that add up what is in them."""
+    slots.reserve(grad.numel())
+    V, U, vectors, _, options, *_ = slots.call
+    precision = _differentiated_in(slots)
+    config = configurations.gradients(slots.rows[0], precision)
+    hidden = len(vectors.region_score)
+    of_width, of_hidden = (-(-x // config.blocks[b]) for x, b in ((slots.width, "WIDTH_SUMS"), (hidden, "HIDDEN_SUMS")))
+    tasks = (len(V) + len(U)) * (of_width + (of_hidden if options.inter or options.intra else 0))
     # A list may have one item's pairs only.
-    step = min(slots.count, limits.walked(_derivatives(slots), max(grad.shape), slots.count))
-    for first in range(0, grad.numel(), step):
-        # How many pairs have a gradient only the device knows: later launches may find none left.
-        count = min(step, grad.numel() - first)
-        slots.reserve(count)
-        _run_pairs(slots, slots.scratch, first, count, grad, walk)
-        _sum_gradients(slots, walk, first, count, sums)
-
-
-def _run_pairs(slots: Slots, scratch: Tensor, first: int, count: int, scores: Tensor, walk: Walk | None) -> None:
-    """`pair_kernel` for `count` pairs from `first`, of the call's list or of a walk, whose `scores` are gradients."""
-    V, U, vectors, pairs, options, *_ = slots.call
-    dtype, unused = V.features.dtype, slots.regions.lengths
-    # TF32 products of so many regions spill registers, or have eight columns, which Triton pads wrongly on Hopper.
-    precision = "ieee" if slots.rows[0] > 128 else gradient_precision(dtype)
-    config = configurations.pairs(walk is not None, slots.rows[0], precision, capability_of(V.features.device))
-    pair_kernel[(count,)](
-        V.features,
-        V.products,
-        U.features,
-        U.products,
-        *vectors,
-        slots.regions.lengths,
-        slots.words.lengths,
-        pairs if walk is None else unused,
-        *((unused,) * 3 if walk is None else (walk.keys, walk.order, walk.count)),
-        scores,
-        scratch,
-        len(V),
-        len(U),
-        first,
-        *slots.rows,
-        slots.numbers,
-        GRADIENT=walk is not None,
-        **_constants(options),
-        WIDTH=slots.width,
-        HIDDEN=len(vectors.region_score),
-        REGIONS=size_of(slots.rows[0]),
-        WORDS=size_of(slots.rows[1]),
-        PRECISION=precision,
-        **config.arguments(),
-    )
+    most = limits.walked(_derivatives(slots), max(grad.shape), slots.count, tasks)
+    firsts = range(0, grad.numel(), most)
+    turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
+    for first, own in zip(firsts, turns, strict=True):
+        gradient_kernel[(min(min(most, slots.count) + tasks, MOST_PROGRAMS),)](
+            *(V.features, V.products, U.features, U.products, *vectors),
+            *(slots.regions.lengths, slots.words.lengths),
+            *(walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts),
+            *(grad, slots.scratch, own, *sums),
+            *(len(V), len(U), first, first + most, slots.count, *slots.rows, slots.numbers),
+            **_constants(options),
+            WIDTH=slots.width,
+            HIDDEN=hidden,
+            REGIONS=size_of(slots.rows[0]),
+            WORDS=size_of(slots.rows[1]),
+            PRECISION=precision,
+            **config.arguments(),
+        )
 
 
 def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
@@ -331,27 +332,3 @@ def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
     A, (row_norm, _, f, _), (column_norm, _, g, _) = numbers[0].unflatten(1, (m, n)), numbers[1:5], numbers[5:]
     P = A.relu()
     return f, g, A, P / column_norm[:, None, :], P / row_norm[:, :, None]
-
-
-def _sum_gradients(slots: Slots, walk: Walk, first: int, count: int, sums: tuple[Tensor, ...]) -> None:
-    V, U, (region_score, word_score), _, (_, inter, intra), *_ = slots.call
-    vector_sums = sums[4:]
-    lengths = slots.regions.lengths, slots.words.lengths
-    images, captions, hidden = len(V), len(U), len(region_score)
-    precision = gradient_precision(V.features.dtype)
-    config = configurations.items(V.features.dtype, precision, slots.rows[0], capability_of(V.features.device))
-    width_blocks, hidden_blocks = (-(-x // config.blocks[b]) for x, b in ((slots.width, "WIDTH_BLOCK"), (hidden, "HIDDEN_BLOCK")))
-    shape = {"WIDTH": slots.width, "HIDDEN": hidden, "REGIONS": size_of(slots.rows[0]), **config.arguments()}
-    shape["PRECISION"] = precision
-    of_width = {name: x for name, x in shape.items() if name != "HIDDEN_BLOCK"}
-    of_hidden = {name: x for name, x in shape.items() if name != "WIDTH_BLOCK"}
-    of_hidden |= {"INTER": inter, "INTRA": intra}
-    place = captions, first, count, *slots.rows, slots.numbers
-    along_images = walk.keys, walk.image_starts, walk.count, slots.scratch
-    along_captions = walk.keys, walk.by_caption, walk.caption_starts, walk.count, slots.scratch
-    image_features_kernel[(images * width_blocks,)](U.products, *lengths, *along_images, sums[0], *place, **of_width)
-    caption_features_kernel[(captions * width_blocks,)](V.features, *lengths, *along_captions, sums[2], sums[3], *place, **of_width)
-    if inter or intra:
-        read = V.products, U.products, region_score, word_score, *lengths
-        image_hidden_kernel[(images * hidden_blocks,)](*read, *along_images, sums[1], *vector_sums, *place, **of_hidden)
-        caption_hidden_kernel[(captions * hidden_blocks,)](*read, *along_captions, sums[3], *place, **of_hidden)

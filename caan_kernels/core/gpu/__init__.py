@@ -53,9 +53,9 @@ class Later:
 def _on_its_device(operator: Callable) -> Callable:
     """Kernels are launched on the current device, which need not be that of the tensors."""
 
-    def call(tensor, *rest):
-        with torch.cuda.device_of(tensor):
-            return operator(tensor, *rest)
+    def call(*values):
+        with torch.cuda.device_of(values[0]):
+            return operator(*values)
 
     return call
 

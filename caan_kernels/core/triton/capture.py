@@ -1,22 +1,21 @@
 """Kernels that say so where a CUDA graph's capture would compile them."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 
-def refuse_in_capture(kernels: Iterable[Any]) -> None:
-    """Make a compilation during the capture of a CUDA graph an error, for Triton's functions that are launched.
+def refuse_in_capture(names: Mapping[str, Any]) -> None:
+    """Make a compilation during the capture of a CUDA graph an error, for the kernels among a module's names.
 
     It would load machine code, which CUDA refuses there, after minutes and in words that name no cause.
     """
-    for kernel in kernels:
-        # Operators share kernels.
-        if hasattr(kernel._do_compile, "__wrapped__"):
-            continue
-        kernel._do_compile = _refusing(kernel._do_compile, kernel.__name__)
+    for kernel in names.values():
+        # The interpreter's functions are never compiled, and operators share kernels.
+        if hasattr(kernel, "_do_compile") and not hasattr(kernel._do_compile, "__wrapped__"):
+            kernel._do_compile = _refusing(kernel._do_compile, kernel.__name__)
 
 
 def _refusing(compile_one, name: str):

@@ -9,8 +9,7 @@ from ...core.triton.plan import plan_kernel, planning
 from ..gpu.launch import Rows, Search, Terms
 from .kernels import add_kernel, document_gradients_kernel, query_gradients_kernel, search_kernel
 
-# The interpreter's functions are never compiled.
-refuse_in_capture(x for x in list(globals().values()) if hasattr(x, "_do_compile"))
+refuse_in_capture(globals())
 
 __all__ = ["add_largest", "find_largest", "find_places", "plan", "plan_walk", "sum_document_gradients", "sum_query_gradients"]
 

@@ -52,8 +52,8 @@ struct InPanels {
 
   template <typename ScoreGradient>
   CAAN_DEVICE void work(int64_t image, int64_t caption, float* slot, ScoreGradient score_gradient) const {
-    const OnPanels<AnyType> on(s, o, image, caption, slot, true, shared);
-    work_on<true>([made = &on]() -> const OnPanels<AnyType>& { return *made; }, on.panels.P0, score_gradient);
+    const OnPanels on(s, o, image, caption, slot, true, shared);
+    work_on<true>([made = &on]() -> const OnPanels& { return *made; }, on.panels.P0, score_gradient);
   }
 
   CAAN_DEVICE void sum(const InSlots& in, const Sums& sums, const Tasks& tasks, int64_t task) const {

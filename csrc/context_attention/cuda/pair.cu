@@ -20,10 +20,9 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 4)
     return !rest || !(s.regions.type == AnyNumbers::FLOAT32 ? taken<float>(m, n, o) : taken<bfloat16>(m, n, o));
   };
   for_each_pair<THREADS>(s, pairs, reinterpret_cast<bool*>(shared_memory), wanted, [&](int64_t place, const Found& pair) {
-    const OnPanels<AnyType> on(s, o, pair.image, pair.caption, slot, false, shared_memory + THREADS);
+    const OnPanels on(s, o, pair.image, pair.caption, slot, false, shared_memory + THREADS);
     // A pointer: nvcc takes what is captured by reference for a local variable.
-    const float found =
-        work_on<false>([made = &on]() -> const OnPanels<AnyType>& { return *made; }, on.panels.P0, [] { return 0.0f; });
+    const float found = work_on<false>([made = &on]() -> const OnPanels& { return *made; }, on.panels.P0, [] { return 0.0f; });
     if (threadIdx.x == 0) scores[score_place(pairs, place, pair, score_row)] = found;
   });
 }

@@ -142,16 +142,15 @@ CAAN_DEVICE void logit_gradients(const Sides<T>& s, const Pair<T>& p, int rows, 
 }
 
 // What `work_on` does with panels, in float32 arithmetic.
-template <typename T>
 struct OnPanels {
   // Rows of the slot's matrices come in multiples of it.
   static constexpr int ROWS = 1;
-  const Sides<T>& s;
+  const Sides<AnyType>& s;
   const Options& o;
-  const Pair<T> p;
+  const Pair<AnyType> p;
   const Panels panels;
 
-  CAAN_DEVICE OnPanels(const Sides<T>& s, const Options& o, int64_t image, int64_t caption, float* scratch, bool gradient,
+  CAAN_DEVICE OnPanels(const Sides<AnyType>& s, const Options& o, int64_t image, int64_t caption, float* scratch, bool gradient,
                        char* shared)
       : s(s), o(o), p(s, image, caption, scratch, SlotShape{s.M, s.N, s.D, gradient}), panels(shared, s.M, s.N) {}
 

@@ -106,8 +106,9 @@ inline size_t panel_bytes(int M, int N) { return size_t(2 * (M + N)) * PANEL_ROW
 
 // each(r, Y[r, h + lane]) of Y = C_unit (C_unitT V Q1) + C (U Q2). Of the columns from `h`, P0 = V Q1, Q0 = U Q2, Q1 = C_unitT V Q1
 // are left, and P1 is for `each`, which has its row's numbers there to itself. A product of no depth is 0.
-template <typename T, typename Each>
-CAAN_DEVICE void region_contexts(const Sides<T>& s, const Pair<T>& pair, const Options& o, int h, const Panels& p, Each each) {
+template <typename Each>
+CAAN_DEVICE void region_contexts(const Sides<AnyType>& s, const Pair<AnyType>& pair, const Options& o, int h, const Panels& p,
+                                 Each each) {
   const int lane = lane_of_thread();
   const Slot& slot = pair.slot;
   load_panel(p.P0, pair.VQ, 2 * s.H, pair.m, h, s.H);
@@ -125,8 +126,9 @@ CAAN_DEVICE void region_contexts(const Sides<T>& s, const Pair<T>& pair, const O
 
 // each(j, X[j, h + lane]) of X = R_unitT (R_unit U Q3) + RT (V Q4). P0 = V Q4, Q0 = U Q3, P1 = R_unit U Q3 are left, and Q1 is for
 // `each`.
-template <typename T, typename Each>
-CAAN_DEVICE void word_contexts(const Sides<T>& s, const Pair<T>& pair, const Options& o, int h, const Panels& p, Each each) {
+template <typename Each>
+CAAN_DEVICE void word_contexts(const Sides<AnyType>& s, const Pair<AnyType>& pair, const Options& o, int h, const Panels& p,
+                               Each each) {
   const int lane = lane_of_thread();
   const Slot& slot = pair.slot;
   load_panel(p.P0, pair.VQ + s.H, 2 * s.H, pair.m, h, s.H);
@@ -143,8 +145,9 @@ CAAN_DEVICE void word_contexts(const Sides<T>& s, const Pair<T>& pair, const Opt
 }
 
 // What `region_contexts` leaves, with P1 = dY; each(r, tanh(Y)) on the way.
-template <typename T, typename Each>
-CAAN_DEVICE void region_gradients(const Sides<T>& s, const Pair<T>& pair, const Options& o, int h, const Panels& p, Each each) {
+template <typename Each>
+CAAN_DEVICE void region_gradients(const Sides<AnyType>& s, const Pair<AnyType>& pair, const Options& o, int h, const Panels& p,
+                                  Each each) {
   const int lane = lane_of_thread();
   const float w = h + lane < s.H ? to_float(s.region_score[h + lane]) : 0.0f;
   region_contexts(s, pair, o, h, p, [&](int r, float y) {
@@ -155,8 +158,9 @@ CAAN_DEVICE void region_gradients(const Sides<T>& s, const Pair<T>& pair, const 
 }
 
 // What `word_contexts` leaves, with Q1 = dX; each(j, tanh(X)) on the way.
-template <typename T, typename Each>
-CAAN_DEVICE void word_gradients(const Sides<T>& s, const Pair<T>& pair, const Options& o, int h, const Panels& p, Each each) {
+template <typename Each>
+CAAN_DEVICE void word_gradients(const Sides<AnyType>& s, const Pair<AnyType>& pair, const Options& o, int h, const Panels& p,
+                                Each each) {
   const int lane = lane_of_thread();
   const float w = h + lane < s.H ? to_float(s.word_score[h + lane]) : 0.0f;
   word_contexts(s, pair, o, h, p, [&](int j, float x) {

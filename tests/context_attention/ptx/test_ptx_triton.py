@@ -15,7 +15,6 @@ from support.ptx import PtxError, triton_launches
 
 from caan_kernels.context_attention.triton import launch
 
-SUMS = "image_features_kernel", "image_hidden_kernel", "caption_features_kernel", "caption_hidden_kernel"
 # Kernels by their names; which class of shapes a pair is of depends on the lengths alone.
 CASES = {
     "small": Case(("plan_kernel", "product_kernel", "tile_kernel"), HALF, (36, 7), (9, 20)),
@@ -29,12 +28,9 @@ CASES = {
         for name, dtypes in (("cosine", HALF[1:]), ("inter_only", HALF[:1]), ("intra_only", SINGLE))
     },
     # In float32, of several rounds.
-    "gradients": Case(("product_kernel", "pair_kernel", *SUMS), SINGLE + HALF, (5, 3), (6, 4, 2), (40, 40), scratch=20000),
-    # Blocks of 64, 128 and 256 regions; pair_kernel multiplies 256 in IEEE float32 only.
-    **{
-        f"gradients_{regions}": Case(("pair_kernel", *SUMS), HALF[:1], (regions,), (6,), scratch=2**24)
-        for regions in (36, 100, 200)
-    },
+    "gradients": Case(("product_kernel", "gradient_kernel"), SINGLE + HALF, (5, 3), (6, 4, 2), (40, 40), scratch=20000),
+    # Blocks of 64, 128 and 256 regions, the last in IEEE float32 only.
+    **{f"gradients_{regions}": Case(("gradient_kernel",), HALF[:1], (regions,), (6,), scratch=2**24) for regions in (36, 100, 200)},
 }
 
 
@@ -43,7 +39,7 @@ CASES = {
 def test_golden(name):
     with triton_launches.interpreted(launch) as launched:
         assert_golden(name, "triton")
-    assert {"tile_kernel", "pair_kernel", *SUMS} <= set(launched)
+    assert {"tile_kernel", "gradient_kernel"} <= set(launched)
 
 
 def in_classes():
@@ -126,19 +122,20 @@ def test_swapped_fragment_is_found(pattern, replacement, sound):
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("kernel", ["pair_kernel", "image_hidden_kernel", "caption_hidden_kernel"])
 @pytest.mark.parametrize(
     ("pattern", "replacement", "error"),
     [
         (r"bar\.sync[^;]*;", "", PtxError),
+        (r"ld\.global\.gpu\.acquire", "ld.global.gpu.relaxed", PtxError),
+        (r"red\.global\.gpu\.release", "red.global.gpu.relaxed", PtxError),
         (r"(mma\.sync[^{]*\{[^}]*\}, \{ %\w+, )(%\w+), (%\w+)", r"\1\3, \2", AssertionError),
     ],
-    ids=["no_barrier", "swapped_fragment"],
+    ids=["no_barrier", "no_acquire", "no_release", "swapped_fragment"],
 )
-def test_fault_of_derivatives_is_found(kernel, pattern, replacement, error):
+def test_fault_of_derivatives_is_found(pattern, replacement, error):
     case = CASES["gradients"]._replace(regions=(5,), words=(6,), widths=(16, 16), scratch=2**24)
     problem = case.problem(torch.bfloat16)
-    with pytest.raises(error), triton_launches.interpreted(launch, editing(kernel, pattern, replacement, 0)):
+    with pytest.raises(error), triton_launches.interpreted(launch, editing("gradient_kernel", pattern, replacement, 0)):
         assert_accurate(case, problem, *cases.run(problem, **case.options, backend="triton"))
 
 

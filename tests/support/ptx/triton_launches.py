@@ -17,9 +17,7 @@ from .parser import parse
 from .program import Program
 from .tensors import buffers_of
 
-# mma.sync is what Triton compiles products to for this; for sm_90 it takes wgmma.
-CAPABILITY = (8, 0)
-_TARGET = GPUTarget("cuda", 10 * CAPABILITY[0] + CAPABILITY[1], 32)
+_TARGET = GPUTarget("cuda", 80, 32)
 _TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"}
 
 
@@ -33,8 +31,7 @@ def interpreted(module, edit: Callable[[str, str], str] | None = None) -> Iterat
     """Every Triton kernel that a module launches inside runs as PTX; yields the names of those that ran, as they do.
 
     Args:
-        module: where the kernels are launched by their names there, and `capability_of`, if it is there, tells what they are
-            shaped for.
+        module: where the kernels are launched by their names there.
         edit: (name of the kernel, its PTX) -> the PTX that runs instead.
 
     Raises:
@@ -42,8 +39,6 @@ def interpreted(module, edit: Callable[[str, str], str] | None = None) -> Iterat
     """
     launched: list[str] = []
     replaced = {name: _Kernel(kernel, edit, launched) for name, kernel in kernels_of(module).items()}
-    if hasattr(module, "capability_of"):
-        replaced["capability_of"] = lambda device: CAPABILITY
     # The backend takes CPU tensors for a GPU's.
     usable = mock.patch.multiple(backend, missing=lambda: "", cannot_run=lambda device: "")
     with usable, mock.patch.multiple(module, **replaced):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ptx_cases import HALF, SINGLE, Case, assert_accurate, assert_golden
 
+import caan_kernels as ck
 from caan_kernels.context_attention.gpu import launch as gpu_launch
 
 pytest.importorskip("triton")
@@ -32,6 +33,8 @@ CASES = {
     # Blocks of 64, 128 and 256 regions, the last in IEEE float32 only.
     **{f"gradients_{regions}": Case(("gradient_kernel",), HALF[:1], (regions,), (6,), scratch=2**24) for regions in (36, 100, 200)},
 }
+
+MAPS = Case(("map_kernel",), SINGLE + HALF, (5, 3), (6, 4, 2), (40, 40), listed=True)
 
 
 @pytest.mark.release
@@ -61,8 +64,20 @@ def test_class_of_shapes(name, dtype):
     assert_accurate(case, problem, found, gradients)
 
 
+@pytest.mark.release
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_maps(dtype):
+    problem = MAPS.problem(dtype)
+    with triton_launches.interpreted(launch) as launched:
+        found = problem.call(ck.attention_maps, backend="triton")
+    assert set(MAPS.kernels) <= set(launched)
+    bound = 1e-4 if dtype == torch.float32 else 2**-4
+    for name, expected in problem.call(ck.attention_maps, backend="reference")._asdict().items():
+        assert torch.allclose(getattr(found, name).double(), expected.double(), rtol=bound, atol=bound), name
+
+
 def test_every_kernel_has_a_case():
-    assert set().union(*(case.kernels for case in CASES.values())) == set(triton_launches.kernels_of(launch))
+    assert set().union(*(case.kernels for case in (*CASES.values(), MAPS))) == set(triton_launches.kernels_of(launch))
 
 
 def editing(kernel: str, pattern: str, replacement: str, matches: int = 1):

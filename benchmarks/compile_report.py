@@ -50,11 +50,8 @@ ARCHITECTURES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024
 ATTENTION = (
     "plan_kernel",
     "product_kernel",
-    "products_kernel",
     "tile_kernel",
-    "factors_kernel",
-    "logits_kernel",
-    "finish_kernel",
+    "large_kernel",
     "map_kernel",
     "gradient_kernel",
 )
@@ -330,9 +327,7 @@ def measure(check: bool, architectures: Sequence[int]) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     """A row of the report on a terminal."""
-    size = " ".join(
-        str(row["constants"][x]) for x in ("REGIONS", "TAIL", "WORDS", "WORD_BLOCK", "PRECISION") if x in row["constants"]
-    )
+    size = " ".join(str(row["constants"][x]) for x in ("REGIONS", "TAIL", "WORDS", "PRECISION") if x in row["constants"])
     return (
         f"{row['architecture']:7}{row['dtype']:9} {row['kernel']:24} {size:14} {row['registers']:4} registers,"
         f" {row['spilled_bytes']} bytes spilled, {row['shared_bytes']:6} shared, {row['tensor_instructions']:3} tensor instructions"
@@ -361,12 +356,12 @@ def faults(report: dict[str, Any]) -> list[str]:
 def multiplies(row: dict[str, Any]) -> bool:
     """Whether a kernel has matrix products for tensor cores, as it is compiled."""
     given = row["constants"]
-    if row["kernel"] in ("plan_kernel", "finish_kernel", *SEARCH[1:]):
+    if row["kernel"] in ("plan_kernel", *SEARCH[1:]):
         return False
     if row["kernel"] in ("map_kernel", "gradient_kernel") and given["PRECISION"] == "ieee":
         return False
-    if row["kernel"] == "factors_kernel":
-        return given["INTRA"] and given["GRAM"]
+    if row["kernel"] in ("tile_kernel", "large_kernel"):
+        return True
     return bool(given.get("INTER", True) or given.get("INTRA", True))
 
 

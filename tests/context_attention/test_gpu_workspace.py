@@ -98,9 +98,9 @@ def differentiate_in_triton(items, words):
         operators.pair_scores_backward(CallGradient(torch.empty(items, items), call))
 
 
-@pytest.mark.parametrize(("items", "words", "expected"), [(128, 16, 3), (128, 64, 13), (2000, 16, 2256)])
-def test_launches_of_a_backward_in_triton(items, words, expected, triton_launch, monkeypatch):
-    """docs/triton.md, "Backward"."""
+@pytest.fixture
+def triton_launches(triton_launch, monkeypatch):
+    """Names of kernels that would be launched, as on a GPU with the multiprocessors of an H100."""
     launched = []
 
     class Counted(Unlaunched):
@@ -112,7 +112,31 @@ def test_launches_of_a_backward_in_triton(items, words, expected, triton_launch,
 
     for name in [x for x in vars(triton_launch) if x.endswith("_kernel")]:
         monkeypatch.setattr(triton_launch, name, Counted(name))
+    monkeypatch.setattr(triton_launch, "multiprocessors", lambda device: 132)
+    return launched
+
+
+@pytest.mark.parametrize(("items", "words", "expected"), [(128, 16, 3), (128, 64, 13), (2000, 16, 2256)])
+def test_launches_of_a_backward_in_triton(items, words, expected, triton_launches):
+    """docs/triton.md, "Backward"."""
     differentiate_in_triton(items, words)
     # At most so many pairs are sorted at a time, each time after a plan.
     plans = -(-items * items // operators.MOST_ORDERED)
-    assert sorted(launched) == ["gradient_kernel"] * expected + ["plan_kernel"] * plans
+    assert sorted(triton_launches) == ["gradient_kernel"] * expected + ["plan_kernel"] * plans
+
+
+@pytest.mark.parametrize(
+    ("images", "captions", "words", "dtype", "tiles", "large"),
+    [
+        (128, 128, 52, torch.bfloat16, 2, 1),
+        (5000, 25_000, 16, torch.bfloat16, 139, 0),
+        (5000, 25_000, 52, torch.bfloat16, 356, 1364),
+        (5000, 25_000, 52, torch.float32, 0, 8969),
+    ],
+)
+def test_launches_of_scores_in_triton(images, captions, words, dtype, tiles, large, triton_launches):
+    """docs/triton.md, "Launches": as many as the time of one asks for, whatever a workspace holds."""
+    with torch.device("meta"):
+        call = operands(images, captions, 1024, 1024, dtype, "triton", words=words)
+        operators.pair_scores(call._replace(regions=call.regions._replace(lengths=None)))
+    assert [triton_launches.count(x) for x in ("plan_kernel", "tile_kernel", "large_kernel")] == [1, tiles, large]

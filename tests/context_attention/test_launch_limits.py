@@ -212,23 +212,45 @@ def test_seconds_of_derivatives_are_more_than_was_counted(hidden, single):
     assert 1 <= found / counted <= 2
 
 
+@pytest.fixture
+def triton_launch(monkeypatch):
+    """As on a GPU with the multiprocessors of an H100."""
+    pytest.importorskip("triton")
+    from caan_kernels.context_attention.triton import launch
+
+    monkeypatch.setattr(launch, "multiprocessors", lambda device: limits.MULTIPROCESSORS)
+    return launch
+
+
 @all_shapes
 @both_dtypes
 @all_pairs_or_listed
-def test_triton(shape, dtype, listed, monkeypatch):
-    """Rounds of scores, and launches of derivatives."""
-    pytest.importorskip("triton")
-    from caan_kernels.context_attention.triton import launch
-    from caan_kernels.context_attention.triton.plan import classes_of
-
+def test_scores_in_triton(shape, dtype, listed, triton_launch, monkeypatch):
+    """Each launch, and that together they hold every pair there may be; of a list each pair may be a tile of its own."""
+    pieces = []
+    monkeypatch.setattr(triton_launch.Launches, "grids", lambda launches: pieces.append(launches) or ())
     call, scores = planned_call(shape, dtype, listed)
-    regions, words, _ = call.plan
-    sides = launch.Sides(*(x for side in (call.V, call.U) for x in (side.features, side.products)))
-    scoring = launch.Scoring(call, sides, regions, words, listed or None, None, scores)
-    of = operators.shape_of(call)
-    for kind in classes_of(regions, words, shape[2:4], dtype != torch.float32):
-        pairs = scoring._products(kind, 0)[2]
-        assert pairs * limits.in_triton(of._replace(regions=kind.rows[0], words=kind.rows[1]), kind.small, False) <= MOST_SECONDS
+    sides = triton_launch.Sides(*(x for side in (call.V, call.U) for x in (side.features, side.products)))
+    scoring = triton_launch.Scoring(call, sides, *call.plan[:2], listed or None, None, scores)
+    of, scaled = operators.shape_of(call), triton_launch.Scaled(scores, scores)
+    for kind in triton_launch.classes_of(*call.plan[:2], shape[2:4], dtype != torch.float32):
+        together = triton_launch.configurations.tiles(*kind.sizes).blocks["TOGETHER"] if kind.small else 1
+        scoring.score_small(kind, scaled) if kind.small else scoring.score_large(kind)
+        count, size, programs = pieces.pop()
+        assert count == (listed or shape[0] * steps(shape[1], together))
+        kernel = of._replace(regions=kind.rows[0], words=kind.rows[1])
+        tile = together * limits.in_triton(kernel, kind.small, False, bool(listed))
+        # However few they are, a program takes as long as beside three others on its multiprocessor.
+        seconds = steps(size, programs) * tile * 4 * limits.MULTIPROCESSORS
+        assert programs <= 4 * limits.MULTIPROCESSORS and (size == programs or seconds <= MOST_SECONDS)
+
+
+@all_shapes
+@both_dtypes
+@all_pairs_or_listed
+def test_derivatives_in_triton(shape, dtype, listed, triton_launch, monkeypatch):
+    launch = triton_launch
+    call, _ = planned_call(shape, dtype, listed)
     counts = []
     first, beyond = map(launch.gradient_kernel.arg_names.index, ("first", "beyond"))
 

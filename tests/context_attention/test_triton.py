@@ -16,7 +16,7 @@ tl = triton.language
 
 from caan_kernels.context_attention.gpu import launch as operators  # noqa: E402
 from caan_kernels.context_attention.gpu.launch import Vectors  # noqa: E402
-from caan_kernels.context_attention.triton import configurations, launch, plan  # noqa: E402
+from caan_kernels.context_attention.triton import configurations, launch, plan, schedule  # noqa: E402
 from caan_kernels.core.triton import functions  # noqa: E402
 
 pytestmark = pytest.mark.skipif("triton" not in cases.KERNELS, reason="on a GPU, or by tests/test_interpreted.py")
@@ -199,10 +199,10 @@ def test_tf32_allowed_by_the_setting_of_one_backend():
         torch.backends.cuda.matmul.fp32_precision = before
 
 
-MODULES = {"WORKSPACE_BYTES": launch, "LONGEST": limits}
+MODULES = {"WORKSPACE_BYTES": launch, "LONGEST": limits, "PROGRAMS": configurations}
 FEW = {"BLOCK_BYTES": 2000, "SCRATCH_BYTES": 4000, "WORKSPACE_BYTES": 12000, "MOST_LISTED": 2, "MOST_ORDERED": 3}
 # As little as can be, of items at a time and of pairs a launch.
-LEAST = {"BLOCK_BYTES": 1, "LONGEST": 0.0}
+LEAST = {"BLOCK_BYTES": 1, "LONGEST": 0.0, "PROGRAMS": 1}
 
 
 @pytest.mark.parametrize(("dtype", "few"), [(torch.float32, FEW), (torch.float16, LEAST)], ids=["few", "least"])
@@ -227,15 +227,32 @@ def test_split_launches(dtype, few, monkeypatch):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(("images", "captions"), [(1, 1), (1, 500), (70, 1), (33, 45)])
-@pytest.mark.parametrize("most", [1, 7, 64, 10**6])
-@pytest.mark.parametrize("rows", [(36, 13), (1030, 16), (1, 512)], ids=str)
-def test_rounds_hold_every_pair_once(images, captions, most, rows):
-    found = torch.zeros(images, captions)
-    for part in plan.rounds(images, captions, rows, most):
-        assert 0 < part.pairs <= most
-        found[part.first_image : part.first_image + part.images, part.first_caption : part.first_caption + part.captions] += 1
-    assert (found == 1).all()
+@pytest.mark.parametrize(("count", "size", "programs"), [(1, 7, 1), (7, 7, 3), (8, 7, 3), (100, 7, 3)])
+def test_launches_take_everything_once(count, size, programs):
+    grids = list(plan.Launches(count, size, programs).grids())
+    assert [number for number, _ in grids] == list(range(-(-count // size)))
+    assert all(0 < of_launch <= min(programs, count - number * size) for number, of_launch in grids)
+
+
+@triton.jit
+def bands_kernel(found, images, captions, BLOCK: tl.constexpr):
+    number = tl.arange(0, BLOCK)
+    image, caption = schedule.in_bands(number, images, captions)
+    exists = number < images * captions
+    tl.store(found + 2 * number, image, mask=exists)
+    tl.store(found + 2 * number + 1, caption, mask=exists)
+
+
+@pytest.mark.parametrize(("images", "captions"), [(1, 1), (1, 100), (32, 3), (33, 1), (70, 50)])
+def test_bands_hold_every_pair_once(images, captions):
+    """Those that follow each other are of up to 32 images, and of as few captions as can be."""
+    found = torch.full((images * captions, 2), -1, device=DEVICE)
+    bands_kernel[(1,)](found, images, captions, BLOCK=4096)
+    places = found.tolist()
+    assert sorted(map(tuple, places)) == [(image, caption) for image in range(images) for caption in range(captions)]
+    first_band = [image for image, _ in places[: min(images, 32) * captions]]
+    assert max(first_band) < 32
+    assert [caption for _, caption in places[: min(images, 32)]] == [0] * min(images, 32)
 
 
 @triton.jit

@@ -66,11 +66,12 @@ def in_float32(shape: Shape) -> float:
     return seconds_of(numbers / ARITHMETIC + 5000 + _pooling(shape))
 
 
-def in_triton(shape: Shape, small: bool, exact: bool) -> float:
+def in_triton(shape: Shape, small: bool, exact: bool, listed: bool) -> float:
     """A score of Triton's kernels, where no machine code was counted: as if they took twice as long as those of CUDA C++."""
+    read = shape.read if listed else 0
     if exact:
-        return in_float32(shape._replace(regions=size_of(shape.regions), words=size_of(shape.words)))
-    return 2 * (tile if small else large)(shape) + shape.read
+        return in_float32(shape._replace(regions=size_of(shape.regions), words=size_of(shape.words))) + read
+    return 2 * (tile if small else large)(shape) + read
 
 
 def of_blocks(pair: float, blocks: int, resident: int) -> int:

@@ -8,6 +8,9 @@ import triton
 # The least that a float32 product sums over. Older versions take no less than 16, and some registers of long items spill.
 SHORTEST = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16
 
+# Programs of two warps that share a multiprocessor: a thread has up to 255 registers.
+PROGRAMS = 4
+
 
 class Configuration(NamedTuple):
     """How a kernel is compiled.
@@ -43,20 +46,11 @@ def product(dtype: torch.dtype, exact: bool) -> Configuration:
     return Configuration({"ROW_BLOCK": 64, "COLUMN_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3, 255)
 
 
-def products(dtype: torch.dtype, precision: str, words: int | None) -> Configuration:
-    """For `products_kernel`, on all pairs of a round, or on a list of pairs of up to `words` words each."""
-    # A sum has the same steps in all of these. Two warps: products.py.
-    if dtype == torch.float32 and precision == "ieee":
-        return Configuration({"WORD_BLOCK": 16, "REGION_BLOCK": 32, "DEPTH_BLOCK": 16}, 2, 1, 255)
-    if dtype == torch.float32:
-        return Configuration({"WORD_BLOCK": 32 if words is None else 16, "REGION_BLOCK": 64, "DEPTH_BLOCK": 16}, 2, 2, 255)
-    # With more words of one caption registers spill.
-    return Configuration({"WORD_BLOCK": 64 if words is None else min(words, 32), "REGION_BLOCK": 64, "DEPTH_BLOCK": 32}, 2, 3, 255)
-
-
 def tiles(regions: int, words: int) -> Configuration:
     """For `tile_kernel` on pairs of up to `regions` regions and `words` words."""
-    return Configuration({"TOGETHER": (32 if regions > 48 else 64) // words, "HIDDEN_BLOCK": 16}, 2, 1, 255)
+    together = (32 if regions > 48 else 64) // words
+    blocks = {"TOGETHER": together, "HIDDEN_BLOCK": 16, "DEPTH_BLOCK": 32, "DEPTH_STAGES": 3, "WIDTH_BLOCK": 16}
+    return Configuration(blocks, 2, 1, 255)
 
 
 def gram(dtype: torch.dtype, words: int) -> bool:
@@ -64,31 +58,29 @@ def gram(dtype: torch.dtype, words: int) -> bool:
     return words <= (32 if dtype == torch.float32 else 64)
 
 
-def factors(dtype: torch.dtype, words: int) -> Configuration:
-    """For `factors_kernel` on captions of up to `words` words."""
-    # Without Hᵘ it multiplies nothing, and may have as many warps as it likes.
-    return Configuration({"REGION_BLOCK": 32 if words == 16 else 16}, 2 if gram(dtype, words) else 8, 1, 255)
+def large(dtype: torch.dtype, precision: str, words: int) -> Configuration:
+    """For `large_kernel` on captions of up to `words` words."""
+    blocks = {**_products(dtype, precision, words), "FACTOR_BLOCK": 32 if words == 16 else 16, "WIDTH_BLOCK": 16, "WORD_PARTS": 1}
+    # With larger blocks of long captions, or more columns of IEEE products, registers spill.
+    if dtype != torch.float32:
+        blocks |= {"REGION_BLOCK": max(16, min(64, 2048 // words)), "HIDDEN_BLOCK": 16 if words > 64 else 32}
+        blocks |= {"FACTOR_BLOCK": 8} if words > 64 else {}
+        return Configuration(blocks, 2, 2, 255)
+    if words > 64:
+        blocks |= {"REGION_BLOCK": SHORTEST, "HIDDEN_BLOCK": 8, "WORD_PARTS": 2, "FACTOR_BLOCK": 4, "TILE_REGIONS": 32}
+    else:
+        blocks |= {"REGION_BLOCK": 32 if words == 16 else 16, "HIDDEN_BLOCK": 8 if precision == "ieee" else 16}
+    return Configuration(blocks, 2, 1, 255)
 
 
-def logits(dtype: torch.dtype, words: int) -> Configuration:
-    """For `logits_kernel` on captions of up to `words` words."""
+def _products(dtype: torch.dtype, precision: str, words: int) -> dict[str, int]:
+    """Tiles of S and X in `large_kernel`."""
+    if dtype == torch.float32 and precision == "ieee":
+        return {"TILE_WORDS": 16, "TILE_REGIONS": 32, "DEPTH_BLOCK": 16, "DEPTH_STAGES": 1}
     if dtype == torch.float32:
-        if words > 64:
-            return Configuration({"REGION_BLOCK": SHORTEST, "HIDDEN_BLOCK": 8, "WORD_PARTS": 2}, 2, 1, 255)
-        blocks = {"REGION_BLOCK": 32 if words == 16 else 16, "HIDDEN_BLOCK": 16, "WORD_PARTS": 1}
-        return Configuration(blocks, 2, 1, 255)
-    blocks = {"REGION_BLOCK": region_block(words), "HIDDEN_BLOCK": 16 if words > 64 else 32, "WORD_PARTS": 1}
-    return Configuration(blocks, 2, 2, 255)
-
-
-def finish(words: int) -> Configuration:
-    """For `finish_kernel` on captions of up to `words` words."""
-    return Configuration({"REGION_BLOCK": region_block(words), "WIDTH_BLOCK": 64}, min(8, max(2, words // 16)), 1)
-
-
-def region_block(words: int) -> int:
-    """Regions that lie in one tile with a caption of up to `words` words."""
-    return max(16, min(64, 2048 // words))
+        return {"TILE_WORDS": 16, "TILE_REGIONS": 64, "DEPTH_BLOCK": 16, "DEPTH_STAGES": 2}
+    # With more words registers spill.
+    return {"TILE_WORDS": min(words, 32), "TILE_REGIONS": 64, "DEPTH_BLOCK": 32, "DEPTH_STAGES": 3}
 
 
 def gradients(regions: int, precision: str) -> Configuration:

@@ -1,13 +1,13 @@
 """How the Triton kernels are launched: `Kernels` of gpu/launch.py."""
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...core.gpu import aligned
+from ...core.gpu import aligned, multiprocessors
 from ...core.gpu import limits as launches
+from ...core.gpu.limits import whole
 from ...core.gpu.plan import Items, Listed, Plan, Walk, Wanted, parts_of, plan_walk, size_of, sort_list
 from ...core.triton.capture import refuse_in_capture
 from ...core.triton.plan import plan_kernel, planning
@@ -18,13 +18,12 @@ from ..gpu.launch import PlannedCall, Slots, shape_of
 from . import configurations
 from .attention import map_kernel
 from .gradients import gradient_kernel
-from .pairs import factors_kernel, finish_kernel, logits_kernel
-from .plan import SMALL_REGIONS, SMALL_WORDS, Class, Ranks, Round, classes_of, rank, rounds
-from .products import products_kernel
+from .pairs import large_kernel
+from .plan import SMALL_REGIONS, SMALL_WORDS, Class, Launches, Ranks, classes_of, rank
 from .slots import pair_numbers
 from .tiles import tile_kernel
 
-# Bytes of the workspace that a round's pairs share: what one kernel writes there the next should find in the L2 cache.
+# Bytes that programs have to keep what they know of the pairs they are at: it should stay in the L2 cache.
 WORKSPACE_BYTES = 24 * 2**20
 # Programs that take turns: more than any GPU runs of them at once. Those that begin late find no turn left.
 MOST_PROGRAMS = 1024
@@ -50,6 +49,14 @@ def score_precision(dtype: torch.dtype) -> str:
     if dtype != torch.float32 or chosen == "ieee":
         return "ieee"
     return "tf32" if chosen == "tf32" else "tf32x3"
+
+
+def programs_of(device: torch.device) -> int:
+    """Programs of a launch that scores: as many as run at once.
+
+    An odd number: tiles of a list may begin at every second or fourth pair, and every program should meet some of these.
+    """
+    return configurations.PROGRAMS * multiprocessors(device) - 1
 
 
 def gradient_precision(dtype: torch.dtype) -> str:
@@ -156,132 +163,70 @@ class Scoring(NamedTuple):
     def score_small(self, kind: Class, scaled: Scaled) -> None:
         """Pairs of a class of which a program takes several at once."""
         config = configurations.tiles(*kind.sizes)
-        S, X, most = self._products(kind, 4 * sum(kind.rows))
-        logits = S.new_empty(most * sum(kind.rows))
-        _, inter, intra = self.call.options
         together = config.blocks["TOGETHER"]
-        for part in self._rounds(kind, most):
-            self._multiply(kind, part, S, X)
-            if inter or intra:
-                tile_kernel[(part.pairs if self.listed else part.images * -(-part.captions // together),)](
-                    self.sides.region_products,
-                    self.sides.word_products,
-                    *scaled.halves,
-                    scaled.scales,
-                    *self._places(),
-                    self.regions.order if self.listed is None else self.ranks.ranks,
-                    S,
-                    logits,
-                    *self._piece(kind, part),
-                    *self._item_rows,
-                    *kind.rows,
-                    LISTED=self.listed is not None,
-                    INTER=inter,
-                    INTRA=intra,
-                    WIDTH=self._width,
-                    HIDDEN=self._hidden,
-                    REGIONS=parts_of(kind.sizes[0])[0],
-                    TAIL=parts_of(kind.sizes[0])[1],
-                    WORDS=kind.sizes[1],
-                    **config.arguments(),
-                )
-            self._finish(kind, part, X, logits, 1 if inter or intra else 0)
+        # A tile may hold one pair of a list.
+        images, captions = self.scores.shape if self.listed is None else (1, together * len(self.scores))
+        launches = self._launches(images * -(-captions // together), together * self._pair_seconds(kind))
+        workspace = self.scores.new_empty(launches.programs * 2 * together * kind.sizes[0] * kind.sizes[1])
+        regions, tail = parts_of(kind.sizes[0])
+        for number, programs in launches.grids():
+            tile_kernel[(programs,)](
+                *self.sides,
+                *scaled.halves,
+                scaled.scales,
+                *self._places(),
+                self.regions.order if self.listed is None else self.ranks.ranks,
+                workspace,
+                self.scores,
+                *self._piece(kind, launches, number),
+                REGIONS=regions,
+                TAIL=tail,
+                WORDS=kind.sizes[1],
+                **self._compiled_for(),
+                **config.arguments(),
+            )
 
     def score_large(self, kind: Class) -> None:
         """Pairs of any other class."""
-        (m, n), words, dtype, (_, inter, intra) = kind.rows, kind.sizes[1], self.sides.regions.dtype, self.call.options
-        precision = score_precision(dtype)
-        gram = configurations.gram(dtype, words)
-        config = configurations.logits(dtype, words)
-        panels = -(-self._hidden // config.blocks["HIDDEN_BLOCK"]) if inter or intra else 0
-        S, X, most = self._products(kind, dtype.itemsize * (2 * m * n + gram * n * n) + 4 * (max(panels, 1) + 1) * (m + n))
-        C_units, R_units, Hu = (S.new_empty(most * size, dtype=dtype) for size in (m * n, m * n, n * n if gram else 1))
-        region_norms, word_norms, logits = (S.new_empty(most * size) for size in (m, n, max(panels, 1) * (m + n)))
-        made = C_units, R_units, region_norms, word_norms, Hu
-        shape = {"LISTED": self.listed is not None, "INTRA": intra, "GRAM": gram, "WORDS": words, "PRECISION": precision}
-        for part in self._rounds(kind, most):
-            self._multiply(kind, part, S, X)
-            if panels:
-                piece = self._piece(kind, part)
-                factors = configurations.factors(dtype, words).arguments()
-                factors_kernel[(part.pairs,)](*self._places(), S, *made, *piece, *kind.rows, **shape, **factors)
-                logits_kernel[(part.pairs * panels,)](
-                    self.sides.region_products,
-                    self.sides.word_products,
-                    *self.call.vectors,
-                    *self._places(),
-                    *made,
-                    logits,
-                    *piece,
-                    *self._item_rows,
-                    *kind.rows,
-                    **shape,
-                    INTER=inter,
-                    HALF=dtype != torch.float32,
-                    WIDTH=self._width,
-                    HIDDEN=self._hidden,
-                    **config.arguments(),
-                )
-            self._finish(kind, part, X, logits, panels)
+        (m, n), words, dtype = kind.rows, kind.sizes[1], self.sides.regions.dtype
+        precision, gram = score_precision(dtype), configurations.gram(dtype, words)
+        stride = whole(m, 16)
+        # What a program keeps of its pair: S; Ĉ and R̂; Hᵘ; norms, g, and the logits of regions in two places.
+        cells, gram_cells, numbers = stride * n, words * words if gram else 0, 3 * stride + 2 * n
+        slots = max(1, WORKSPACE_BYTES // (4 * (cells + numbers) + dtype.itemsize * (2 * cells + gram_cells)))
+        launches = self._launches(self.scores.numel(), self._pair_seconds(kind), slots)
+        own = [(cells, torch.float32), (2 * cells, dtype), (gram_cells, dtype), (numbers, torch.float32)]
+        workspace = [self.scores.new_empty(launches.programs * size, dtype=of) for size, of in own]
+        for number, programs in launches.grids():
+            large_kernel[(programs,)](
+                *self.sides,
+                *self.call.vectors,
+                *self._places(),
+                *workspace,
+                self.scores,
+                *self._piece(kind, launches, number),
+                stride,
+                n,
+                GRAM=gram,
+                HALF=dtype != torch.float32,
+                WORDS=words,
+                PRECISION=precision,
+                **self._compiled_for(),
+                **configurations.large(dtype, precision, words).arguments(),
+            )
 
-    def _finish(self, kind: Class, part: Round, X: Tensor, logits: Tensor, panels: int) -> None:
-        """Scores of a round's pairs from X and logits, which are sums over so many panels of the hidden width."""
-        finish_kernel[(part.pairs,)](
-            self.sides.regions,
-            self.sides.words,
-            *self._places(),
-            X,
-            logits,
-            self.scores,
-            *self._piece(kind, part),
-            0 if self.listed else self.scores.stride(0),
-            *self._item_rows,
-            *kind.rows,
-            LISTED=self.listed is not None,
-            COSINE=self.call.options.cosine,
-            PANELS=panels,
-            WIDTH=self._width,
-            WORDS=kind.sizes[1],
-            **configurations.finish(kind.sizes[1]).arguments(),
-        )
+    def _launches(self, count: int, seconds: float, most: int | None = None) -> Launches:
+        """For so many tiles or pairs that take such seconds, `most` of them at once."""
+        programs = min(count, programs_of(self.scores.device), most or count)
+        size = limits.of_blocks(seconds, programs, configurations.PROGRAMS)
+        # Kernels count a launch's in 32 bits.
+        return Launches(count, min(size, count, 2**31 - 1), programs)
 
-    def _multiply(self, kind: Class, part: Round, S: Tensor, X: Tensor) -> None:
-        """S and X of the pairs of a round."""
-        (m, n), listed = kind.rows, self.listed is not None
-        dtype = self.sides.regions.dtype
-        precision = score_precision(dtype)
-        config = configurations.products(dtype, precision, kind.sizes[1] if listed else None)
-        word_rows, region_rows = (n, m) if listed else (part.captions * n, part.images * m)
-        tiles = -(-word_rows // config.blocks["WORD_BLOCK"]) * -(-region_rows // config.blocks["REGION_BLOCK"])
-        products_kernel[(2 * tiles * (part.pairs if listed else 1),)](
-            self.sides.regions,
-            self.sides.words,
-            self.sides.word_products,
-            *self._places(),
-            S,
-            X,
-            *self._piece(kind, part, images=True),
-            *self._item_rows,
-            *kind.rows,
-            LISTED=listed,
-            WIDTH=self._width,
-            HIDDEN=self._hidden,
-            PRECISION=precision,
-            **config.arguments(),
-        )
-
-    def _products(self, kind: Class, beside: int) -> tuple[Tensor, Tensor, int]:
-        """Room for S and X of as many pairs as a round may have, with `beside` more bytes for each of them; and how many."""
-        cells = kind.rows[0] * kind.rows[1]
+    def _pair_seconds(self, kind: Class) -> float:
         shape = shape_of(self.call)._replace(regions=kind.rows[0], words=kind.rows[1])
-        pair = limits.in_triton(shape, kind.small, score_precision(self.sides.regions.dtype) == "ieee")
-        most = min(self.scores.numel(), max(1, WORKSPACE_BYTES // (8 * cells + beside)), launches.times(pair))
-        S, X = (self.scores.new_empty(most * cells) for _ in range(2))
-        return S, X, most
-
-    def _rounds(self, kind: Class, most: int) -> Iterator[Round]:
-        images, captions = (1, len(self.scores)) if self.listed else self.scores.shape
-        return rounds(images, captions, kind.rows, most)
+        dtype = self.sides.regions.dtype
+        exact = dtype == torch.float32 and score_precision(dtype) == "ieee"
+        return limits.in_triton(shape, kind.small, exact, self.listed is not None)
 
     def _places(self) -> tuple[Tensor, ...]:
         """Lengths, and what says which pairs there are."""
@@ -289,29 +234,17 @@ class Scoring(NamedTuple):
         of_list = (regions.order,) * 3 if listed is None else (self.call.pairs, listed.order, self.ranks.starts)
         return regions.lengths, words.lengths, regions.order, regions.starts, words.order, words.starts, *of_list
 
-    def _piece(self, kind: Class, part: Round, images: bool = False) -> tuple[int, ...]:
-        """Where the pairs of a round lie in the plan, and how many captions, or images and captions, it has."""
+    def _piece(self, kind: Class, launches: Launches, number: int) -> tuple[int, ...]:
+        """Which of a call's pairs a launch takes, and where their rows and scores lie."""
         bucket = kind.word_bucket if self.listed is None else kind.number
-        return (
-            *kind.region_buckets,
-            bucket,
-            part.first_image,
-            part.first_caption,
-            *((part.images,) if images else ()),
-            part.captions,
-        )
+        score_row = self.scores.stride(0) if self.listed is None else 0
+        rows = self.sides.regions.shape[1], self.sides.words.shape[1]
+        return *kind.region_buckets, bucket, number, launches.size, score_row, *rows
 
-    @property
-    def _item_rows(self) -> tuple[int, int]:
-        return self.sides.regions.shape[1], self.sides.words.shape[1]
-
-    @property
-    def _width(self) -> int:
-        return self.sides.regions.shape[2]
-
-    @property
-    def _hidden(self) -> int:
-        return len(self.call.vectors.region_score)
+    def _compiled_for(self) -> dict[str, int]:
+        """Of both kernels."""
+        width, hidden = self.sides.regions.shape[2], len(self.call.vectors.region_score)
+        return {"LISTED": self.listed is not None, **_constants(self.call.options), "WIDTH": width, "HIDDEN": hidden}
 
 
 def _constants(options: Options) -> dict[str, bool]:

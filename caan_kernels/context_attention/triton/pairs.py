@@ -1,9 +1,10 @@
-"""Stage 2 for pairs of any size and dtype: from S and X to scores, a pair or a panel of the hidden width a program.
+"""Scores of pairs of any size and dtype: a program has one pair at a time, and a part of the workspace for it.
 
-    factors_kernel    Ĉ and R̂ in the inputs' dtype, the norms that lead back to C and R, and Hᵘ: a pair a program
-    logits_kernel     tanh(Ĉ (Ĉᵀ V Q1) + C U Q2) and tanh(Hᵘ U Q3 + Rᵀ V Q4) times the score vectors, summed over one panel of the
-                      hidden width: a pair and panel a program
-    finish_kernel     softmax and the score fᵀ X g; for "cosine" also ‖v̂‖ and ‖û‖: a pair a program
+    multiply_pair          S
+    make_factors           Ĉ and R̂ in the inputs' dtype, the norms that lead back to C and R, and Hᵘ
+    sum_logits             tanh(Ĉ (Ĉᵀ V Q1) + C U Q2) and tanh(Hᵘ U Q3 + Rᵀ V Q4) times the score vectors, a panel of the hidden
+                           width at a time
+    pool_pair              softmax and the score, for which X is made in passing
 
 Matrices of a pair are transposed, (words, regions). All words of a caption lie in one tile of a power of two; regions pass by
 in blocks, so that their number has no end: what is summed over regions is summed block by block, in their order, before it
@@ -17,13 +18,22 @@ import triton
 import triton.language as tl
 
 from ...core.triton.functions import load_block, norm, positive_part, softmax_where, sum_of_rows, tanh, tanh_to_half
-from .products import UNALIGNED, VARYING, pair_at
+from .pooling import pool_pair
+from .products import multiply_pair, whole_rows
+from .schedule import UNALIGNED, VARYING, first_and_count, pair_at, turns
 
 
 @triton.jit
-def positive_alignment(S, at, exists):
+def positive_alignment(S, rows, region, word_exists, m):
     """A₊ where it exists, 0 elsewhere."""
-    return positive_part(tanh(tl.load(S + at, mask=exists, other=0.0)), exists)
+    alignment = load_block(S + rows + region[None, :], word_exists, region < whole_rows(m))
+    return positive_part(tanh(alignment), word_exists[:, None] & (region < m)[None, :])
+
+
+@triton.jit
+def load_units(units, rows, region, word_exists, m):
+    """Rows of Ĉ or R̂, which hold 0 beyond an image's regions."""
+    return load_block(units + rows + region[None, :], word_exists, region < whole_rows(m))
 
 
 @triton.jit
@@ -33,126 +43,76 @@ def context_tanh(x, HALF: tl.constexpr):
 
 
 @triton.jit
-def weight_of(logits, exists, highest):
-    """e to the logits over the highest, 0 for what does not exist."""
-    return tl.where(exists, tl.exp(tl.load(logits, mask=exists, other=0.0) - highest), 0.0)
-
-
-@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
-def factors_kernel(
-    region_lengths,
-    word_lengths,
-    region_order,
-    region_starts,
-    word_order,
-    word_starts,
-    pairs,
-    list_order,
-    list_starts,
+def make_factors(
     S,
     C_units,
     R_units,
+    Hu,
     region_norms,
     word_norms,
-    Hu,
-    first_bucket,
-    end_bucket,
-    word_bucket,
-    first_image,
-    first_caption,
-    captions,
+    m,
+    n,
     region_stride,
-    word_stride,
-    LISTED: tl.constexpr,
     INTRA: tl.constexpr,
     GRAM: tl.constexpr,
     WORDS: tl.constexpr,
-    REGION_BLOCK: tl.constexpr,
+    FACTOR_BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    slot = tl.program_id(0)
-    image, caption, _, exists = pair_at(
-        slot, region_order, region_starts, word_order, word_starts, pairs, list_order, list_starts,
-        first_bucket, end_bucket, word_bucket, first_image, first_caption, captions, 0, LISTED,
-    )  # fmt: skip
-    if exists == 0:
-        return
-    m = tl.load(region_lengths + image).to(tl.int32)
-    n = tl.load(word_lengths + caption).to(tl.int32)
+    """Equations 7, 12 and 13, and 17 where registers hold Hᵘ."""
     dtype = C_units.dtype.element_ty
     word = tl.arange(0, WORDS)
-    rows = (slot.to(tl.int64) * word_stride + word)[:, None] * region_stride
+    rows = word[:, None] * region_stride
 
-    # Equations 12 and 13: norms of the columns of A₊ and of R, which take all regions.
+    # Norms of the columns of A₊ and of R take all regions.
     squares = tl.zeros((WORDS, 1), tl.float32)
     R_squares = tl.zeros((WORDS, 1), tl.float32)
-    for r0 in tl.range(0, m, REGION_BLOCK):
-        region = r0 + tl.arange(0, REGION_BLOCK)
-        P = positive_alignment(S, rows + region[None, :], (word < n)[:, None] & (region < m)[None, :])
+    for r0 in tl.range(0, m, FACTOR_BLOCK):
+        region = r0 + tl.arange(0, FACTOR_BLOCK)
+        P = positive_alignment(S, rows, region, word < n, m)
         squares += tl.sum(P * P, 1, keep_dims=True)
         R = tl.div_rn(P, norm(tl.sum(P * P, 0, keep_dims=True)))
         R_squares += tl.sum(R * R, 1, keep_dims=True)
     column_norm = norm(squares)
     word_norm = norm(R_squares)
-    tl.store(word_norms + slot * word_stride + word[:, None], word_norm, mask=(word < n)[:, None])
-
-    # What equations 8 to 11 read panel by panel, and equation 17.
-    for r0 in tl.range(0, m, REGION_BLOCK):
-        region = r0 + tl.arange(0, REGION_BLOCK)
-        real = (word < n)[:, None] & (region < m)[None, :]
-        P = positive_alignment(S, rows + region[None, :], real)
+    tl.store(word_norms + word[:, None], word_norm, mask=(word < n)[:, None])
+    for r0 in tl.range(0, whole_rows(m), FACTOR_BLOCK):
+        region = r0 + tl.arange(0, FACTOR_BLOCK)
+        mask = (word < n)[:, None] & (region < whole_rows(m))[None, :]
+        P = positive_alignment(S, rows, region, word < n, m)
         C = tl.div_rn(P, column_norm)
         region_norm = norm(tl.sum(C * C, 0, keep_dims=True))
-        tl.store(C_units + rows + region[None, :], tl.div_rn(C, region_norm).to(dtype), mask=real)
+        tl.store(C_units + rows + region[None, :], tl.div_rn(C, region_norm).to(dtype), mask=mask)
         R = tl.div_rn(P, norm(tl.sum(P * P, 0, keep_dims=True)))
-        R_unit = tl.div_rn(R, word_norm).to(dtype)
-        tl.store(R_units + rows + region[None, :], R_unit, mask=real)
-        tl.store(region_norms + slot * region_stride + region[None, :], region_norm, mask=(region < m)[None, :])
+        tl.store(R_units + rows + region[None, :], tl.div_rn(R, word_norm).to(dtype), mask=mask)
+        tl.store(region_norms + region[None, :], region_norm, mask=(region < m)[None, :])
     if INTRA and GRAM:
         # Other threads than those that wrote R̂ may read it.
         tl.debug_barrier()
         gram = tl.zeros((WORDS, WORDS), tl.float32)
-        for r0 in tl.range(0, m, REGION_BLOCK):
-            region = r0 + tl.arange(0, REGION_BLOCK)
-            R_unit = load_block(R_units + rows + region[None, :], word < n, region < m)
+        for r0 in tl.range(0, m, FACTOR_BLOCK):
+            region = r0 + tl.arange(0, FACTOR_BLOCK)
+            R_unit = load_units(R_units, rows, region, word < n, m)
             gram = tl.dot(R_unit, tl.trans(R_unit), gram, input_precision=PRECISION)
         other = tl.arange(0, WORDS)
-        at = (slot.to(tl.int64) * word_stride + word)[:, None] * word_stride + other[None, :]
-        tl.store(Hu + at, gram.to(dtype), mask=(word < n)[:, None] & (other < n)[None, :])
+        tl.store(Hu + word[:, None] * WORDS + other[None, :], gram.to(dtype))
 
 
-@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
-def logits_kernel(
+@triton.jit
+def sum_logits(
+    logits,
+    C_units,
+    R_units,
+    Hu,
+    region_norms,
+    word_norms,
     region_products,
     word_products,
     region_score,
     word_score,
-    region_lengths,
-    word_lengths,
-    region_order,
-    region_starts,
-    word_order,
-    word_starts,
-    pairs,
-    list_order,
-    list_starts,
-    C_units,
-    R_units,
-    region_norms,
-    word_norms,
-    Hu,
-    logits,
-    first_bucket,
-    end_bucket,
-    word_bucket,
-    first_image,
-    first_caption,
-    captions,
-    region_rows,
-    word_rows,
+    m,
+    n,
     region_stride,
-    word_stride,
-    LISTED: tl.constexpr,
     INTER: tl.constexpr,
     INTRA: tl.constexpr,
     GRAM: tl.constexpr,
@@ -165,75 +125,79 @@ def logits_kernel(
     WORD_PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    PRODUCTS: tl.constexpr = WIDTH + 2 * HIDDEN
-    PANELS: tl.constexpr = (HIDDEN + HIDDEN_BLOCK - 1) // HIDDEN_BLOCK
-    slot = tl.program_id(0) // PANELS
-    image, caption, _, exists = pair_at(
-        slot, region_order, region_starts, word_order, word_starts, pairs, list_order, list_starts,
-        first_bucket, end_bucket, word_bucket, first_image, first_caption, captions, 0, LISTED,
-    )  # fmt: skip
-    if exists == 0:
-        return
-    m = tl.load(region_lengths + image).to(tl.int32)
-    n = tl.load(word_lengths + caption).to(tl.int32)
-    dtype = region_products.dtype.element_ty
-    word = tl.arange(0, WORDS)
-    h = tl.program_id(0) % PANELS * HIDDEN_BLOCK + tl.arange(0, HIDDEN_BLOCK)
-    h_exists = h < HIDDEN
-    rows = (slot.to(tl.int64) * word_stride + word)[:, None] * region_stride
-    of_regions = region_products + image * region_rows * (2 * HIDDEN) + h[None, :]
-    of_words = word_products + (caption * word_rows + word)[:, None] * PRODUCTS + WIDTH + h[None, :]
-    target = logits + tl.program_id(0).to(tl.int64) * (region_stride + word_stride)
+    """Logits of words, (WORDS,), from rows of products that begin at these pointers. Those of regions are added up in memory.
 
-    # Equations 10 and 11, regions block by block.
-    context = tl.zeros((WORDS, HIDDEN_BLOCK), tl.float32)
-    if INTER:
-        for r0 in tl.range(0, m, REGION_BLOCK):
-            region = r0 + tl.arange(0, REGION_BLOCK)
-            R_unit = load_block(R_units + rows + region[None, :], word < n, region < m)
-            VQ4 = load_block(of_regions + region[:, None] * (2 * HIDDEN) + HIDDEN, region < m, h_exists)
-            context = tl.dot(R_unit, VQ4, context, input_precision=PRECISION)
-        context *= tl.load(word_norms + slot * word_stride + word, mask=word < n, other=0.0)[:, None]
-    if INTRA:
-        UQ3 = load_block(of_words + HIDDEN, word < n, h_exists)
-        if GRAM:
-            at = (slot.to(tl.int64) * word_stride + word)[:, None] * word_stride + word[None, :]
-            context = tl.dot(load_block(Hu + at, word < n, word < n), UQ3, context, input_precision=PRECISION)
-        else:
+    There, panels write by turns to one of two places, so that no thread overwrites what another is still to read.
+    """
+    dtype = C_units.dtype.element_ty
+    word = tl.arange(0, WORDS)
+    rows = word[:, None] * region_stride
+    word_logits = tl.zeros((WORDS,), tl.float32)
+    for h0 in tl.range(0, HIDDEN, HIDDEN_BLOCK, disable_licm=True):
+        h = h0 + tl.arange(0, HIDDEN_BLOCK)
+        h_exists = h < HIDDEN
+        of_regions = region_products + h[None, :]
+        of_words = word_products + word[:, None] * (WIDTH + 2 * HIDDEN) + WIDTH + h[None, :]
+
+        # Equations 10 and 11, regions block by block.
+        context = tl.zeros((WORDS, HIDDEN_BLOCK), tl.float32)
+        if INTER:
             for r0 in tl.range(0, m, REGION_BLOCK):
                 region = r0 + tl.arange(0, REGION_BLOCK)
-                R_unit = load_block(R_units + rows + region[None, :], word < n, region < m)
-                Z = sum_of_rows(R_unit, UQ3, WORD_PARTS, PRECISION)
-                context = tl.dot(R_unit, Z.to(dtype), context, input_precision=PRECISION)
-    wu = tl.load(word_score + h, mask=h_exists, other=0.0).to(tl.float32)
-    tl.store(target + region_stride + word, tl.sum(context_tanh(context, HALF) * wu[None, :], 1), mask=word < n)
+                R_unit = load_units(R_units, rows, region, word < n, m)
+                VQ4 = load_block(of_regions + region[:, None] * (2 * HIDDEN) + HIDDEN, region < m, h_exists)
+                context = tl.dot(R_unit, VQ4, context, input_precision=PRECISION)
+            context *= tl.load(word_norms + word, mask=word < n, other=0.0)[:, None]
+        if INTRA:
+            UQ3 = load_block(of_words + HIDDEN, word < n, h_exists)
+            if GRAM:
+                own = tl.load(Hu + word[:, None] * WORDS + word[None, :])
+                context = tl.dot(own, UQ3, context, input_precision=PRECISION)
+            else:
+                for r0 in tl.range(0, m, REGION_BLOCK):
+                    region = r0 + tl.arange(0, REGION_BLOCK)
+                    R_unit = load_units(R_units, rows, region, word < n, m)
+                    Z = sum_of_rows(R_unit, UQ3, WORD_PARTS, PRECISION)
+                    context = tl.dot(R_unit, Z.to(dtype), context, input_precision=PRECISION)
+        wu = tl.load(word_score + h, mask=h_exists, other=0.0).to(tl.float32)
+        word_logits += tl.sum(context_tanh(context, HALF) * wu[None, :], 1)
 
-    # Equations 8 and 9: Ĉᵀ (V Q1) takes all regions before any has its context.
-    wv = tl.load(region_score + h, mask=h_exists, other=0.0).to(tl.float32)
-    gathered = tl.zeros((WORDS, HIDDEN_BLOCK), tl.float32)
-    if INTRA:
+        # Equations 8 and 9: Ĉᵀ (V Q1) takes all regions before any has its context.
+        wv = tl.load(region_score + h, mask=h_exists, other=0.0).to(tl.float32)
+        gathered = tl.zeros((WORDS, HIDDEN_BLOCK), tl.float32)
+        if INTRA:
+            for r0 in tl.range(0, m, REGION_BLOCK):
+                region = r0 + tl.arange(0, REGION_BLOCK)
+                C_unit = load_units(C_units, rows, region, word < n, m)
+                VQ1 = load_block(of_regions + region[:, None] * (2 * HIDDEN), region < m, h_exists)
+                gathered = tl.dot(C_unit, VQ1, gathered, input_precision=PRECISION)
+        gathered = gathered.to(dtype)
+        turn = h0 // HIDDEN_BLOCK % 2
+        before = logits + (1 - turn) * region_stride
+        after = logits + turn * region_stride
         for r0 in tl.range(0, m, REGION_BLOCK):
             region = r0 + tl.arange(0, REGION_BLOCK)
-            C_unit = load_block(C_units + rows + region[None, :], word < n, region < m)
-            VQ1 = load_block(of_regions + region[:, None] * (2 * HIDDEN), region < m, h_exists)
-            gathered = tl.dot(C_unit, VQ1, gathered, input_precision=PRECISION)
-    gathered = gathered.to(dtype)
-    for r0 in tl.range(0, m, REGION_BLOCK):
-        region = r0 + tl.arange(0, REGION_BLOCK)
-        C_unit = load_block(C_units + rows + region[None, :], word < n, region < m)
-        Y = tl.zeros((REGION_BLOCK, HIDDEN_BLOCK), tl.float32)
-        if INTER:
-            Y = sum_of_rows(C_unit, load_block(of_words, word < n, h_exists), WORD_PARTS, PRECISION)
-            Y *= tl.load(region_norms + slot * region_stride + region, mask=region < m, other=0.0)[:, None]
-        if INTRA:
-            Y += sum_of_rows(C_unit, gathered, WORD_PARTS, PRECISION)
-        tl.store(target + region, tl.sum(context_tanh(Y, HALF) * wv[None, :], 1), mask=region < m)
+            C_unit = load_units(C_units, rows, region, word < n, m)
+            Y = tl.zeros((REGION_BLOCK, HIDDEN_BLOCK), tl.float32)
+            if INTER:
+                Y = sum_of_rows(C_unit, load_block(of_words, word < n, h_exists), WORD_PARTS, PRECISION)
+                Y *= tl.load(region_norms + region, mask=region < m, other=0.0)[:, None]
+            if INTRA:
+                Y += sum_of_rows(C_unit, gathered, WORD_PARTS, PRECISION)
+            so_far = tl.load(before + region, mask=(region < m) & (h0 > 0), other=0.0)
+            tl.store(after + region, so_far + tl.sum(context_tanh(Y, HALF) * wv[None, :], 1), mask=region < m)
+        tl.debug_barrier()
+    return word_logits
 
 
-@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
-def finish_kernel(
+@triton.jit(do_not_specialize=[*VARYING, "word_stride"], do_not_specialize_on_alignment=UNALIGNED)
+def large_kernel(
     regions,
+    region_products,
     words,
+    word_products,
+    region_score,
+    word_score,
     region_lengths,
     word_lengths,
     region_order,
@@ -243,15 +207,16 @@ def finish_kernel(
     pairs,
     list_order,
     list_starts,
-    X,
-    logits,
+    S,
+    factors,
+    grams,
+    numbers,
     scores,
     first_bucket,
     end_bucket,
     word_bucket,
-    first_image,
-    first_caption,
-    captions,
+    launch,
+    launch_size,
     score_row,
     region_rows,
     word_rows,
@@ -259,67 +224,82 @@ def finish_kernel(
     word_stride,
     LISTED: tl.constexpr,
     COSINE: tl.constexpr,
-    PANELS: tl.constexpr,
+    INTER: tl.constexpr,
+    INTRA: tl.constexpr,
+    GRAM: tl.constexpr,
+    HALF: tl.constexpr,
     WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
     WORDS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TILE_WORDS: tl.constexpr,
+    TILE_REGIONS: tl.constexpr,
+    DEPTH_BLOCK: tl.constexpr,
+    DEPTH_STAGES: tl.constexpr,
+    FACTOR_BLOCK: tl.constexpr,
     REGION_BLOCK: tl.constexpr,
+    HIDDEN_BLOCK: tl.constexpr,
+    WORD_PARTS: tl.constexpr,
     WIDTH_BLOCK: tl.constexpr,
 ):
-    slot = tl.program_id(0)
-    image, caption, place, exists = pair_at(
-        slot, region_order, region_starts, word_order, word_starts, pairs, list_order, list_starts,
-        first_bucket, end_bucket, word_bucket, first_image, first_caption, captions, score_row, LISTED,
-    )  # fmt: skip
-    if exists == 0:
-        return
-    m = tl.load(region_lengths + image).to(tl.int32)
-    n = tl.load(word_lengths + caption).to(tl.int32)
-    word = tl.arange(0, WORDS)
-    rows = (slot.to(tl.int64) * word_stride + word)[:, None] * region_stride
-    row = region_stride + word_stride
-    # Without contexts all logits are 0, and there is still room for one panel.
-    logits += slot.to(tl.int64) * row * max(PANELS, 1)
-
-    # Equations 9 and 11, panels in their order.
-    word_logits = tl.zeros((WORDS,), tl.float32)
-    for panel in tl.range(0, PANELS):
-        word_logits += tl.load(logits + panel * row + region_stride + word, mask=word < n, other=0.0)
-    g = softmax_where(word_logits, word < n, 0)
-    highest = -float("inf")
-    for r0 in tl.range(0, m, REGION_BLOCK):
-        region = r0 + tl.arange(0, REGION_BLOCK)
-        region_logits = tl.zeros((REGION_BLOCK,), tl.float32)
-        for panel in tl.range(0, PANELS):
-            region_logits += tl.load(logits + panel * row + region, mask=region < m, other=0.0)
-        highest = tl.maximum(highest, tl.max(tl.where(region < m, region_logits, -float("inf"))))
-        tl.store(logits + region, region_logits, mask=region < m)
-    # Other threads than those that wrote them may read the sums.
-    tl.debug_barrier()
-
-    # Equations 5, 6 and 18; f is e over its sum.
-    total = 0.0
-    pooled = tl.zeros((WORDS,), tl.float32)
-    for r0 in tl.range(0, m, REGION_BLOCK):
-        region = r0 + tl.arange(0, REGION_BLOCK)
-        e = weight_of(logits + region, region < m, highest)
-        total += tl.sum(e)
-        pooled += tl.sum(load_block(X + rows + region[None, :], word < n, region < m) * e[None, :], 1)
-    score = tl.div_rn(tl.sum(pooled * g), total)
-    if COSINE:
-        v_squares = tl.zeros((WIDTH_BLOCK,), tl.float32)
-        u_squares = tl.zeros((WIDTH_BLOCK,), tl.float32)
-        for d0 in tl.range(0, WIDTH, WIDTH_BLOCK):
-            d = d0 + tl.arange(0, WIDTH_BLOCK)
-            v = tl.zeros((WIDTH_BLOCK,), tl.float32)
+    PRODUCTS: tl.constexpr = WIDTH + 2 * HIDDEN
+    # The program's own part of the workspace.
+    slot = tl.program_id(0).to(tl.int64)
+    cells = word_stride * region_stride
+    S += slot * cells
+    C_units = factors + slot * (2 * cells)
+    R_units = C_units + cells
+    Hu = grams + slot * (WORDS * WORDS)
+    region_norms = numbers + slot * (3 * region_stride + 2 * word_stride)
+    word_norms = region_norms + region_stride
+    g = word_norms + word_stride
+    logits = g + word_stride
+    if LISTED:
+        count = first_and_count(list_starts, word_bucket, word_bucket + 1)[1]
+    else:
+        images = first_and_count(region_starts, first_bucket, end_bucket)[1]
+        count = images * first_and_count(word_starts, word_bucket, word_bucket + 1)[1]
+    # What follows from the thread alone would take registers for the whole loop.
+    for turn in tl.range(tl.program_id(0), turns(launch, launch_size, count), tl.num_programs(0), disable_licm=True):
+        image, caption, place = pair_at(
+            launch.to(tl.int64) * launch_size + turn, region_order, region_starts, word_order, word_starts, pairs, list_order,
+            list_starts, first_bucket, end_bucket, word_bucket, score_row, LISTED,
+        )  # fmt: skip
+        m = tl.load(region_lengths + image).to(tl.int32)
+        n = tl.load(word_lengths + caption).to(tl.int32)
+        V = regions + image * region_rows * WIDTH
+        VQ = region_products + image * region_rows * (2 * HIDDEN)
+        U = words + caption * word_rows * WIDTH
+        UQ = word_products + caption * word_rows * PRODUCTS
+        # Other threads than those that wrote it read it, here and below.
+        if INTER or INTRA:
+            multiply_pair(
+                S, UQ, V, m, n, region_stride, WIDTH, PRODUCTS, TILE_WORDS, TILE_REGIONS, DEPTH_BLOCK, DEPTH_STAGES, PRECISION
+            )
+            tl.debug_barrier()
+            make_factors(
+                S, C_units, R_units, Hu, region_norms, word_norms, m, n, region_stride,
+                INTRA, GRAM, WORDS, FACTOR_BLOCK, PRECISION,
+            )  # fmt: skip
+            tl.debug_barrier()
+            word_logits = sum_logits(
+                logits, C_units, R_units, Hu, region_norms, word_norms, VQ, UQ, region_score, word_score, m, n, region_stride,
+                INTER, INTRA, GRAM, HALF, WIDTH, HIDDEN, WORDS, REGION_BLOCK, HIDDEN_BLOCK, WORD_PARTS, PRECISION,
+            )  # fmt: skip
+        else:
+            # Without contexts all logits are 0.
+            word_logits = tl.zeros((WORDS,), tl.float32)
             for r0 in tl.range(0, m, REGION_BLOCK):
                 region = r0 + tl.arange(0, REGION_BLOCK)
-                e = weight_of(logits + region, region < m, highest)
-                V = load_block(regions + (image * region_rows + region)[:, None] * WIDTH + d[None, :], region < m, d < WIDTH)
-                v += tl.sum(V.to(tl.float32) * e[:, None], 0)
-            v = tl.div_rn(v, total)
-            U = load_block(words + (caption * word_rows + word)[:, None] * WIDTH + d[None, :], word < n, d < WIDTH)
-            u = tl.sum(U.to(tl.float32) * g[:, None], 0)
-            v_squares += v * v
-            u_squares += u * u
-        score = tl.div_rn(score, norm(tl.sum(v_squares)) * norm(tl.sum(u_squares)))
-    tl.store(scores + place, score)
+                tl.store(logits + region, tl.zeros((REGION_BLOCK,), tl.float32), mask=region < m)
+        word = tl.arange(0, WORDS)
+        tl.store(g + word, softmax_where(word_logits, word < n, 0), mask=word < n)
+        tl.debug_barrier()
+        LAST: tl.constexpr = (HIDDEN + HIDDEN_BLOCK - 1) // HIDDEN_BLOCK - 1 if INTER or INTRA else 0
+        score = pool_pair(
+            logits + LAST % 2 * region_stride, g, V, U, m, n, COSINE, WIDTH, WORDS, REGION_BLOCK, WIDTH_BLOCK,
+            TILE_WORDS, TILE_REGIONS, DEPTH_BLOCK, DEPTH_STAGES, PRECISION,
+        )  # fmt: skip
+        tl.store(scores + place, score)
+        # The next pair takes the same part.
+        tl.debug_barrier()

@@ -1,4 +1,4 @@
-"""Which kernels score which pairs, and in what pieces, so that what they hand each other stays small."""
+"""Which kernel scores which pairs, and in what pieces, so that no launch takes long."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -66,29 +66,20 @@ def rank(listed: Listed, images: int, classes: list[Class]) -> Ranks:
     return Ranks(ranks, torch.searchsorted(keys, torch.arange(max(x.number for x in classes) + 2, device=keys.device) * images))
 
 
-class Round(NamedTuple):
-    """A piece of a class that fits the workspace: images and captions from a place in their buckets, or pairs of a list.
+class Launches(NamedTuple):
+    """Launches that go through a class's tiles, or through its pairs, one piece after another.
 
     Attributes:
-        first_image, first_caption: where it begins; `first_caption` is the place in the class of a list's first pair.
-        images, captions: how many of each; a list's pairs are captions of one image.
+        count: how many there may be of them; how many there are, only the device knows.
+        size: how many of them a launch takes.
+        programs: of a launch, at most.
     """
 
-    first_image: int
-    first_caption: int
-    images: int
-    captions: int
+    count: int
+    size: int
+    programs: int
 
-    @property
-    def pairs(self) -> int:
-        return self.images * self.captions
-
-
-def rounds(images: int, captions: int, rows: tuple[int, int], most: int) -> Iterator[Round]:
-    """Pieces of at most `most` pairs that hold every image with every caption; about as many regions as words in each."""
-    square = round((most * rows[0] / rows[1]) ** 0.5)
-    some_captions = min(captions, most, max(1, square, most // images))
-    some_images = min(images, max(1, most // some_captions))
-    for t in range(0, captions, some_captions):
-        for i in range(0, images, some_images):
-            yield Round(i, t, min(some_images, images - i), min(some_captions, captions - t))
+    def grids(self) -> Iterator[tuple[int, int]]:
+        """Number and programs of each launch."""
+        for number in range(-(-self.count // self.size)):
+            yield number, min(self.programs, self.count - number * self.size)

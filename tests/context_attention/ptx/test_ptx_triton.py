@@ -17,16 +17,14 @@ from caan_kernels.context_attention.triton import launch
 
 # Kernels by their names; which class of shapes a pair is of depends on the lengths alone.
 CASES = {
-    "small": Case(("plan_kernel", "product_kernel", "products_kernel", "tile_kernel", "finish_kernel"), HALF, (36, 7), (9, 20)),
-    "small_list": Case(("plan_kernel", "products_kernel", "tile_kernel", "finish_kernel"), HALF, (36, 7), (9, 20), listed=True),
-    "large": Case(("products_kernel", "factors_kernel", "logits_kernel"), HALF + SINGLE, (66,), (40, 9)),
-    "large_list": Case(("products_kernel", "factors_kernel", "logits_kernel"), HALF + SINGLE, (66,), (40, 9), listed=True),
+    "small": Case(("plan_kernel", "product_kernel", "tile_kernel"), HALF, (36, 7), (9, 20)),
+    "small_list": Case(("plan_kernel", "tile_kernel"), HALF, (36, 7), (9, 20), listed=True),
+    "large": Case(("large_kernel",), HALF + SINGLE, (66,), (40, 9)),
+    "large_list": Case(("large_kernel",), HALF + SINGLE, (66,), (40, 9), listed=True),
     # An empty item and one with a single row beside full ones.
-    "small_one_term": Case(
-        ("tile_kernel", "finish_kernel"), HALF, (36, 0, 1), (9, 0, 1, 20), (72, 40), cases.OPTIONS["inter_only"], listed=True
-    ),
+    "small_one_term": Case(("tile_kernel",), HALF, (36, 0, 1), (9, 0, 1, 20), (72, 40), cases.OPTIONS["inter_only"], listed=True),
     **{
-        f"large_{name}": Case(("logits_kernel",), dtypes, (66, 0), (40, 0, 1), (72, 40), cases.OPTIONS[name])
+        f"large_{name}": Case(("large_kernel",), dtypes, (66, 0), (40, 0, 1), (72, 40), cases.OPTIONS[name])
         for name, dtypes in (("cosine", HALF[1:]), ("inter_only", HALF[:1]), ("intra_only", SINGLE))
     },
     # In float32, of several rounds.
@@ -41,7 +39,7 @@ CASES = {
 def test_golden(name):
     with triton_launches.interpreted(launch) as launched:
         assert_golden(name, "triton")
-    assert {"products_kernel", "tile_kernel", "finish_kernel", "gradient_kernel"} <= set(launched)
+    assert {"tile_kernel", "gradient_kernel"} <= set(launched)
 
 
 def in_classes():
@@ -139,3 +137,20 @@ def test_fault_of_derivatives_is_found(pattern, replacement, error):
     problem = case.problem(torch.bfloat16)
     with pytest.raises(error), triton_launches.interpreted(launch, editing("gradient_kernel", pattern, replacement, 0)):
         assert_accurate(case, problem, *cases.run(problem, **case.options, backend="triton"))
+
+
+@pytest.mark.release
+@pytest.mark.parametrize(("kernel", "name"), [("tile_kernel", "small"), ("large_kernel", "large")])
+@pytest.mark.parametrize(
+    ("pattern", "replacement", "error"),
+    [
+        (r"bar\.sync[^;]*;", "", PtxError),
+        (r"(mma\.sync[^{]*\{[^}]*\}, \{ %\w+, )(%\w+), (%\w+)", r"\1\3, \2", AssertionError),
+    ],
+    ids=["no_barrier", "swapped_fragment"],
+)
+def test_fault_of_scores_is_found(kernel, name, pattern, replacement, error):
+    case = CASES[name]._replace(words=(9,), widths=(16, 16))
+    problem = case.problem(torch.bfloat16)
+    with pytest.raises(error), triton_launches.interpreted(launch, editing(kernel, pattern, replacement, 0)):
+        assert_accurate(case, problem, problem.call(**case.options, backend="triton"), {})

@@ -249,7 +249,6 @@ def test_scores_in_triton(shape, dtype, listed, triton_launch, monkeypatch):
 @both_dtypes
 @all_pairs_or_listed
 def test_derivatives_in_triton(shape, dtype, listed, triton_launch, monkeypatch):
-    """Slots of derivatives."""
     launch = triton_launch
     call, _ = planned_call(shape, dtype, listed)
     counts = []

@@ -198,6 +198,18 @@ def test_operators_of_a_gpu_trace_without_one(name, listed):
     torch.library.opcheck(torch.ops.caan_kernels.project.default, (V, torch.empty(6, 5, device="meta"), lengths, name))
 
 
+@pytest.mark.parametrize(("version", "usable"), [("3.5.1", False), ("3.6.0", True), ("4.0.0+git1", True)])
+def test_an_old_triton_is_named(version, usable, monkeypatch):
+    triton = pytest.importorskip("triton")
+    from caan_kernels.core import triton as backend
+
+    monkeypatch.setattr(triton, "__version__", version)
+    backend._unusable.cache_clear()
+    found = backend._unusable()
+    backend._unusable.cache_clear()
+    assert found == ("" if usable else f"Triton {version} does not compile its kernels: expected 3.6 or newer")
+
+
 @compiled
 def test_a_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(library, "load", lambda: "the compiled library is missing")

@@ -32,6 +32,7 @@ PACKAGING = ("setup.py", "pyproject.toml", "MANIFEST.in", "build_backend/*.py", 
 WHEEL = (*PACKAGING, "csrc/**/*", "caan_kernels/**/*.py")
 CUDA = ("csrc/core/cuda/*", "csrc/*/cuda/*", "csrc/*/*.h")
 REPORTS = ("benchmarks/compile_report.py", "benchmarks/cuda_report.py", "benchmarks/machine_code.py")
+TRITON = ("caan_kernels/core/**/*.py", "caan_kernels/*/triton/*.py", "caan_kernels/*/gpu/*.py", "caan_kernels/*/*.py", *REPORTS)
 JUDGES = ("tests/cases.py", "tests/conftest.py", "tests/context_attention/conftest.py", "benchmarks/comparison.py")
 GOLDEN = (*JUDGES, "tests/context_attention/*accuracy.py", "tests/data/*.npz", "caan_kernels/**/*.py")
 
@@ -74,7 +75,13 @@ STAGES = {
     "triton-compile": Stage(
         "Triton kernels compile for all architectures, at every shape that can run",
         "python benchmarks/compile_report.py",
-        ("caan_kernels/core/**/*.py", "caan_kernels/*/triton/*.py", "caan_kernels/*/gpu/*.py", "caan_kernels/*/*.py", *REPORTS),
+        TRITON,
+    ),
+    "triton-3.6": Stage(
+        "Triton kernels compile with the lowest Triton, at the field's sizes",
+        "python -m pip install --quiet --upgrade --no-deps --target build/release/triton-3.6 triton==3.6.0"
+        " && PYTHONPATH=build/release/triton-3.6 python benchmarks/compile_report.py --check",
+        TRITON,
     ),
     "races": Stage(
         "ThreadSanitizer finds no race in the CUDA kernels, with a thread of the system for each of theirs",

@@ -161,6 +161,11 @@ SOUND = """
 """
 
 
+def test_what_an_instruction_waits_for_is_left_out():
+    code = "        /*0010*/  @UP0 UIADD3.64 UR4, UR6, URZ         &req={1}       ?trans2;  /* 0x000000 */"
+    assert list(machine_code.instructions(code)) == [(16, "@UP0 UIADD3.64 UR4, UR6, URZ")]
+
+
 def test_a_stray_descriptor_is_found():
     assert not machine_code.stray_descriptors(SOUND)
     for sound, stray in (

@@ -81,8 +81,8 @@ def gradient_kernel(
     `turns` holds how many turns were taken, and how many are done: (2,) int64, 0 before the launch. Sums are float32.
     """
     PRODUCTS: tl.constexpr = WIDTH + 2 * HIDDEN
-    HIDDEN_BLOCKS: tl.constexpr = tl.cdiv(HIDDEN, HIDDEN_SUMS) if INTER or INTRA else 0
-    WIDTH_BLOCKS: tl.constexpr = tl.cdiv(WIDTH, WIDTH_SUMS)
+    HIDDEN_BLOCKS: tl.constexpr = (HIDDEN + HIDDEN_SUMS - 1) // HIDDEN_SUMS if INTER or INTRA else 0
+    WIDTH_BLOCKS: tl.constexpr = (WIDTH + WIDTH_SUMS - 1) // WIDTH_SUMS
     TASKS: tl.constexpr = HIDDEN_BLOCKS + WIDTH_BLOCKS
     turn = tl.atomic_add(turns, 1, sem="relaxed")
     # What is the same for all turns would take registers from every one of them.

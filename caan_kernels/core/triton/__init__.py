@@ -11,6 +11,8 @@ from ..modes import INTERPRETED
 from ..tracing import constant_while_traced
 
 NAME, ORDER = "triton", 2
+# The version that the lowest torch brings.
+LOWEST = 3, 6
 # The interpreter's products of bfloat16 are wrong.
 DTYPES = (torch.float32, torch.float16) if INTERPRETED else (torch.float32, torch.float16, torch.bfloat16)
 DEVICE_TYPES = ("cpu",) if INTERPRETED else ("cuda",)
@@ -24,16 +26,18 @@ def missing() -> str:
     """Why this backend cannot be used on this machine, or an empty string."""
     if not INTERPRETED and not torch.cuda.is_available():
         return "there is no CUDA device; TRITON_INTERPRET=1 runs its kernels on the CPU, for tests"
-    return _cannot_be_imported()
+    return _unusable()
 
 
 # Not with this package: it takes a quarter of a second, which a process without a GPU need not wait.
 @functools.cache
-def _cannot_be_imported() -> str:
+def _unusable() -> str:
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError as error:
         return f"Triton cannot be imported: {error}"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < LOWEST:
+        return f"Triton {triton.__version__} does not compile its kernels: expected {'.'.join(map(str, LOWEST))} or newer"
     return ""
 
 

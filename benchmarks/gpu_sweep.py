@@ -22,8 +22,8 @@ ROUNDS = 5
 LEAST_GAIN = 0.02
 # By function of configurations.py: tile sizes and stages to try in place of what it gives. No sum has other steps in any of them.
 SWEPT: dict[str, tuple[list[dict[str, int]], tuple[int, ...]]] = {
-    "products": ([{"WORD_BLOCK": w, "REGION_BLOCK": r} for w in (32, 64) for r in (32, 64, 128)], (2, 3, 4)),
-    "tiles": ([{"TOGETHER": pairs} for pairs in (1, 2, 4)], (1, 2)),
+    "tiles": ([{"TOGETHER": pairs, "DEPTH_STAGES": stages} for pairs in (1, 2, 4) for stages in (2, 3, 4)], (1, 2)),
+    "large": ([{"TILE_REGIONS": regions, "DEPTH_STAGES": stages} for regions in (32, 64) for stages in (2, 3, 4)], (1, 2)),
     "product": ([{"ROW_BLOCK": r, "COLUMN_BLOCK": c} for r in (64, 128) for c in (64, 128)], (2, 3, 4)),
 }
 

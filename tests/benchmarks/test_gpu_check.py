@@ -291,7 +291,7 @@ def test_configurations_are_put_back():
     configurations = pytest.importorskip("caan_kernels.context_attention.triton.configurations")
     for function, blocks, stages in gpu_sweep.candidates():
         shipped = getattr(configurations, function)
-        arguments = {"products": (torch.bfloat16, "ieee", None), "product": (torch.bfloat16, False), "tiles": (36, 16)}
+        arguments = {"large": (torch.bfloat16, "ieee", 64), "product": (torch.bfloat16, False), "tiles": (36, 16)}
         before = shipped(*arguments[function])
         with gpu_sweep.configured(configurations, function, blocks, stages):
             within = getattr(configurations, function)(*arguments[function])

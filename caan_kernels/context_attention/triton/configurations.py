@@ -1,4 +1,4 @@
-"""Tile sizes, warps and pipeline stages of every kernel, by dtype, size and architecture."""
+"""Tile sizes, warps and pipeline stages of every kernel, by dtype and size."""
 
 from typing import NamedTuple
 

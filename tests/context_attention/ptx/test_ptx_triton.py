@@ -22,6 +22,8 @@ CASES = {
     "small_list": Case(("plan_kernel", "tile_kernel"), HALF, (36, 7), (9, 20), listed=True),
     "large": Case(("large_kernel",), HALF + SINGLE, (66,), (40, 9)),
     "large_list": Case(("large_kernel",), HALF + SINGLE, (66,), (40, 9), listed=True),
+    # The two other blocks of words.
+    "large_words": Case(("large_kernel",), HALF[:1] + SINGLE, (66,), (20, 70), (40, 40)),
     # An empty item and one with a single row beside full ones.
     "small_one_term": Case(("tile_kernel",), HALF, (36, 0, 1), (9, 0, 1, 20), (72, 40), cases.OPTIONS["inter_only"], listed=True),
     **{

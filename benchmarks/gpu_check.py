@@ -63,7 +63,9 @@ LEAST_BENCHMARK, MOST_BENCHMARK = 80.0, 100.0
 INSTALL = "bash tools/setup.sh && .venv/bin/python benchmarks/gpu_check.py"
 
 ON_GPU = "(triton or cuda)"
-OPERATOR, SIMILARITY, PLAN = "tests/context_attention", "tests/max_similarity", "tests/test_gpu_plan.py"
+OPERATOR, SIMILARITY = "tests/context_attention", "tests/max_similarity"
+# Of what operators share.
+SHARED = ["tests/test_gpu_plan.py", "tests/test_backends.py"]
 ACCURACY = f"{OPERATOR}/test_accuracy.py"
 # COCO's usual size.
 FIRST_CASE = "golden and full_36x13"
@@ -283,7 +285,7 @@ def run_dtype(record: Record, dtype: str) -> None:
 
 def run_all(record: Record, wanted: Sequence[str]) -> int:
     """The wanted stages, in the order of what must not be missing; the exit status."""
-    every = [OPERATOR, *OF_SIMILARITY, PLAN, *(f"--ignore={path}" for path in (*ALONE, INVARIANCE[0]))]
+    every = [OPERATOR, *OF_SIMILARITY, *SHARED, *(f"--ignore={path}" for path in (*ALONE, INVARIANCE[0]))]
     swept = [sys.executable, SWEPT, str(len(record.content["sweep"]))]
     stages: dict[str, Callable[[], object]] = {
         "cases": lambda: run_pytest(record, "cases", f"{FIRST_CASE} and {ON_GPU}", ACCURACY),

@@ -248,8 +248,8 @@ WATCHED = f"""==PROF== Connected to process 1
 "0","tile_kernel","(256, 1, 1)","(132, 1, 1)","SpeedOfLight","","","","Bottleneck"
 "1","gradient_kernel","(256, 1, 1)","(64, 1, 1)","Occupancy","Registers Per Thread","register/thread","255",""
 """
-SWEPT = """{"function": "products", "blocks": {}, "stages": 3, "same_bits": true, "faster": true}
-{"function": "products", "blocks": {}, "stages": 4, "same_bits": false, "faster": false}
+SWEPT = """{"function": "tiles", "blocks": {}, "stages": 3, "same_bits": true, "faster": true}
+{"function": "tiles", "blocks": {}, "stages": 4, "same_bits": false, "faster": false}
 """
 
 

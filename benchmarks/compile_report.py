@@ -31,7 +31,7 @@ from unittest import mock
 import compiled_tables
 import torch
 import triton
-from machine_code import NARROW, TENSOR, disassembled, operations_of, registers_and_spills, resident_warps, stray_descriptors
+from machine_code import TENSOR, disassembled, operations_of, registers_and_spills, resident_warps
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -185,9 +185,6 @@ class Compiled:
     shared_bytes: int
     resident_warps: int
     tensor_instructions: int
-    narrow_tensor_instructions: int
-    stray_descriptors: int
-    unfenced_products: int
     wgmma_products: int
     tcgen05_products: int
     proxy_fences: int
@@ -222,9 +219,6 @@ def compile_for(recorded: Launch, architecture: int) -> Compiled:
         shared_bytes=kernel.metadata.shared,
         resident_warps=resident_warps(f"sm_{architecture}", recorded.warps, registers, kernel.metadata.shared),
         tensor_instructions=sum(operations[x] for x in TENSOR),
-        narrow_tensor_instructions=len(NARROW.findall(code)),
-        stray_descriptors=len(stray_descriptors(code)),
-        unfenced_products=unfenced_products(kernel.asm["ptx"]),
         **asynchronous(kernel.asm["ptx"]),
         special_instructions=operations["MUFU"],
         instructions=operations.total(),
@@ -232,23 +226,17 @@ def compile_for(recorded: Launch, architecture: int) -> Compiled:
 
 
 def asynchronous(ptx: str) -> dict[str, int]:
-    """Hopper's and Blackwell's products in PTX, and the fences before what they read: `mma.sync` is none of them."""
+    """Hopper's and Blackwell's products in PTX, and the fences before what they read: `mma.sync` is none of them.
+
+    They read by another proxy than `cp.async` writes, and Triton 3.6 leaves out the fence between the two
+    (triton-lang/triton issue 10537).
+    """
     patterns = {
         "wgmma_products": r"\bwgmma\.mma_async\b",
         "tcgen05_products": r"\btcgen05\.mma\b",
         "proxy_fences": r"\bfence\.proxy\.async\b",
     }
     return {name: len(re.findall(pattern, ptx)) for name, pattern in patterns.items()}
-
-
-def unfenced_products(ptx: str) -> int:
-    """Hopper's and Blackwell's products in a kernel that copies to shared memory in the background.
-
-    They read by another proxy than the copies write. Without a fence between they may read what was there before, and Triton 3.6
-    leaves the fence out (triton-lang/triton issue 10537): a fence of this version says nothing of that one.
-    """
-    found = asynchronous(ptx)
-    return found["wgmma_products"] + found["tcgen05_products"] if "cp.async" in ptx else 0
 
 
 # Classes of pairs that kernels are compiled for, as the sizes of calls that have one each: blocks of small pairs, and blocks
@@ -333,8 +321,7 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['architecture']:7}{row['dtype']:9} {row['kernel']:24} {size:14} {row['registers']:4} registers,"
         f" {row['spilled_bytes']} bytes spilled, {row['shared_bytes']:6} shared, {row['tensor_instructions']:3} tensor instructions"
-        f", {row['narrow_tensor_instructions']} narrow, {row['stray_descriptors']} with stray descriptors"
-        f", {row['unfenced_products']} without a fence"
+        f", {row['wgmma_products']} of Hopper's kind, {row['tcgen05_products']} of Blackwell's"
     )
 
 
@@ -349,9 +336,6 @@ def faults(report: dict[str, Any]) -> list[str]:
         for row in report["kernels"]
         if (row["spilled_bytes"] and SPILLS_NOTHING)
         or row["shared_bytes"] > ARCHITECTURES[int(row["architecture"].removeprefix("sm_"))]
-        or row["narrow_tensor_instructions"]
-        or row["stray_descriptors"]
-        or row["unfenced_products"]
         or row["wgmma_products"]
         or row["tcgen05_products"]
         or (row["dtype"] != "float32" and multiplies(row) and not row["tensor_instructions"])

@@ -1,11 +1,11 @@
-"""What NVIDIA's machine code says of a kernel: registers, spills, instructions, and descriptors that the assembler made up."""
+"""What NVIDIA's machine code says of a kernel: registers, spills and instructions."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import triton
@@ -24,8 +24,6 @@ LIMITS = {
     "120": (48, 24, 100),
     "121": (48, 24, 100),
 }
-# Hopper's with eight columns, which Triton pads with shared memory that it has not allocated.
-NARROW = re.compile(r"\bHGMMA\.64x8x")
 
 
 def tool(name: str) -> Path:
@@ -75,45 +73,3 @@ def operations_of(code: str) -> Counter[str]:
     """How many instructions there are of each kind."""
     # A predicate may stand before the operation, its variants after.
     return Counter(re.match(r"(?:@\S+\s+)?(\w+)", text)[1] for _, text in instructions(code))
-
-
-def stray_descriptors(code: str) -> list[str]:
-    """Hopper's products that find a factor in shared memory by a descriptor of the assembler's own making.
-
-    The upper half of a descriptor, a uniform register, is a constant of Triton's. Here it has to come from constants, in the
-    order of the code; ptxas 12.8 has added half of a global address to it (illegal accesses on an H200).
-    """
-    constants: dict[str, int | None] = {"URZ": 0}
-
-    def value(operand: str) -> int | None:
-        return int(operand, 0) if re.fullmatch(r"-?0x[0-9a-f]+|-?\d+", operand) else constants.get(operand)
-
-    def total(operands: Sequence[str]) -> int | None:
-        values = [value(x) for x in operands if not re.fullmatch(r"!?UP[T\d]", x)]
-        return None if None in values else sum(filter(None, values))
-
-    stray = []
-    for _, text in instructions(code):
-        operation, rest = re.match(r"(?:@\S+\s+)?(\S+)\s*(.*)", text).groups()
-        operands = [x.strip() for x in rest.split(",")]
-        if operation.startswith("HGMMA"):
-            # Two registers for each factor, the left one's unused where it is in registers.
-            first = int(re.search(r"gdesc\[UR(\d+)\]", text)[1])
-            used = [first + 3] if re.match(r"R\d+,\s*R", rest) else [first + 1, first + 3]
-            if any(constants.get(f"UR{x}") is None for x in used):
-                stray.append(text)
-        elif re.fullmatch(r"UR\d+", operands[0]):
-            target, upper = operands[0], f"UR{int(operands[0][2:]) + 1}"
-            if operation == "UMOV":
-                constants[target] = value(operands[1])
-            elif operation == "UIADD3.64":
-                sources = [x for x in operands[1:] if x.startswith("UR")]
-                constants[target] = None
-                constants[upper] = total(["URZ" if x == "URZ" else f"UR{int(x[2:]) + 1}" for x in sources])
-            elif operation.startswith("UIADD3"):
-                constants[target] = total(operands[1:])
-            else:
-                constants[target] = None
-                if "64" in operation or "WIDE" in operation:
-                    constants[upper] = None
-    return stray

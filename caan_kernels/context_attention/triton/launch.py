@@ -244,12 +244,13 @@ class Scoring(NamedTuple):
     def _compiled_for(self) -> dict[str, int]:
         """Of both kernels."""
         width, hidden = self.sides.regions.shape[2], len(self.call.vectors.region_score)
-        return {"LISTED": self.listed is not None, **_constants(self.call.options), "WIDTH": width, "HIDDEN": hidden}
+        options = self.call.options
+        return {"LISTED": self.listed is not None, "COSINE": options.cosine, **_constants(options, width, hidden)}
 
 
-def _constants(options: Options) -> dict[str, bool]:
-    """The options as kernels are compiled for them."""
-    return {"COSINE": options.cosine, "INTER": options.inter, "INTRA": options.intra}
+def _constants(options: Options, width: int, hidden: int) -> dict[str, int]:
+    """What every kernel of pairs is compiled for."""
+    return {"INTER": options.inter, "INTRA": options.intra, "WIDTH": width, "HIDDEN": hidden}
 
 
 def slot_numbers(call: PlannedCall, gradient: bool) -> int:
@@ -258,30 +259,15 @@ def slot_numbers(call: PlannedCall, gradient: bool) -> int:
 
 
 def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:
-    V, U, vectors, pairs, options, *_ = slots.call
-    precision = _differentiated_in(slots)
-    config = configurations.maps(slots.rows[0], precision)
+    V, U, vectors, pairs, *_ = slots.call
+    config = configurations.maps(slots.rows[0], _differentiated_in(slots))
     step = launches.times(_derivatives(slots).pair)
     for start in range(0, count, step):
         map_kernel[(min(step, count - start),)](
-            *(
-                V.features,
-                V.products,
-                U.products,
-                *vectors,
-                slots.regions.lengths,
-                slots.words.lengths,
-                pairs,
-                slots.scratch[start:],
-            ),
+            *(V.features, V.products, U.products, *vectors),
+            *(slots.regions.lengths, slots.words.lengths, pairs, slots.scratch[start:]),
             *(len(V), len(U), first + start, *slots.rows, slots.numbers),
-            INTER=options.inter,
-            INTRA=options.intra,
-            WIDTH=slots.width,
-            HIDDEN=len(vectors.region_score),
-            REGIONS=size_of(slots.rows[0]),
-            WORDS=size_of(slots.rows[1]),
-            PRECISION=precision,
+            **_compiled_for(slots),
             **config.arguments(),
         )
 
@@ -289,6 +275,13 @@ def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:
 def _differentiated_in(slots: Slots) -> str:
     # TF32 products of so many regions spill registers.
     return "ieee" if slots.rows[0] > 128 else gradient_precision(slots.call.V.features.dtype)
+
+
+def _compiled_for(slots: Slots) -> dict[str, int | str]:
+    """What kernels with slots are compiled for."""
+    rows = {"REGIONS": size_of(slots.rows[0]), "WORDS": size_of(slots.rows[1])}
+    hidden = len(slots.call.vectors.region_score)
+    return {**_constants(slots.call.options, slots.width, hidden), **rows, "PRECISION": _differentiated_in(slots)}
 
 
 def _derivatives(slots: Slots) -> limits.Derivatives:
@@ -300,8 +293,7 @@ def _derivatives(slots: Slots) -> limits.Derivatives:
 def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
     slots.reserve(grad.numel())
     V, U, vectors, _, options, *_ = slots.call
-    precision = _differentiated_in(slots)
-    config = configurations.gradients(slots.rows[0], precision)
+    config = configurations.gradients(slots.rows[0], _differentiated_in(slots))
     hidden = len(vectors.region_score)
     of_width, of_hidden = (-(-x // config.blocks[b]) for x, b in ((slots.width, "WIDTH_SUMS"), (hidden, "HIDDEN_SUMS")))
     tasks = (len(V) + len(U)) * (of_width + (of_hidden if options.inter or options.intra else 0))
@@ -316,12 +308,8 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
             *(walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts),
             *(grad, slots.scratch, own, *sums),
             *(len(V), len(U), first, first + most, slots.count, *slots.rows, slots.numbers),
-            **_constants(options),
-            WIDTH=slots.width,
-            HIDDEN=hidden,
-            REGIONS=size_of(slots.rows[0]),
-            WORDS=size_of(slots.rows[1]),
-            PRECISION=precision,
+            COSINE=options.cosine,
+            **_compiled_for(slots),
             **config.arguments(),
         )
 

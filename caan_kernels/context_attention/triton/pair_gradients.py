@@ -32,14 +32,10 @@ def through_norm(g, y, along, held_norm):
 
 
 @triton.jit
-def pair_gradients(
+def weight_gradients(
     slot,
     V_rows,
     U_rows,
-    of_regions,
-    of_words,
-    region_score,
-    word_score,
     grad,
     v_norm,
     u_norm,
@@ -49,18 +45,13 @@ def pair_gradients(
     n,
     region_rows,
     word_rows,
-    INTER: tl.constexpr,
-    INTRA: tl.constexpr,
     WIDTH: tl.constexpr,
-    HIDDEN: tl.constexpr,
     REGIONS: tl.constexpr,
     WORDS: tl.constexpr,
     TILE: tl.constexpr,
     WIDTH_BLOCK: tl.constexpr,
-    HIDDEN_BLOCK: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
-    """From v̂ and û in the slot to the gradients of v̂, û, the logits and the alignment there.
+    """From v̂ and û in the slot to the gradients of v̂, û and the logits there; those of the regions' logits are returned too.
 
     With v = v̂ / v_norm and u likewise, the gradient of v̂ is grad (u - along_v v) / v_norm, and that of û is likewise.
     """
@@ -68,13 +59,8 @@ def pair_gradients(
     region_exists = region < m
     every_word = tl.arange(0, WORDS)
     of_word_logits = word_part(slot, region_rows, word_rows, 3)
-    of_dC = gradient_part(slot, region_rows, word_rows, 0)
-    of_dC_unit = gradient_part(slot, region_rows, word_rows, 1)
-    of_dR = gradient_part(slot, region_rows, word_rows, 2)
-    of_dR_unit = gradient_part(slot, region_rows, word_rows, 3)
     of_v = gradient_part(slot, region_rows, word_rows, 4)
     of_u = of_v + WIDTH
-    none = tl.zeros((REGIONS, TILE), tl.float32)
     df = tl.zeros((REGIONS,), tl.float32)
     for d0 in tl.range(0, WIDTH, WIDTH_BLOCK):
         d = d0 + tl.arange(0, WIDTH_BLOCK)
@@ -104,69 +90,103 @@ def pair_gradients(
     dg = g * (dg - tl.sum(g * dg))
     tl.debug_barrier()
     tl.store(of_word_logits + every_word, dg, mask=every_word < n)
-
-    # Gradients of C, Ĉ, R and R̂ᵀ, summed over the panels in the slot.
-    for j0 in tl.range(0, n, TILE):
-        word = j0 + tl.arange(0, TILE)
-        exists = region_exists[:, None] & (word < n)[None, :]
-        at = region[:, None] * word_rows + word[None, :]
-        tl.store(of_dC + at, none, mask=exists)
-        tl.store(of_dC_unit + at, none, mask=exists)
-        tl.store(of_dR + at, none, mask=exists)
-        tl.store(of_dR_unit + at, none, mask=exists)
     tl.debug_barrier()
-    if INTER or INTRA:
-        for h0 in tl.range(0, HIDDEN, HIDDEN_BLOCK):
-            h = h0 + tl.arange(0, HIDDEN_BLOCK)
-            mask = region_exists[:, None] & (h < HIDDEN)[None, :]
-            VQ1 = load_float(of_regions + region[:, None] * (2 * HIDDEN) + h[None, :], mask)
-            Y = region_context(
-                slot, VQ1, of_words, region, h, m, n, region_rows, word_rows, INTER, INTRA, WIDTH, HIDDEN, TILE, PRECISION
-            )
-            dY = logit_gradient(dfv, load_float(region_score + h, h < HIDDEN), tanh(Y))
-            for j0 in tl.range(0, n, TILE):
-                word = j0 + tl.arange(0, TILE)
-                exists = region_exists[:, None] & (word < n)[None, :]
-                at = region[:, None] * word_rows + word[None, :]
-                if INTER:
-                    UQ2 = word_products(of_words, word, h, n, 0, WIDTH, HIDDEN)
-                    add_to(of_dC + at, dot_of_regions(dY, tl.trans(UQ2), none, PRECISION), exists)
-                if INTRA:
-                    _, C_unit = word_to_region(slot, region, word, m, n, region_rows, word_rows)
-                    gathered = sum_of_regions(C_unit, VQ1, PRECISION)
-                    dC_unit = dot_of_regions(dY, tl.trans(gathered), none, PRECISION)
-                    dgathered = sum_of_regions(C_unit, dY, PRECISION)
-                    dC_unit = dot_of_regions(VQ1, tl.trans(dgathered), dC_unit, PRECISION)
-                    add_to(of_dC_unit + at, dC_unit, exists)
+    return dfv
 
-            VQ4 = load_float(of_regions + region[:, None] * (2 * HIDDEN) + HIDDEN + h[None, :], mask)
-            wu = load_float(word_score + h, h < HIDDEN)
-            Z = gathered_words(slot, of_words, region, h, m, n, region_rows, word_rows, INTRA, WIDTH, HIDDEN, TILE, PRECISION)
-            dZ = tl.zeros((REGIONS, HIDDEN_BLOCK), tl.float32)
-            for j0 in tl.range(0, n, TILE):
-                word = j0 + tl.arange(0, TILE)
-                exists = region_exists[:, None] & (word < n)[None, :]
-                at = region[:, None] * word_rows + word[None, :]
-                R, R_unit = region_to_word(slot, region, word, m, n, region_rows, word_rows)
-                X = word_context(R, R_unit, Z, VQ4, INTER, INTRA, PRECISION)
-                dX = logit_gradient(load_float(of_word_logits + word, word < n), wu, tanh(X))
-                if INTER:
-                    add_to(of_dR + at, dot_of_regions(VQ4, tl.trans(dX), none, PRECISION), exists)
-                if INTRA:
-                    add_to(of_dR_unit + at, dot_of_regions(Z, tl.trans(dX), none, PRECISION), exists)
-                    dZ = dot_of_regions(R_unit, dX, dZ, PRECISION)
-            tl.debug_barrier()
+
+@triton.jit
+def context_gradients(
+    slot,
+    of_regions,
+    of_words,
+    region_score,
+    word_score,
+    dfv,
+    m,
+    n,
+    region_rows,
+    word_rows,
+    INTER: tl.constexpr,
+    INTRA: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HIDDEN: tl.constexpr,
+    REGIONS: tl.constexpr,
+    TILE: tl.constexpr,
+    HIDDEN_BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Add to the gradients of C, Ĉ, R and R̂ᵀ in the slot, panel by panel, from those of the logits."""
+    region = tl.arange(0, REGIONS)
+    region_exists = region < m
+    of_word_logits = word_part(slot, region_rows, word_rows, 3)
+    of_dC = gradient_part(slot, region_rows, word_rows, 0)
+    of_dC_unit = gradient_part(slot, region_rows, word_rows, 1)
+    of_dR = gradient_part(slot, region_rows, word_rows, 2)
+    of_dR_unit = gradient_part(slot, region_rows, word_rows, 3)
+    none = tl.zeros((REGIONS, TILE), tl.float32)
+    for h0 in tl.range(0, HIDDEN, HIDDEN_BLOCK):
+        h = h0 + tl.arange(0, HIDDEN_BLOCK)
+        mask = region_exists[:, None] & (h < HIDDEN)[None, :]
+        VQ1 = load_float(of_regions + region[:, None] * (2 * HIDDEN) + h[None, :], mask)
+        Y = region_context(
+            slot, VQ1, of_words, region, h, m, n, region_rows, word_rows, INTER, INTRA, WIDTH, HIDDEN, TILE, PRECISION
+        )
+        dY = logit_gradient(dfv, load_float(region_score + h, h < HIDDEN), tanh(Y))
+        for j0 in tl.range(0, n, TILE):
+            word = j0 + tl.arange(0, TILE)
+            exists = region_exists[:, None] & (word < n)[None, :]
+            at = region[:, None] * word_rows + word[None, :]
+            if INTER:
+                UQ2 = word_products(of_words, word, h, n, 0, WIDTH, HIDDEN)
+                add_to(of_dC + at, dot_of_regions(dY, tl.trans(UQ2), none, PRECISION), exists)
             if INTRA:
-                for j0 in tl.range(0, n, TILE):
-                    word = j0 + tl.arange(0, TILE)
-                    exists = region_exists[:, None] & (word < n)[None, :]
-                    at = region[:, None] * word_rows + word[None, :]
-                    UQ3 = word_products(of_words, word, h, n, 1, WIDTH, HIDDEN)
-                    add_to(of_dR_unit + at, dot_of_regions(dZ, tl.trans(UQ3), none, PRECISION), exists)
-                tl.debug_barrier()
+                _, C_unit = word_to_region(slot, region, word, m, n, region_rows, word_rows)
+                gathered = sum_of_regions(C_unit, VQ1, PRECISION)
+                dC_unit = dot_of_regions(dY, tl.trans(gathered), none, PRECISION)
+                dgathered = sum_of_regions(C_unit, dY, PRECISION)
+                dC_unit = dot_of_regions(VQ1, tl.trans(dgathered), dC_unit, PRECISION)
+                add_to(of_dC_unit + at, dC_unit, exists)
 
-    # Back through the norms, the last one first. What alignment is not positive gives nothing: an overflow there must not meet
-    # a factor of 0.
+        VQ4 = load_float(of_regions + region[:, None] * (2 * HIDDEN) + HIDDEN + h[None, :], mask)
+        wu = load_float(word_score + h, h < HIDDEN)
+        Z = gathered_words(slot, of_words, region, h, m, n, region_rows, word_rows, INTRA, WIDTH, HIDDEN, TILE, PRECISION)
+        dZ = tl.zeros((REGIONS, HIDDEN_BLOCK), tl.float32)
+        for j0 in tl.range(0, n, TILE):
+            word = j0 + tl.arange(0, TILE)
+            exists = region_exists[:, None] & (word < n)[None, :]
+            at = region[:, None] * word_rows + word[None, :]
+            R, R_unit = region_to_word(slot, region, word, m, n, region_rows, word_rows)
+            X = word_context(R, R_unit, Z, VQ4, INTER, INTRA, PRECISION)
+            dX = logit_gradient(load_float(of_word_logits + word, word < n), wu, tanh(X))
+            if INTER:
+                add_to(of_dR + at, dot_of_regions(VQ4, tl.trans(dX), none, PRECISION), exists)
+            if INTRA:
+                add_to(of_dR_unit + at, dot_of_regions(Z, tl.trans(dX), none, PRECISION), exists)
+                dZ = dot_of_regions(R_unit, dX, dZ, PRECISION)
+        tl.debug_barrier()
+        if INTRA:
+            for j0 in tl.range(0, n, TILE):
+                word = j0 + tl.arange(0, TILE)
+                exists = region_exists[:, None] & (word < n)[None, :]
+                at = region[:, None] * word_rows + word[None, :]
+                UQ3 = word_products(of_words, word, h, n, 1, WIDTH, HIDDEN)
+                add_to(of_dR_unit + at, dot_of_regions(dZ, tl.trans(UQ3), none, PRECISION), exists)
+            tl.debug_barrier()
+
+
+@triton.jit
+def alignment_gradients(slot, m, n, region_rows, word_rows, REGIONS: tl.constexpr, TILE: tl.constexpr):
+    """From the gradients of C, Ĉ, R and R̂ᵀ in the slot to that of the alignment before tanh, in the place of C's.
+
+    Back through the norms, the last one first. What alignment is not positive gives nothing: an overflow there must not meet a
+    factor of 0.
+    """
+    region = tl.arange(0, REGIONS)
+    region_exists = region < m
+    of_dC = gradient_part(slot, region_rows, word_rows, 0)
+    of_dC_unit = gradient_part(slot, region_rows, word_rows, 1)
+    of_dR = gradient_part(slot, region_rows, word_rows, 2)
+    of_dR_unit = gradient_part(slot, region_rows, word_rows, 3)
     along_C_unit = tl.zeros((REGIONS,), tl.float32)
     along_R = tl.zeros((REGIONS,), tl.float32)
     for j0 in tl.range(0, n, TILE):
@@ -268,8 +288,21 @@ def differentiate_pair(
         along_v = tl.where(v_norm > 1e-8, score, 0.0)
         along_u = tl.where(u_norm > 1e-8, score, 0.0)
     tl.debug_barrier()
-    pair_gradients(
-        slot, V_rows, U_rows, of_regions, of_words, region_score, word_score,
-        grad, v_norm, u_norm, along_v, along_u, m, n, region_rows, word_rows,
-        INTER, INTRA, WIDTH, HIDDEN, REGIONS, WORDS, TILE, WIDTH_BLOCK, HIDDEN_BLOCK, PRECISION,
+    dfv = weight_gradients(
+        slot, V_rows, U_rows, grad, v_norm, u_norm, along_v, along_u, m, n, region_rows, word_rows,
+        WIDTH, REGIONS, WORDS, TILE, WIDTH_BLOCK,
     )  # fmt: skip
+    none = tl.zeros((REGIONS, TILE), tl.float32)
+    for j0 in tl.range(0, n, TILE):
+        word = j0 + tl.arange(0, TILE)
+        at = region[:, None] * word_rows + word[None, :]
+        for part in tl.static_range(4):
+            of_part = gradient_part(slot, region_rows, word_rows, part)
+            tl.store(of_part + at, none, mask=region_exists[:, None] & (word < n)[None, :])
+    tl.debug_barrier()
+    if INTER or INTRA:
+        context_gradients(
+            slot, of_regions, of_words, region_score, word_score, dfv, m, n, region_rows, word_rows,
+            INTER, INTRA, WIDTH, HIDDEN, REGIONS, TILE, HIDDEN_BLOCK, PRECISION,
+        )  # fmt: skip
+    alignment_gradients(slot, m, n, region_rows, word_rows, REGIONS, TILE)

@@ -15,7 +15,7 @@ from .sums import add_caption_features, add_caption_hidden, add_image_features, 
 
 @triton.jit
 def end_of(count, first, beyond):
-    """The place in the walk before which this launch ends."""
+    """The place in the schedule before which this launch ends."""
     return tl.maximum(tl.minimum(tl.load(count), beyond), first)
 
 
@@ -76,7 +76,7 @@ def gradient_kernel(
     HIDDEN_SUMS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Of the places of the walk from `first` to before `beyond`, as far as there are so many.
+    """Of the places of the schedule from `first` to before `beyond`, as far as there are so many.
 
     `turns` holds how many turns were taken, and how many are done: (2,) int64, 0 before the launch. Sums are float32.
     """

@@ -8,7 +8,7 @@ A pair holds a slot, float32 in this order, nothing larger than (m, n):
     for derivatives only, (M, N) each: gradients of C, Ĉ, R and R̂ᵀ, of which the first becomes that of the alignment before
         tanh; and gradients of v̂ (D) and of û (D)
 
-Words are walked in tiles of `TILE`, as many as a caption has; regions lie in one tile. Products are of float32 numbers, in TF32
+Words come in tiles of `TILE`, as many as a caption has; regions lie in one tile. Products are of float32 numbers, in TF32
 where the features are half precision: a gradient spans more than float16's range.
 """
 

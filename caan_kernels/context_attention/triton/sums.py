@@ -1,6 +1,6 @@
 """Gradients that pairs share: what the pairs in the slots add to those of an image, or of a caption, in a block of columns.
 
-No two programs add to one place at once, and the pairs of an item are walked in one order. So nothing is atomic, and a sum has
+No two programs add to one place at once, and the pairs of an item are taken in one order. So nothing is atomic, and a sum has
 one order.
 """
 
@@ -27,7 +27,7 @@ from .slots import (
 
 @triton.jit
 def first_from(by_caption, begin, end, place):
-    """Where in `by_caption`, from `begin` to `end`, the places in the walk that are not before `place` begin: they rise."""
+    """Where in `by_caption`, from `begin` to `end`, the places in the schedule that are not before `place` begin: they rise."""
     while begin < end:
         middle = (begin + end) // 2
         before = tl.load(by_caption + middle) < place
@@ -58,9 +58,9 @@ def add_image_features(
     TILE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradient of V += Σ dS (U Kᵀ) + f ⊗ dv̂ over the image's pairs, from `begin` to `end` in the walk, in columns d of the width.
+    """Gradient of V += Σ dS (U Kᵀ) + f ⊗ dv̂ over the image's pairs, from `begin` to `end` in the schedule, in columns d of D.
 
-    Slot `place` of `slots` is that of the pair there in the walk.
+    Slot `place` of `slots` is that of the pair there in the schedule.
     """
     PRODUCTS: tl.constexpr = WIDTH + 2 * HIDDEN
     m = tl.load(region_lengths + image).to(tl.int32)

@@ -119,7 +119,11 @@ def attend(
     tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["images", "captions", "first", "region_rows", "word_rows", "slot_stride"])
+@triton.jit(
+    do_not_specialize=["images", "captions", "first", "region_rows", "word_rows", "slot_stride"],
+    # Views may begin anywhere. None of these is read in blocks of 16 bytes.
+    do_not_specialize_on_alignment=["region_lengths", "word_lengths", "pairs", "scratch"],
+)
 def map_kernel(
     regions,
     region_products,

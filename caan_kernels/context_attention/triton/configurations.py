@@ -31,7 +31,7 @@ class Configuration(NamedTuple):
         """Keyword arguments of a launch."""
         # Threads that hold the same sum would fuse different products into it, and which of them is written is chance.
         arguments = {**self.blocks, "num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": False}
-        if self.registers and torch.version.hip is None:
+        if self.registers:
             arguments["maxnreg"] = self.registers
         return arguments
 

@@ -1,4 +1,4 @@
-"""The derivatives of a walk's pairs, in one launch, however many of them the device finds.
+"""The derivatives of a walk's pairs. One launch differentiates a part of the walk, however many of its pairs the device finds.
 
 A round fills the slots of scratch memory with pairs (slots.py), a program a pair, and then adds up what they give (sums.py), a
 program an item and some columns. Programs take their turns from a counter. A turn waits until all turns of the steps before are
@@ -28,7 +28,11 @@ def turns_of(count, first, beyond, slots, tasks):
 
 @triton.jit(
     do_not_specialize=["images", "captions", "first", "beyond", "slots", "region_rows", "word_rows", "slot_stride"],
-    do_not_specialize_on_alignment=["score_gradients", "turns", "image_starts", "by_caption", "caption_starts"],
+    # Some of these are views, which may begin anywhere. Each is read one number at a time.
+    do_not_specialize_on_alignment=[
+        *("region_lengths", "word_lengths", "keys", "order", "count", "image_starts", "by_caption", "caption_starts"),
+        *("score_gradients", "turns"),
+    ],
 )
 def gradient_kernel(
     regions,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["rows", "depth", "item_rows"])
+@triton.jit(do_not_specialize=["rows", "depth", "item_rows"], do_not_specialize_on_alignment=["lengths"])
 def product_kernel(
     left,
     right,

@@ -9,9 +9,14 @@ import triton
 import triton.language as tl
 
 _FAR = tl.constexpr(2**31 - 1)
+# Views may begin anywhere, and must not make a kernel of their own. None of these is read in blocks of 16 bytes.
+UNALIGNED = ["query_lengths", "document_lengths", "query_rows", "query_starts", "pairs", "starts", "order", "scores"]
 
 
-@triton.jit(do_not_specialize=["listed", "rows", "query_count", "document_count", "N", "M"])
+@triton.jit(
+    do_not_specialize=["rows", "query_count", "document_count", "N", "M"],
+    do_not_specialize_on_alignment=UNALIGNED,
+)
 def search_kernel(
     queries,
     query_lengths,
@@ -20,7 +25,6 @@ def search_kernel(
     document_lengths,
     pairs,
     out,
-    listed,
     rows,
     query_count,
     document_count,
@@ -91,7 +95,10 @@ def search_kernel(
         tl.store(out + target * rows + row, tl.where(seen_nan > 0, float("nan"), best), mask=exists)
 
 
-@triton.jit(do_not_specialize=["count", "rows", "query_count", "document_count", "N", "document_step", "query_step"])
+@triton.jit(
+    do_not_specialize=["count", "rows", "query_count", "document_count", "N", "document_step", "query_step"],
+    do_not_specialize_on_alignment=UNALIGNED,
+)
 def add_kernel(
     query_lengths,
     query_starts,
@@ -143,7 +150,7 @@ def add_kernel(
         tl.store(scores + document * document_step + query * query_step, total, mask=inside)
 
 
-@triton.jit(do_not_specialize=["listed", "first", "N", "M"])
+@triton.jit(do_not_specialize=["listed", "first", "N", "M"], do_not_specialize_on_alignment=UNALIGNED)
 def query_gradients_kernel(
     query_lengths,
     documents,
@@ -183,7 +190,7 @@ def query_gradients_kernel(
     tl.store(to, total, mask=mask)
 
 
-@triton.jit(do_not_specialize=["listed", "first", "N", "M"])
+@triton.jit(do_not_specialize=["listed", "first", "N", "M"], do_not_specialize_on_alignment=UNALIGNED)
 def document_gradients_kernel(
     queries,
     query_lengths,

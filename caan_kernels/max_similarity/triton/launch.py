@@ -16,11 +16,9 @@ __all__ = ["add_largest", "find_largest", "find_places", "plan", "plan_walk", "s
 SEARCH = {"QUERY_ROWS": 32, "DOCUMENT_ROWS": 64}
 ADD = {"PAIRS": 128, "CHAIN": 32}
 QUERY_SUMS = {"ROWS": 16, "COLUMNS": 64}
-# Each block of a document's rows goes through all rows of its queries.
-DOCUMENT_SUMS = {"ROWS": 64, "COLUMNS": 64}
-if torch.version.hip is None:
-    # Left alone, NVIDIA's assembler would rather spill a register than lose a program.
-    DOCUMENT_SUMS["maxnreg"] = 255
+# Each block of a document's rows goes through all rows of its queries. Left alone, NVIDIA's assembler would rather spill a register
+# than lose a program.
+DOCUMENT_SUMS = {"ROWS": 64, "COLUMNS": 64, "maxnreg": 255}
 # Threads that hold the same sum would fuse different products into it, and which of them is written is chance.
 COMPILED = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": False}
 
@@ -51,7 +49,6 @@ def _search(search: Search, out: Tensor, placed: bool) -> None:
         documents.lengths,
         unused if pairs is None else pairs,
         out,
-        count,
         rows,
         len(queries.features),
         len(documents.features),

@@ -35,6 +35,8 @@ CAPTION_LENGTHS: dict[str, dict[int, int]] = {
         34: 3, 36: 2, 37: 3, 38: 1, 39: 1, 40: 3, 45: 2, 47: 2, 49: 1, 50: 1, 52: 1,
     },
 }  # fmt: skip
+# What a spec may name: those, or captions of one length.
+LENGTHS = CAPTION_LENGTHS | {f"{words} words": {words: 1} for words in (32, 64)}
 
 
 class Spec(NamedTuple):
@@ -44,7 +46,7 @@ class Spec(NamedTuple):
         name: what --workload calls it.
         title: one line for the reader.
         kind: "training" (scores of B x B, loss and all gradients), "all pairs" or "pair list" (forward alone).
-        lengths: key of `CAPTION_LENGTHS`.
+        lengths: key of `LENGTHS`.
         images, captions: how many are scored; for a pair list the size of the gallery and the number of queries.
         candidates: pair list only, images scored for each query.
         peer_block: (images, captions) that slow peers score instead; None means the whole workload. 128 captions are
@@ -52,6 +54,7 @@ class Spec(NamedTuple):
         seconds: this workload's share of the run, compilation included, on two cores or a GPU.
         loop_block: what the loop scores instead; None means what the other peers do.
         hidden: the hidden width H.
+        regions: of an image, where features are random.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Spec(NamedTuple):
     seconds: float = 20.0
     loop_block: tuple[int, int] | None = None
     hidden: int = HIDDEN
+    regions: int = REGIONS
 
 
 SPECS: dict[str, Spec] = {
@@ -92,6 +96,9 @@ GPU_SPECS: dict[str, Spec] = SPECS | {
         # Compiling its step takes most of it, and serves the larger batch too.
         SPECS["train-64"]._replace(seconds=70),
         SPECS["train-128"]._replace(seconds=18),
+        # Patches of a vision transformer: 14 x 14, and 24 x 24.
+        Spec("patches-196x32", "196 regions, 32 words", "all pairs", "32 words", 264, 512, 0, (32, 32), 14, (264, 32), regions=196),
+        Spec("patches-576x64", "576 regions, 64 words", "all pairs", "64 words", 64, 256, 0, (16, 16), 10, (64, 16), regions=576),
     )
 }
 
@@ -228,17 +235,18 @@ class RandomSource:
 
     # Under this seed the mean and the longest of the first 64, 128 and 480 lengths are those of a typical batch: nobody
     # pays for more padding than usual.
-    def __init__(self, histogram: dict[int, int], seed: int = 4402) -> None:
+    def __init__(self, histogram: dict[int, int], regions: int = REGIONS, seed: int = 4402) -> None:
         self.histogram = histogram
+        self.regions = regions
         self.seed = seed
 
     def load(self, images: int, captions: int, captions_per_image: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(images, 36, 1024) regions, (captions, N, 1024) words and (captions,) lengths, float32.
+        """(images, m, 1024) regions, (captions, N, 1024) words and (captions,) lengths, float32.
 
         `captions_per_image` has no meaning for features that belong to no photograph, and is ignored.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        regions = F.normalize(torch.randn(images, REGIONS, WIDTH, generator=generator), dim=-1)
+        regions = F.normalize(torch.randn(images, self.regions, WIDTH, generator=generator), dim=-1)
         lengths = sample_lengths(self.histogram, captions, self.seed)
         rows = [F.normalize(torch.randn(int(n), WIDTH, generator=generator), dim=-1) for n in lengths]
         words, _ = pad_words(rows)

@@ -91,9 +91,17 @@ def test_every_spec_names_its_table():
 
 
 def test_a_gpu_has_the_same_workloads_at_the_size_of_the_test_sets():
-    assert list(GPU_SPECS) == list(SPECS)
+    assert list(GPU_SPECS)[: len(SPECS)] == list(SPECS)
     assert all(GPU_SPECS[name].kind == spec.kind and GPU_SPECS[name].lengths == spec.lengths for name, spec in SPECS.items())
     assert [GPU_SPECS[name][4:6] for name in ("f30k-1k", "coco-5k")] == [(1000, 5000), (5000, 25000)]
+
+
+def test_a_gpu_also_has_patches():
+    for name, shape in {"patches-196x32": (196, 32), "patches-576x64": (576, 64)}.items():
+        spec = GPU_SPECS[name]._replace(images=2, captions=3, hidden=8)
+        source = RandomSource(workloads.LENGTHS[spec.lengths], spec.regions)
+        built = workloads.build(spec, source, torch.float32, torch.device("cpu"))
+        assert (built.regions.shape[1], built.words.shape[1]) == shape and set(built.word_lengths.tolist()) == {shape[1]}
 
 
 def test_narrow_workloads_are_the_wide_ones_with_another_hidden_width():

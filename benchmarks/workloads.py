@@ -176,11 +176,6 @@ class Workload:
         return replace(self, regions=self.regions.double(), words=self.words.double(), weights=weights, gallery=None)
 
 
-def mean_length(histogram: dict[int, int]) -> float:
-    """Mean of a {length: count} table."""
-    return sum(length * count for length, count in histogram.items()) / sum(histogram.values())
-
-
 def sample_lengths(histogram: dict[int, int], count: int, seed: int) -> Tensor:
     """(count,) int64 lengths drawn from a {length: count} table, the same for the same seed."""
     lengths = torch.tensor(list(histogram), dtype=torch.int64)

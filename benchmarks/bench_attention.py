@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -21,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from baselines import REFERENCE
 from machine import commit, cpu_name, gpu_facts
 from measure import Neighbours
 from measuring import Benchmark, Clock, first_line
-from peers import REFERENCE
 from report import Report, plot
 from scaling import measure_scaling
 from workloads import CAPTION_LENGTHS, GPU_SPECS, HIDDEN, LENGTHS, SPECS, RandomSource, ScanSource
@@ -83,26 +82,18 @@ def usable_backends(asked: Sequence[str] | None, device: torch.device, dtype: to
     return usable, notes
 
 
-def version() -> str:
-    try:
-        return importlib.metadata.version("caan_kernels")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def header(device: torch.device, dtype: str, features: str) -> dict[str, Any]:
     """What the figures depend on."""
-    package = {"caan_kernels": version(), "commit": commit()}
+    package = {"caan_kernels": ck.__version__, "commit": commit()}
     measured = {"dtype": dtype, "features": features, "date": datetime.date.today().isoformat()}
     if device.type == "cuda":
         return gpu_facts(device) | package | measured
-    compiled = ck.available_backends()["cpu"][0]
     return {
         "device": cpu_name(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "torch": torch.__version__,
         **package,
-        "instruction_set": torch.ops.caan_kernels.cpu_isa() if compiled else "no compiled kernels",
+        "instruction_set": ck.build_info()["cpu_instruction_set"],
         **measured,
     }
 

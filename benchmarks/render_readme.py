@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from baselines import COMPILED, LOOP, REFERENCE
 from documents import replace_between
 from gpu_check import INSTALL
 from gpu_record import PASSED
 from machine import source_hash
-from peers import COMPILED, LOOP, REFERENCE
 from report import LEGEND, MIB, Report, Row, floor_text, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]

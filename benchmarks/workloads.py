@@ -49,10 +49,10 @@ class Spec(NamedTuple):
         lengths: key of `LENGTHS`.
         images, captions: how many are scored; for a pair list the size of the gallery and the number of queries.
         candidates: pair list only, images scored for each query.
-        peer_block: (images, captions) that slow peers score instead; None means the whole workload. 128 captions are
+        baseline_block: (images, captions) that slow baselines score instead; None means the whole workload. 128 captions are
             what evaluation code commonly pads together.
         seconds: this workload's share of the run, compilation included, on two cores or a GPU.
-        loop_block: what the loop scores instead; None means what the other peers do.
+        loop_block: what the loop scores instead; None means what the other baselines do.
         hidden: the hidden width H.
         regions: of an image, where features are random.
     """
@@ -64,7 +64,7 @@ class Spec(NamedTuple):
     images: int
     captions: int
     candidates: int = 0
-    peer_block: tuple[int, int] | None = None
+    baseline_block: tuple[int, int] | None = None
     seconds: float = 20.0
     loop_block: tuple[int, int] | None = None
     hidden: int = HIDDEN
@@ -344,20 +344,19 @@ def build(spec: Spec, source: RandomSource | ScanSource, dtype: torch.dtype, dev
     return replace(workload, pairs=pairs, gallery=gallery)
 
 
-def hardest_negative_loss(scores: Tensor, margin: float = MARGIN) -> Tensor:
+def hardest_negative_loss(scores: Tensor) -> Tensor:
     """Triplet loss on the hardest negative of each image and of each caption, summed (VSE++, SCAN and their heirs).
 
     Args:
         scores: (B, B), true pairs on the diagonal.
-        margin: by how much a true pair should lead.
 
     Returns:
-        The scalar sum over i of max_j [margin + s_ij - s_ii]_+ and over j of max_i [margin + s_ij - s_jj]_+, i != j.
+        The scalar sum over i of max_j [a + s_ij - s_ii]_+ and over j of max_i [a + s_ij - s_jj]_+, i != j, with a = `MARGIN`.
     """
     true = scores.diagonal()
     own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    by_image = (margin + scores - true[:, None]).clamp_min(0).masked_fill(own, 0)
-    by_caption = (margin + scores - true[None, :]).clamp_min(0).masked_fill(own, 0)
+    by_image = (MARGIN + scores - true[:, None]).clamp_min(0).masked_fill(own, 0)
+    by_caption = (MARGIN + scores - true[None, :]).clamp_min(0).masked_fill(own, 0)
     return by_image.max(1).values.sum() + by_caption.max(0).values.sum()
 
 

@@ -101,7 +101,7 @@ class Gallery:
 
     def _query(self, query: str | int | Image) -> Query:
         if isinstance(query, str):
-            self.model.check_known(query, "query")
+            self.model.check_known(query)
             return self._searcher.text(query)
         if isinstance(query, Integral):
             if not 0 <= query < len(self):

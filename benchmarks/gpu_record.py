@@ -133,7 +133,7 @@ class Record:
             faults = any(outcome.counts.get(x) for x in ("errors", "error", "failed")) or outcome.reason.startswith("disagrees")
             ended = FAILED if faults else NOT_RUN if outcome.status == NOT_RUN else OUT_OF_TIME
             reason = f"{outcome.reason}; " if faults and outcome.reason else ""
-            outcome = Outcome(ended, outcome.counts, f"{reason}stopped after {limit:.0f} s")
+            outcome = Outcome(ended, outcome.counts, f"{reason}stopped after {limit - GRACE:.0f} s")
         return self.keep(name, command, outcome, time.monotonic() - start, output)
 
     def keep(self, name: str, command: Sequence[str], outcome: Outcome, seconds: float = 0.0, output: str = "") -> Outcome:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
@@ -21,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from baselines import REFERENCE
 from machine import commit, cpu_name, gpu_facts
 from measure import Neighbours
 from measuring import Benchmark, Clock, first_line
-from peers import REFERENCE
 from report import Report, plot
 from scaling import measure_scaling
-from workloads import CAPTION_LENGTHS, GPU_SPECS, HIDDEN, SPECS, RandomSource, ScanSource
+from workloads import CAPTION_LENGTHS, GPU_SPECS, HIDDEN, LENGTHS, SPECS, RandomSource, ScanSource
 
 import caan_kernels as ck
 
@@ -50,7 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=dtypes, help="(default: float32, bfloat16 on a GPU)")
     compiled = [name for name in ck.available_backends() if name != REFERENCE]
     parser.add_argument("--backend", choices=compiled, nargs="+", help="backends of ours (default: all that can run)")
-    parser.add_argument("--workload", choices=SPECS, nargs="+", default=list(SPECS), help="(default: all)")
+    parser.add_argument("--workload", choices=GPU_SPECS, nargs="+", help="(default: all; patches are for a GPU)")
     parser.add_argument("--seconds", type=float, default=BUDGET, metavar="N", help=f"for all workloads ({BUDGET:.0f})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything measured, for render_readme.py")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="time and memory by number of pairs; +2 minutes")
@@ -60,6 +59,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if on_gpu and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
     options.dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
+    specs = GPU_SPECS if on_gpu else SPECS
+    options.workload = options.workload or list(specs)
+    if missing := [name for name in options.workload if name not in specs]:
+        parser.error(f"--workload {' '.join(missing)}: only with --device cuda")
     return options
 
 
@@ -79,26 +82,18 @@ def usable_backends(asked: Sequence[str] | None, device: torch.device, dtype: to
     return usable, notes
 
 
-def version() -> str:
-    try:
-        return importlib.metadata.version("caan_kernels")
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def header(device: torch.device, dtype: str, features: str) -> dict[str, Any]:
     """What the figures depend on."""
-    package = {"caan_kernels": version(), "commit": commit()}
+    package = {"caan_kernels": ck.__version__, "commit": commit()}
     measured = {"dtype": dtype, "features": features, "date": datetime.date.today().isoformat()}
     if device.type == "cuda":
         return gpu_facts(device) | package | measured
-    compiled = ck.available_backends()["cpu"][0]
     return {
         "device": cpu_name(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
         "torch": torch.__version__,
         **package,
-        "instruction_set": torch.ops.caan_kernels.cpu_isa() if compiled else "no compiled kernels",
+        "instruction_set": ck.build_info()["cpu_instruction_set"],
         **measured,
     }
 
@@ -114,7 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     dtype: torch.dtype = getattr(torch, options.dtype)
     scan = None if options.features is None else ScanSource(options.features)
-    sources = {name: scan or RandomSource(table) for name, table in CAPTION_LENGTHS.items()}
     report = Report(header(options.device, options.dtype, scan.name if scan else RandomSource.name))
     backends, report.notes = usable_backends(options.backend, options.device, dtype)
     on_gpu = options.device.type == "cuda"
@@ -122,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if scan and on_gpu:
         specs = [scan.within(spec) if spec.kind == "all pairs" else spec for spec in specs]
     if scan:
+        specs = [spec for spec in specs if spec.lengths in CAPTION_LENGTHS]
         # The two slices of H = 1024 differ in their caption lengths only, which now are those of DIR.
         specs = list({(s.kind, s.captions, s.hidden): s for s in reversed(specs)}.values())[::-1]
         named = {HIDDEN: "all-pairs"}
@@ -139,10 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if share < LEAST_SHARE * spec.seconds:
                 report.notes.append(f"{spec.name}: left out, earlier workloads took its time")
                 continue
-            benchmark.measure(spec, sources[spec.lengths], share)
+            try:
+                benchmark.measure(spec, scan or RandomSource(LENGTHS[spec.lengths], spec.regions), share)
+            except torch.OutOfMemoryError as error:
+                report.notes.append(f"{spec.name}: left out, {first_line(error)}")
             keep(report, benchmark, options.json)
         if options.plot:
-            measure_scaling(benchmark, sources["f30k"])
+            measure_scaling(benchmark, scan or RandomSource(CAPTION_LENGTHS["f30k"]))
     except KeyboardInterrupt:
         report.notes.append("interrupted: what was finished until then")
         status = 130

@@ -384,7 +384,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     header: dict[str, Any] = {
         "device": cpu_name(),
         "threads": f"{torch.get_num_threads()} of {os.cpu_count()} cores",
-        "instruction_set": torch.ops.caan_kernels.cpu_isa(),
+        "instruction_set": ck.build_info()["cpu_instruction_set"],
         "torch": torch.__version__,
         "commit": commit(),
         "date": datetime.date.today().isoformat(),

@@ -31,13 +31,13 @@ def rows_of(printed: str) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def block() -> Any:
-    """A `Workload` of COCO's test set on the GPU, in bfloat16."""
+def block(dtype: str = "bfloat16") -> Any:
+    """A `Workload` of COCO's test set on the GPU."""
     import torch
     from workloads import CAPTION_LENGTHS, GPU_SPECS, RandomSource, build
 
     spec = GPU_SPECS["coco-5k"]._replace(images=IMAGES, captions=CAPTIONS)
-    return build(spec, RandomSource(CAPTION_LENGTHS[spec.lengths]), torch.bfloat16, torch.device("cuda"))
+    return build(spec, RandomSource(CAPTION_LENGTHS[spec.lengths]), getattr(torch, dtype), torch.device("cuda"))
 
 
 def main() -> int:

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "build" / "gpu_check"
 SCHEMA = 3
-# For all stages, start included; the last may take `GRACE` more. Ten minutes are what one gets of a GPU, start and end included.
-TOTAL = 520.0
-# A stage with less is not begun.
+# For all stages, start included. Ten minutes are what one gets of a GPU, start and end included.
+TOTAL = 530.0
+# A stage with less beside `GRACE` is not begun.
 LEAST_STAGE = 1.0
-# What a stopped stage has to say what it found until then.
+# What a stopped stage has to say what it found until then; it is a part of the stage's limit.
 GRACE = 10.0
 TAIL_LINES = 40
 
@@ -55,8 +55,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def run_for(command: Sequence[str], seconds: float, environment: Mapping[str, str]) -> tuple[int | None, str]:
     """Run a command in the checkout.
 
-    One that is not through in time is interrupted, as from the keyboard, and killed `GRACE` seconds later, with all that
-    it started.
+    One that is not through `GRACE` seconds before the end is interrupted, as from the keyboard, and killed at the end, with all
+    that it started.
 
     Returns:
         (exit status, or None if it was stopped; what it printed).
@@ -67,7 +67,7 @@ def run_for(command: Sequence[str], seconds: float, environment: Mapping[str, st
         )
         status = None
         try:
-            status = process.wait(seconds)
+            status = process.wait(seconds - GRACE)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -117,7 +117,7 @@ class Record:
             print(f"{name}: kept, it passed before", flush=True)
             return Outcome(PASSED, self.content["stages"][name]["counts"])
         limit = min(limit, self.left())
-        if limit < LEAST_STAGE:
+        if limit < LEAST_STAGE + GRACE:
             return self.keep(name, command, Outcome(NOT_RUN, {}, "no time left"))
         print(f"{name}, at most {limit:.0f} s: {shlex.join(command)}", flush=True)
         start = time.monotonic()
@@ -133,7 +133,7 @@ class Record:
             faults = any(outcome.counts.get(x) for x in ("errors", "error", "failed")) or outcome.reason.startswith("disagrees")
             ended = FAILED if faults else NOT_RUN if outcome.status == NOT_RUN else OUT_OF_TIME
             reason = f"{outcome.reason}; " if faults and outcome.reason else ""
-            outcome = Outcome(ended, outcome.counts, f"{reason}stopped after {limit:.0f} s")
+            outcome = Outcome(ended, outcome.counts, f"{reason}stopped after {limit - GRACE:.0f} s")
         return self.keep(name, command, outcome, time.monotonic() - start, output)
 
     def keep(self, name: str, command: Sequence[str], outcome: Outcome, seconds: float = 0.0, output: str = "") -> Outcome:

@@ -39,9 +39,9 @@ def source_hash(root: Path = ROOT) -> str:
     return _hash(root, [*(root / "caan_kernels").glob("*/**/*.py"), *(root / "csrc").rglob("*")])
 
 
-def checks_hash(root: Path = ROOT) -> str:
+def checks_hash() -> str:
     """SHA-256 over names and contents of tests and benchmarks, without results."""
-    return _hash(root, [*(root / "tests").rglob("*.py"), *(root / "benchmarks").glob("*.py"), *(root / "benchmarks").glob("*.cu")])
+    return _hash(ROOT, [*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "benchmarks").glob("*.cu")])
 
 
 def _hash(root: Path, files: list[Path]) -> str:

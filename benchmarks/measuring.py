@@ -9,10 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
-from comparison import LeftOut, left_out
-from floor import Probe, Work, list_reading, pairs_work, projection_work, training_work
-from measure import PeakMemory, available_bytes, max_error, median, relative_error, seconds_of, spread, spread_errors
-from peers import (
+from baselines import (
     COMPILED,
     LOOP,
     REFERENCE,
@@ -24,11 +21,14 @@ from peers import (
     run,
     time_limit,
 )
+from comparison import LeftOut, left_out
+from floor import Probe, Work, list_reading, pairs_work, projection_work, training_work
+from measure import PeakMemory, available_bytes, max_error, median, relative_error, seconds_of, spread, spread_errors
 from report import Report, Row, fill_ratios
 from torch import Tensor
 from workloads import RandomSource, ScanSource, Spec, Workload, build, loss_gradient
 
-# Part of the free memory that a peer's training step may be expected to take.
+# Part of the free memory that a baseline's training step may be expected to take.
 MEMORY_SHARE = 0.7
 MOST_RUNS = 5
 # A first run of more seconds than this is not only a warm-up but counts as a run.
@@ -36,7 +36,7 @@ LONG_RUN = 4.0
 # Batch of the training step by which eager's time and memory at larger batches are foreseen.
 EAGER_PROBE = 32
 # Largest batch at which the loop and the compiled reference take a training step.
-PEER_BATCH = 64
+BASELINE_BATCH = 64
 # What is held against float64: a batch of so many images and captions, or so many pairs of a list.
 CHECKED = (8, 24)
 TOLERANCES = {
@@ -146,9 +146,9 @@ class Benchmark:
         reference = attention_by(REFERENCE)
         left = end - self.clock.now()
         if workload.training:
-            batch = min(PEER_BATCH, workload.regions.shape[0])
+            batch = min(BASELINE_BATCH, workload.regions.shape[0])
             block = self.in_time(workload.block(batch, batch), [loop_over_captions], left / 2)
-            peers = [
+            baselines = [
                 Implementation(LOOP, loop_over_captions, block),
                 Implementation(REFERENCE, reference, self.eager_block(workload, end)),
                 # Compiling a step takes half a minute: it comes last, where the others have left time for it.
@@ -157,31 +157,31 @@ class Benchmark:
         else:
             compiling = workload.pairs is None
             # A block that were cut by the clock would flatter whoever profits from small ones: all pairs keep theirs.
-            if spec.peer_block is not None:
-                block = workload.block(*spec.peer_block)
+            if spec.baseline_block is not None:
+                block = workload.block(*spec.baseline_block)
             else:
                 block = self.in_time(workload, [reference, loop_over_captions], left)
             loop_block = block if spec.loop_block is None else workload.block(*spec.loop_block)
-            peers = [Implementation(LOOP, loop_over_captions, loop_block), Implementation(REFERENCE, reference, block)]
+            baselines = [Implementation(LOOP, loop_over_captions, loop_block), Implementation(REFERENCE, reference, block)]
             if compiling:
-                peers.insert(0, Implementation(COMPILED, self.compiled, block))
+                baselines.insert(0, Implementation(COMPILED, self.compiled, block))
             if spec.loop_block is not None:
                 # A backend that fails here fails again where a note is taken of it.
                 with suppress(Exception):
                     workload = self.in_time(workload, [attention_by(name) for name in self.backends], left / 2, loop_block)
-        shapes = {peer.workload.shape: peer.workload for peer in peers if peer.workload.shape != workload.shape}
+        shapes = {baseline.workload.shape: baseline.workload for baseline in baselines if baseline.workload.shape != workload.shape}
         ours = [Implementation(name, attention_by(name), workload, ours=True) for name in self.backends]
         shadows = [
             Implementation(name, attention_by(name), block, ours=True, shadow=True)
             for name in self.backends
             for block in shapes.values()
         ]
-        return ours + shadows + peers
+        return ours + shadows + baselines
 
-    def in_time(self, workload: Workload, peers: Sequence[Scores], seconds: float, few: Workload | None = None) -> Workload:
-        """The workload, halved until all `peers` should be through with two runs of it in `seconds`, going by `few` pairs."""
+    def in_time(self, workload: Workload, every: Sequence[Scores], seconds: float, few: Workload | None = None) -> Workload:
+        """The workload, halved until all of `every` should be through with two runs of it in `seconds`, going by `few` pairs."""
         few = few or self.few(workload)
-        per_pair = sum(self.quickest(scores, few) for scores in peers) / few.pair_count
+        per_pair = sum(self.quickest(scores, few) for scores in every) / few.pair_count
         while 2 * per_pair * workload.pair_count > seconds:
             half = workload.half()
             if half.pair_count < few.pair_count or half.words.shape[0] < few.words.shape[0]:
@@ -229,7 +229,7 @@ class Benchmark:
                 f"{MEMORY_SHARE:.0%} may be used: B={fits[0]} is the largest batch that it holds"
             )
         # The loop comes first, at no larger a batch and about as fast.
-        left = end - self.clock.now() - per_pair * PEER_BATCH**2
+        left = end - self.clock.now() - per_pair * BASELINE_BATCH**2
         timely = [b for b in fits if per_pair * b**2 <= left] or batches[-1:]
         if timely[0] < fits[0]:
             self.report.notes.append(

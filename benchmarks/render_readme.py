@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from baselines import COMPILED, LOOP, REFERENCE
 from documents import replace_between
 from gpu_check import INSTALL
 from gpu_record import PASSED
 from machine import source_hash
-from peers import COMPILED, LOOP, REFERENCE
 from report import LEGEND, MIB, Report, Row, floor_text, markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,8 +24,14 @@ RESULTS = ROOT / "benchmarks" / "results"
 BEGIN = "<!-- benchmark: begin -->"
 END = "<!-- benchmark: end -->"
 ESTIMATE = RESULTS / "gpu_estimate.json"
-# Which data set's estimate a workload is held against.
-ESTIMATED = {"f30k-1k": "f30k, H = 1024", "coco-5k": "coco, H = 1024", "coco-5k-h64": "coco, H = 64"}
+# Which data set's or shape's estimate a workload is held against.
+ESTIMATED = {
+    "f30k-1k": ("sets", "f30k, H = 1024"),
+    "coco-5k": ("sets", "coco, H = 1024"),
+    "coco-5k-h64": ("sets", "coco, H = 64"),
+    "patches-196x32": ("shapes", "196 x 32, H = 1024"),
+    "patches-576x64": ("shapes", "576 x 64, H = 1024"),
+}
 REBUILT = "Today's GPU kernels are not measured. [cuda.md](cuda.md#estimated) has an estimate of them."
 GPU_BEGIN = "<!-- gpu: begin -->"
 GPU_END = "<!-- gpu: end -->"
@@ -91,12 +97,13 @@ def own_rates(report: Report) -> str:
 
 def beside_estimate(reports: Sequence[Report]) -> str:
     """What `gpu_estimate.py` expects of the CUDA kernels in bfloat16, and what was measured; empty if nothing was."""
-    sets = json.loads(ESTIMATE.read_text(encoding="utf-8"))["sets"]
+    estimate = json.loads(ESTIMATE.read_text(encoding="utf-8"))
+    estimated = {workload: estimate[part][name] for workload, (part, name) in ESTIMATED.items()}
     rows = [row for report in reports if report.header["dtype"] == "bfloat16" for row in report.rows]
     told = [
-        f"{row.workload} {row.nanoseconds:,.1f}, estimated {sets[name]['overlapped']:,.1f} to {sets[name]['apart']:,.1f}"
+        f"{row.workload} {row.nanoseconds:,.1f}, estimated {of['overlapped']:,.1f} to {of['apart']:,.1f}"
         for row in rows
-        if row.implementation == "cuda" and not row.shadow and row.agrees and (name := ESTIMATED.get(row.workload))
+        if row.implementation == "cuda" and not row.shadow and row.agrees and (of := estimated.get(row.workload))
     ]
     return f"Nanoseconds a pair, measured and [estimated](cuda.md#estimated) for an H100: {'; '.join(told)}." if told else ""
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from baselines import COMPILED, LOOP, REFERENCE
 from floor import Probe, Work
 from measure import MIB
-from peers import COMPILED, LOOP, REFERENCE
 
-PEERS = (REFERENCE, LOOP, COMPILED)
+BASELINES = (REFERENCE, LOOP, COMPILED)
 SCHEMA = 2
 
 
@@ -23,7 +23,7 @@ class Row:
     Attributes:
         workload, implementation: names.
         ours: whether it is one of this package's compiled backends.
-        shape: what was scored, "images x captions" or "count pairs"; slow peers score a part of the workload.
+        shape: what was scored, "images x captions" or "count pairs"; slow baselines score a part of the workload.
         words: rows that each caption is padded to; the reference computes on all of them.
         pairs: number of scores in `shape`.
         runs: number of timed runs.
@@ -35,9 +35,9 @@ class Row:
         tolerances: the same keys; what the errors may be.
         left_out: the same keys; pairs that are not compared (comparison.py).
         work: the fields of `floor.Work`.
-        shadow: a backend of ours timed again on the part that a slow peer scored; not in the table.
-        ratios: {peer: this rate / peer's rate}, None while either disagrees with float64.
-        same_shape_ratios: the same, both on what the peer scored.
+        shadow: a backend of ours timed again on the part that a slow baseline scored; not in the table.
+        ratios: {baseline: this rate / baseline's rate}, None while either disagrees with float64.
+        same_shape_ratios: the same, both on what the baseline scored.
         floor_percent: least time for the work, at the run's fastest rates, over measured time.
     """
 
@@ -76,17 +76,17 @@ class Row:
 
 
 def fill_ratios(rows: Sequence[Row]) -> None:
-    """Set the ratios of every row to the peers of its workload; a ratio is None while either side disagrees."""
+    """Set the ratios of every row to the baselines of its workload; a ratio is None while either side disagrees."""
     by_shape = {(row.workload, row.implementation, row.shape): row for row in rows}
     for row in rows:
-        peers = [peer for peer in rows if peer.workload == row.workload and peer.implementation in PEERS]
-        row.ratios = {peer.implementation: ratio(row, peer) for peer in peers}
-        twins = [(by_shape.get((row.workload, row.implementation, peer.shape)), peer) for peer in peers]
-        row.same_shape_ratios = {peer.implementation: ratio(twin, peer) for twin, peer in twins if twin is not None}
+        baselines = [baseline for baseline in rows if baseline.workload == row.workload and baseline.implementation in BASELINES]
+        row.ratios = {baseline.implementation: ratio(row, baseline) for baseline in baselines}
+        twins = [(by_shape.get((row.workload, row.implementation, baseline.shape)), baseline) for baseline in baselines]
+        row.same_shape_ratios = {baseline.implementation: ratio(twin, baseline) for twin, baseline in twins if twin is not None}
 
 
-def ratio(row: Row, peer: Row) -> float | None:
-    return row.rate / peer.rate if row.agrees and peer.agrees else None
+def ratio(row: Row, baseline: Row) -> float | None:
+    return row.rate / baseline.rate if row.agrees and baseline.agrees else None
 
 
 HEADINGS = (
@@ -126,11 +126,11 @@ ERROR_MARKS = {"gradients": " grad", "p99": " 99%", "rms": " rms"}
 def cells(row: Row, gpu: bool = False) -> list[str]:
     """One table row, in the order of `HEADINGS` or `GPU_HEADINGS`."""
     ratios = []
-    for peer in PEERS:
-        if peer not in row.ratios:
+    for baseline in BASELINES:
+        if baseline not in row.ratios:
             ratios.append("-")
         else:
-            value = row.ratios[peer]
+            value = row.ratios[baseline]
             ratios.append("disagrees" if value is None else f"{value:.1f}x")
     name = max(row.errors, key=row.errors.__getitem__)
     return [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from baselines import COMPILED, LOOP, REFERENCE, attention_by, loop_over_captions, run
 from measure import available_bytes, seconds_of
 from measuring import MEMORY_SHARE, Benchmark, pair_rows
-from peers import COMPILED, LOOP, REFERENCE, attention_by, loop_over_captions, run
 from workloads import RandomSource, ScanSource, Spec, Workload, build
 
 TRAINING_BATCHES = (4, 8, 16, 32, 64, 128, 256)

@@ -35,6 +35,8 @@ CAPTION_LENGTHS: dict[str, dict[int, int]] = {
         34: 3, 36: 2, 37: 3, 38: 1, 39: 1, 40: 3, 45: 2, 47: 2, 49: 1, 50: 1, 52: 1,
     },
 }  # fmt: skip
+# What a spec may name: those, or captions of one length.
+LENGTHS = CAPTION_LENGTHS | {f"{words} words": {words: 1} for words in (32, 64)}
 
 
 class Spec(NamedTuple):
@@ -44,14 +46,15 @@ class Spec(NamedTuple):
         name: what --workload calls it.
         title: one line for the reader.
         kind: "training" (scores of B x B, loss and all gradients), "all pairs" or "pair list" (forward alone).
-        lengths: key of `CAPTION_LENGTHS`.
+        lengths: key of `LENGTHS`.
         images, captions: how many are scored; for a pair list the size of the gallery and the number of queries.
         candidates: pair list only, images scored for each query.
-        peer_block: (images, captions) that slow peers score instead; None means the whole workload. 128 captions are
+        baseline_block: (images, captions) that slow baselines score instead; None means the whole workload. 128 captions are
             what evaluation code commonly pads together.
         seconds: this workload's share of the run, compilation included, on two cores or a GPU.
-        loop_block: what the loop scores instead; None means what the other peers do.
+        loop_block: what the loop scores instead; None means what the other baselines do.
         hidden: the hidden width H.
+        regions: of an image, where features are random.
     """
 
     name: str
@@ -61,10 +64,11 @@ class Spec(NamedTuple):
     images: int
     captions: int
     candidates: int = 0
-    peer_block: tuple[int, int] | None = None
+    baseline_block: tuple[int, int] | None = None
     seconds: float = 20.0
     loop_block: tuple[int, int] | None = None
     hidden: int = HIDDEN
+    regions: int = REGIONS
 
 
 SPECS: dict[str, Spec] = {
@@ -92,6 +96,9 @@ GPU_SPECS: dict[str, Spec] = SPECS | {
         # Compiling its step takes most of it, and serves the larger batch too.
         SPECS["train-64"]._replace(seconds=70),
         SPECS["train-128"]._replace(seconds=18),
+        # Patches of a vision transformer: 14 x 14, and 24 x 24.
+        Spec("patches-196x32", "196 regions, 32 words", "all pairs", "32 words", 264, 512, 0, (32, 32), 14, (264, 32), regions=196),
+        Spec("patches-576x64", "576 regions, 64 words", "all pairs", "64 words", 64, 256, 0, (16, 16), 10, (64, 16), regions=576),
     )
 }
 
@@ -169,11 +176,6 @@ class Workload:
         return replace(self, regions=self.regions.double(), words=self.words.double(), weights=weights, gallery=None)
 
 
-def mean_length(histogram: dict[int, int]) -> float:
-    """Mean of a {length: count} table."""
-    return sum(length * count for length, count in histogram.items()) / sum(histogram.values())
-
-
 def sample_lengths(histogram: dict[int, int], count: int, seed: int) -> Tensor:
     """(count,) int64 lengths drawn from a {length: count} table, the same for the same seed."""
     lengths = torch.tensor(list(histogram), dtype=torch.int64)
@@ -228,17 +230,18 @@ class RandomSource:
 
     # Under this seed the mean and the longest of the first 64, 128 and 480 lengths are those of a typical batch: nobody
     # pays for more padding than usual.
-    def __init__(self, histogram: dict[int, int], seed: int = 4402) -> None:
+    def __init__(self, histogram: dict[int, int], regions: int = REGIONS, seed: int = 4402) -> None:
         self.histogram = histogram
+        self.regions = regions
         self.seed = seed
 
     def load(self, images: int, captions: int, captions_per_image: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(images, 36, 1024) regions, (captions, N, 1024) words and (captions,) lengths, float32.
+        """(images, m, 1024) regions, (captions, N, 1024) words and (captions,) lengths, float32.
 
         `captions_per_image` has no meaning for features that belong to no photograph, and is ignored.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        regions = F.normalize(torch.randn(images, REGIONS, WIDTH, generator=generator), dim=-1)
+        regions = F.normalize(torch.randn(images, self.regions, WIDTH, generator=generator), dim=-1)
         lengths = sample_lengths(self.histogram, captions, self.seed)
         rows = [F.normalize(torch.randn(int(n), WIDTH, generator=generator), dim=-1) for n in lengths]
         words, _ = pad_words(rows)
@@ -341,20 +344,19 @@ def build(spec: Spec, source: RandomSource | ScanSource, dtype: torch.dtype, dev
     return replace(workload, pairs=pairs, gallery=gallery)
 
 
-def hardest_negative_loss(scores: Tensor, margin: float = MARGIN) -> Tensor:
+def hardest_negative_loss(scores: Tensor) -> Tensor:
     """Triplet loss on the hardest negative of each image and of each caption, summed (VSE++, SCAN and their heirs).
 
     Args:
         scores: (B, B), true pairs on the diagonal.
-        margin: by how much a true pair should lead.
 
     Returns:
-        The scalar sum over i of max_j [margin + s_ij - s_ii]_+ and over j of max_i [margin + s_ij - s_jj]_+, i != j.
+        The scalar sum over i of max_j [a + s_ij - s_ii]_+ and over j of max_i [a + s_ij - s_jj]_+, i != j, with a = `MARGIN`.
     """
     true = scores.diagonal()
     own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    by_image = (margin + scores - true[:, None]).clamp_min(0).masked_fill(own, 0)
-    by_caption = (margin + scores - true[None, :]).clamp_min(0).masked_fill(own, 0)
+    by_image = (MARGIN + scores - true[:, None]).clamp_min(0).masked_fill(own, 0)
+    by_caption = (MARGIN + scores - true[None, :]).clamp_min(0).masked_fill(own, 0)
     return by_image.max(1).values.sum() + by_caption.max(0).values.sum()
 
 

@@ -36,11 +36,11 @@ class NonFiniteError(DataError):
 
 
 class StaleSplitError(DataError):
-    """A split has changed since an index took it in, or is only partly in."""
+    """A split has changed since a gallery took it in, or is only partly in."""
 
 
 class StaleIndexError(DataError):
-    """An index was made by another model than the one that is to score."""
+    """A gallery was made by another model than the one that is to score."""
 
 
 def first_line(error: BaseException) -> str:

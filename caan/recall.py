@@ -238,13 +238,6 @@ class RankCounter:
             raise ValueError(f"scores: expected {wanted}, got {float(found[first])}")
 
 
-def positive_pairs(image_of_caption: Tensor) -> Tensor:
-    """(T, 2) int64, each caption with its image, as `context_attention` takes pairs."""
-    return torch.stack(
-        (image_of_caption.to(torch.int64), torch.arange(len(image_of_caption), device=image_of_caption.device)), dim=1
-    )
-
-
 def folds(num_images: int, size: int) -> Tensor:
     """(I,) int64, the fold of each image: consecutive folds of `size`, as in COCO's 5 × 1,000.
 
@@ -254,22 +247,6 @@ def folds(num_images: int, size: int) -> Tensor:
     if size < 1 or num_images % size:
         raise ValueError(f"size: expected a divisor of {num_images} images, got {size}")
     return torch.arange(num_images, device="cpu") // size
-
-
-def count_ranks(scores: Tensor, image_of_caption: Tensor, fold_of_image: Tensor | None = None, rows: int = 1000) -> RankCounter:
-    """The counter of a whole score matrix.
-
-    Args:
-        scores: (I, T); may be mapped from a file, it is read `rows` images at a time.
-        image_of_caption, fold_of_image: as for `RankCounter`.
-        rows: images in a tile.
-    """
-    positives = scores[image_of_caption, torch.arange(len(image_of_caption), device="cpu")]
-    counter = RankCounter(positives, image_of_caption, len(scores), fold_of_image)
-    for start in range(0, len(scores), rows):
-        tile = slice(start, min(start + rows, len(scores)))
-        counter.add(scores[tile], tile, slice(None))
-    return counter
 
 
 def recall(ranks: Ranks) -> Recall:

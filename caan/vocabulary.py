@@ -143,10 +143,10 @@ class Vocabulary:
         """The number of words, the four marks not counted."""
         return len(self.words) - len(MARKS)
 
-    def near(self, word: str, most: int = 3) -> list[str]:
-        """Words of the vocabulary with a similar spelling, the nearest first."""
+    def near(self, word: str) -> list[str]:
+        """Up to three words of the vocabulary with a similar spelling, the nearest first."""
         known = [own for own in self.words[len(MARKS) :] if _LETTER.search(own)]
-        return difflib.get_close_matches(word, known, n=most, cutoff=_ALIKE)
+        return difflib.get_close_matches(word, known, n=3, cutoff=_ALIKE)
 
     @property
     def marks(self) -> list[int]:

@@ -42,7 +42,7 @@ class Gallery:
         model: the `Model`; its backbone is the one that `caan index` has noted, if any.
 
     Raises:
-        DataError: the index or the model cannot be used, or the index is of another model.
+        DataError: the gallery or the model cannot be used, or the gallery is of another model.
 
     Examples:
         >>> import caan
@@ -101,7 +101,7 @@ class Gallery:
 
     def _query(self, query: str | int | Image) -> Query:
         if isinstance(query, str):
-            self.model.check_known(query, "query")
+            self.model.check_known(query)
             return self._searcher.text(query)
         if isinstance(query, Integral):
             if not 0 <= query < len(self):

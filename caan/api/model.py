@@ -267,7 +267,7 @@ class Model:
             hint = "; a string is a text, name a photograph's file by a pathlib.Path" if isinstance(query, str) else ""
             raise TypeError(f"candidates: expected {wanted} for {'a text' if of_text else 'an image'}, got {got}{hint}")
         if isinstance(query, str):
-            self.check_known(query, "query")
+            self.check_known(query)
         elif not isinstance(query, (EncodedImages, EncodedTexts)):
             query = self.encode_images(self._asked(query))
         scores = self.score(candidates, query) if of_text else self.score(query, candidates)
@@ -287,21 +287,17 @@ class Model:
         """The words of a text that the model does not know, in their order."""
         return self.vocabulary.unknown(text)
 
-    def check_known(self, text: str, called: str = "text") -> None:
-        """See that the model knows a word of a text.
-
-        Args:
-            text: the text.
-            called: what the error calls it.
+    def check_known(self, query: str) -> None:
+        """See that the model knows a word of a query.
 
         Raises:
             ValueError: it knows no word.
         """
-        if not self.vocabulary.knows(text):
+        if not self.vocabulary.knows(query):
             # Path.is_file raises where a text is too long for a file's name.
-            if os.path.isfile(text):
-                raise ValueError(f"{called}: expected a text, got the file {text!r}: name a photograph by a pathlib.Path")
-            raise ValueError(f"{called}: {nothing_known(self.vocabulary, text)}")
+            if os.path.isfile(query):
+                raise ValueError(f"query: expected a text, got the file {query!r}: name a photograph by a pathlib.Path")
+            raise ValueError(f"query: {nothing_known(self.vocabulary, query)}")
 
 
 def load(run: str | Path, *, backbone: str | Path | None = None, device: torch.device | str = "cpu") -> Model:

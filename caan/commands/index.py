@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", metavar="NAME", help="default: test")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     # Errors begin with what they are about, and this is the word of what writes there.
-    parser.add_argument("--out", dest="folder", type=Path, required=True, metavar="GALLERY", help="folder of the index")
+    parser.add_argument("--out", dest="folder", type=Path, required=True, metavar="GALLERY", help="folder of the gallery")
     parser.add_argument(
         "--photos", type=Path, metavar="DIR", help="folder of the photographs; default: the one that caan extract has noted"
     )
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     change.add_argument(
         "--replace", action="store_true", help="if the split has changed since it was added, take the old one out first"
     )
-    change.add_argument("--drop", action="store_true", help="take the split out of the index, and nothing else")
+    change.add_argument("--drop", action="store_true", help="take the split out of the gallery, and nothing else")
     parser.add_argument(
         "--check",
         type=options.count,
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     for name, query, askers, asked in sides:
         if not len(gallery.caption_vectors):
-            print(f"{name}: not checked, the index has no captions")
+            print(f"{name}: not checked, the gallery has no captions")
             continue
         chosen = np.random.default_rng(0).permutation(len(askers))[: arguments.check]
         queries = [query(number) for number in bar(chosen, desc=name, unit=" queries", leave=False)]

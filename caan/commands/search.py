@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     gallery = searcher.gallery
     for source in gallery.unfinished:
         found = f"{source.finished:,} of its {source.images:,} images"
-        print(f"{source.name}: left out, the index has {found}; the same caan index command brings the rest", file=sys.stderr)
+        print(f"{source.name}: left out, the gallery has {found}; the same caan index command brings the rest", file=sys.stderr)
     photographs = _Photographs(gallery, arguments.photos) if arguments.html else None
     if not arguments.json and not arguments.queries:
         print(f"{len(gallery.image_vectors):,} images, {len(gallery.caption_vectors):,} captions in {arguments.index}")

@@ -71,10 +71,10 @@ def read_captions(path: str | Path, format: str | None = None) -> dict[str | Non
     return splits
 
 
-def usual_captions(images: Iterable[CaptionedImage], most: int = CAPTIONS_PER_IMAGE) -> int:
-    """As many captions as most of the images have that have any; `most` at most, and where none has any."""
-    counts = Counter(min(most, len(image.captions)) for image in images if image.captions)
-    return max(counts, key=lambda count: (counts[count], count), default=most)
+def usual_captions(images: Iterable[CaptionedImage]) -> int:
+    """As many captions as most of the images have that have any; `CAPTIONS_PER_IMAGE` at most, and where none has any."""
+    counts = Counter(min(CAPTIONS_PER_IMAGE, len(image.captions)) for image in images if image.captions)
+    return max(counts, key=lambda count: (counts[count], count), default=CAPTIONS_PER_IMAGE)
 
 
 def read_names(path: str | Path) -> list[str]:

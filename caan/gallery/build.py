@@ -1,4 +1,4 @@
-"""Making an index, and adding to one: segment by segment, so that a kill loses one segment at most."""
+"""Making a gallery, and adding to one: segment by segment, so that a kill loses one segment at most."""
 
 import json
 import os
@@ -45,36 +45,36 @@ def build_index(
     progress: bool = False,
     say: Callable[[str], None] = tqdm.write,
 ) -> None:
-    """Project a split's images and captions, and put them into an index; what is there already stays as it is.
+    """Project a split's images and captions, and put them into a gallery; what is there already stays as it is.
 
     Killed at any moment, the same call continues with the segment that was under way.
 
     Args:
-        folder: of the index, made where it is missing.
+        folder: of the gallery, made where it is missing.
         model: projects; on any device, left in evaluation mode.
         vocabulary: its words.
         checkpoint_path: where the model is from, which a search will look at.
         split: what is added; an image's captions follow each other.
         data: the folder that the split is from; with its name, what the split is known by.
-        replace: take out what the index has of the split if that has changed since.
+        replace: take out what the gallery has of the split if that has changed since.
         backbone: what made its features, for photographs that are searched with, and where its own are, by its record.
-        named: the same by the user's word, which counts more, and which the index keeps until that or the record changes.
+        named: the same by the user's word, which counts more, and which the gallery keeps until that or the record changes.
         progress: show a bar of images.
         say: takes what is to be told beside it.
 
     Raises:
         StaleIndexError: another model has made what is there.
-        MissingFileError, FormatError, NonFiniteError, WidthError: the index or the features cannot be used.
+        MissingFileError, FormatError, NonFiniteError, WidthError: the gallery or the features cannot be used.
         ValueError: the model is a dense one, of intra="features".
-        StaleSplitError: the split has changed since the index took it in, or another one is on its way in.
-        OSError: a file cannot be written, or another process is at this index.
+        StaleSplitError: the split has changed since the gallery took it in, or another one is on its way in.
+        OSError: a file cannot be written, or another process is at this gallery.
     """
     folder = Path(folder)
     split.regions.require_width(model.config.region_width)
     _refuse_dense(model)
     digest = checkpoint.digest(model, vocabulary)
     make_folder("folder", folder)
-    with locked(folder, "an index"):
+    with locked(folder, "a gallery"):
         if (folder / "index.json").exists():
             contents = Contents.read(folder)
             contents.check_model(digest, folder, checkpoint_path)
@@ -116,8 +116,8 @@ def build_index(
 def _refuse_dense(model: CAAN) -> None:
     if model.dense:
         raise ValueError(
-            "intra: expected semantics or none for an index, got features: the operator scores that from regions and words "
-            "themselves, never from the projections that an index keeps"
+            "intra: expected semantics or none for a gallery, got features: the operator scores that from regions and words "
+            "themselves, never from the projections that a gallery keeps"
         )
 
 
@@ -129,22 +129,22 @@ def _first_unused(contents: Contents) -> int:
 
 
 def drop_split(folder: str | Path, data: str | Path, name: str) -> None:
-    """Take a split out of an index, finished or not.
+    """Take a split out of a gallery, finished or not.
 
     Args:
-        folder: of the index.
+        folder: of the gallery.
         data: the folder that the split was from.
         name: the split's.
 
     Raises:
         MissingFileError, FormatError: there is no index, or it is damaged.
         ValueError: it has no such split.
-        OSError: a file cannot be written, or another process is at this index.
+        OSError: a file cannot be written, or another process is at this gallery.
     """
     folder, place = Path(folder), str(Path(data).absolute())
     # Before a lock is put where there is no index.
     Contents.read(folder)
-    with locked(folder, "an index"):
+    with locked(folder, "a gallery"):
         contents = Contents.read(folder)
         if not any(source.is_split(place, name) for source in contents.sources):
             there = ", ".join(source.name for source in contents.sources) or "none"
@@ -186,7 +186,7 @@ def _source_of(contents: Contents, folder: Path, wanted: Source, named: dict[str
 
 
 def _noted(source: Source, recorded: dict[str, Any] | None) -> dict[str, Any]:
-    """What an index has noted of a split, with what is new in the record."""
+    """What a gallery has noted of a split, with what is new in the record."""
     noted, before = source.backbone or {}, source.recorded or {}
     return noted | {
         name: value for name, value in (recorded or {}).items() if name not in noted or value != before.get(name, value)

@@ -65,12 +65,12 @@ class Searcher:
     """A gallery with the model that has made it.
 
     Args:
-        folder: of the index.
-        run: the run or checkpoint; None takes the one that the index was made with.
+        folder: of the gallery.
+        run: the run or checkpoint; None takes the one that the gallery was made with.
         device: where the model and the operator run.
 
     Raises:
-        DataError: the index or the checkpoint cannot be used, or they do not belong together.
+        DataError: the gallery or the checkpoint cannot be used, or they do not belong together.
     """
 
     def __init__(self, folder: str | Path, run: str | Path | None = None, device: torch.device | str = "cpu"):

@@ -1,4 +1,4 @@
-"""An index on the disk: a folder of segments, each written whole, and a file that says which of them count.
+"""A gallery on the disk: a folder of segments, each written whole, and a file that says which of them count.
 
     index.json            which model, which sources, how many of their images are in, and the segments with their files' sizes
     segment-00000-1f2e3d4c/   up to 1,024 images and their captions; the second part of the name is no other segment's
@@ -36,7 +36,7 @@ from ..files import parse_json, read_text, replacing
 from ..progress import watched
 
 FORMAT = "caan-index-2"
-# The index of a model that cannot be read any more.
+# The gallery of a model that cannot be read any more.
 _OLD_OPERATOR = "caan-index-1"
 ARRAYS = (
     *("regions", "region_products", "region_lengths", "image_vectors"),
@@ -46,7 +46,7 @@ ARRAYS = (
 
 @dataclass
 class Source:
-    """A split that is in an index, or on its way there.
+    """A split that is in a gallery, or on its way there.
 
     Attributes:
         data: the folder that it is from.
@@ -112,7 +112,7 @@ class Contents:
             if found != FORMAT:
                 why = f", {checkpoint.TRAIN_AGAIN}" if found == _OLD_OPERATOR else ""
                 raise FormatError(
-                    f"{path}: expected an index of format {FORMAT}, found {found}{why}; caan index makes it anew elsewhere"
+                    f"{path}: expected a gallery of format {FORMAT}, found {found}{why}; caan index makes it anew elsewhere"
                 )
             sources = [Source(**source) for source in facts["sources"]]
             for segment in (segment for source in sources for segment in source.segments):
@@ -136,13 +136,13 @@ class Contents:
         """
         if digest != self.model:
             raise StaleIndexError(
-                f"{folder}: expected an index of the model in {checkpoint}, found one of another model (it was in "
-                f"{self.checkpoint}), whose numbers mean nothing to this one; caan index with another --out makes a new index"
+                f"{folder}: expected a gallery of the model in {checkpoint}, found one of another model (it was in "
+                f"{self.checkpoint}), whose numbers mean nothing to this one; caan index with another --out makes a new gallery"
             )
 
 
 def _no_gallery(folder: Path) -> str:
-    """What is found in place of an index, and which command makes one."""
+    """What is found in place of a gallery, and which command makes one."""
     if any((folder / name).is_file() for name in (checkpoint.BEST, checkpoint.LAST, checkpoint.CONFIG)) or folder.is_file():
         return f"a model; caan index {folder} --data DATA --out GALLERY makes a gallery with it"
     return f"{'no index.json in it' if folder.is_dir() else 'none'}; caan index RUN --data DATA --out {folder} makes it"
@@ -164,26 +164,26 @@ class _Segment:
             try:
                 setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False))
             except (ValueError, EOFError, OSError) as error:
-                raise FormatError(f"{folder / name}.npy: expected an array of an index: {error}") from None
+                raise FormatError(f"{folder / name}.npy: expected an array of a gallery: {error}") from None
 
     @cached_property
     def texts(self) -> dict[str, list[str]]:
         path = self.folder / "texts.json"
         try:
-            found = parse_json(path, read_text(path), "the texts of an index")
+            found = parse_json(path, read_text(path), "the texts of a gallery")
             counts = len(found["ids"]), len(found["captions"])
         except (KeyError, TypeError) as error:
-            raise FormatError(f"{path}: expected the texts of an index: {type(error).__name__}: {error}") from None
+            raise FormatError(f"{path}: expected the texts of a gallery: {type(error).__name__}: {error}") from None
         if counts != (len(self.regions), len(self.word_ends)):
             raise FormatError(f"{path}: expected {len(self.regions)} ids and {len(self.word_ends)} captions, found {counts}")
         return found
 
 
 class Gallery:
-    """An index, open for reading. Images and captions are numbered in the order in which they were added.
+    """A gallery, open for reading. Images and captions are numbered in the order in which they were added.
 
     Args:
-        folder: of the index.
+        folder: of the gallery.
         digest: of the model that is to score, `caan.checkpoint.digest`.
         checkpoint: where that model is, for messages.
 
@@ -210,7 +210,7 @@ class Gallery:
         if not self.sources:
             found = [f"{x.finished:,} of the {x.images:,} images of {x.name}" for x in self.unfinished] or ["no split at all"]
             raise TruncatedFileError(
-                f"{self.folder}: expected a finished index, found {', '.join(found)}; the same caan index command continues"
+                f"{self.folder}: expected a finished gallery, found {', '.join(found)}; the same caan index command continues"
             )
         listed = [segment for source in self.sources for segment in source.segments]
         watch = watched(listed, f"reading {self.folder}", "segments")

@@ -47,6 +47,11 @@ def interruptible():
 
 
 @pytest.fixture(autouse=True)
+def short_grace(monkeypatch):
+    monkeypatch.setattr(gpu_record, "GRACE", 2.0)
+
+
+@pytest.fixture(autouse=True)
 def logs(monkeypatch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("logs")
     monkeypatch.setattr(gpu_record, "LOGS", folder)
@@ -143,7 +148,7 @@ def test_a_program_that_is_not_there_was_not_run(record):
 
 def test_a_stage_without_time_is_interrupted_and_tells_what_it_had(record):
     program = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('3 passed in 1.0s')"
-    outcome = record.run("slow", python(program), 1.5, judge_pytest)
+    outcome = record.run("slow", python(program), 3.5, judge_pytest)
     assert (outcome.status, outcome.counts) == (OUT_OF_TIME, {"passed": 3})
     assert record.run("next", python("print(1)"), 20, plain).status == PASSED
     assert [stage["status"] for stage in stages(record).values()] == [OUT_OF_TIME, PASSED]
@@ -162,10 +167,11 @@ def test_a_stage_that_ignores_the_interrupt_is_killed_with_its_children(record, 
 
 
 def test_no_stage_outlives_the_whole(tmp_path):
-    record = Record(tmp_path / "r.json", FACTS, seconds=1.5)
+    record = Record(tmp_path / "r.json", FACTS, seconds=3.5)
     start = time.monotonic()
-    assert record.run("slow", python("import time; time.sleep(60)"), 100, plain).status == OUT_OF_TIME
-    assert time.monotonic() - start < 10
+    stubborn = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    assert record.run("slow", python(stubborn), 100, plain).status == OUT_OF_TIME
+    assert 3 < time.monotonic() - start < 5
 
 
 def test_a_write_that_breaks_off_leaves_the_file_as_it_was(tmp_path, monkeypatch):
@@ -289,9 +295,9 @@ def test_a_sweep_that_was_stopped_goes_on(fake_stages, tmp_path):
 
 def test_configurations_are_put_back():
     configurations = pytest.importorskip("caan_kernels.context_attention.triton.configurations")
-    for function, blocks, stages in gpu_sweep.candidates():
-        shipped = getattr(configurations, function)
-        arguments = {"large": (torch.bfloat16, "ieee", 64), "product": (torch.bfloat16, False), "tiles": (36, 16)}
+    for function, dtype, blocks, stages in gpu_sweep.candidates():
+        shipped, dtype = getattr(configurations, function), getattr(torch, dtype)
+        arguments = {"large": (dtype, "ieee", 64), "product": (dtype, False), "tiles": (36, 16), "gradients": (36, "ieee")}
         before = shipped(*arguments[function])
         with gpu_sweep.configured(configurations, function, blocks, stages):
             within = getattr(configurations, function)(*arguments[function])
@@ -369,15 +375,16 @@ def test_limits_leave_time_to_compile(fake_stages, tmp_path):
     commands = {name: stage["command"].split() for name, stage in json.loads(path.read_text())["stages"].items()}
     tests = {name: command for name, command in commands.items() if "pytest" in command}
     assert list(tests) == ["cases", "tests", "graphs", "invariance", "newer ptxas"]
+    assert " ".join(tests["newer ptxas"]).count("'golden and triton'") == 1
     for name, command in tests.items():
         of_a_test = int(command[command.index("--timeout") + 1])
-        assert of_a_test >= 60 and gpu_check.LIMITS[name] >= of_a_test + 25
+        assert of_a_test >= 60 and gpu_check.LIMITS[name] >= of_a_test + gpu_check.GRACE + 15
 
 
 def test_no_other_stage_takes_time_from_one_that_is_required():
     names, seconds = list(gpu_check.LIMITS), list(gpu_check.LIMITS.values())
     last = max(names.index(name.split()[0]) for name in gpu_check.REQUIRED)
-    assert sum(seconds[: last + 1]) <= gpu_record.TOTAL <= 530 - gpu_record.GRACE
+    assert gpu_check.START + sum(seconds[: last + 1]) <= gpu_record.TOTAL <= 530
 
 
 def test_what_needs_a_gpu_has_a_stage(fake_stages, tmp_path):
@@ -434,9 +441,9 @@ def test_a_fault_that_was_found_stays(fake_stages, tmp_path, first, second, stat
 @pytest.mark.parametrize("output", ["1 failed, 83 passed in 1.0s", "2 errors in 1.0s"])
 def test_a_stage_that_was_stopped_after_a_failure_failed(record, output):
     program = f"import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print({output!r})"
-    outcome = record.run("tests", python(program), 1.5, judge_pytest)
+    outcome = record.run("tests", python(program), 3.5, judge_pytest)
     assert outcome.status == FAILED and "stopped after" in outcome.reason
-    record.run("tests", python(program), 0.5, judge_pytest)
+    record.run("tests", python(program), 2.5, judge_pytest)
     assert stages(record)["tests"]["status"] == FAILED
 
 

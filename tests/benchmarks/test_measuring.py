@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import measuring
 import pytest
 import torch
+from baselines import COMPILED, LOOP, REFERENCE, attention_by, loop_over_captions
 from floor import Work, list_reading, pairs_work, projection_work
 from measuring import (
     HALF_CHECKED,
@@ -18,7 +19,6 @@ from measuring import (
     part,
     work_of,
 )
-from peers import COMPILED, LOOP, REFERENCE, attention_by, loop_over_captions
 from workloads import GPU_SPECS, Workload, cast_weights, make_weights
 
 import caan_kernels as ck
@@ -153,9 +153,9 @@ def test_the_work_of_a_run():
 
 
 @pytest.mark.parametrize(("seconds", "captions"), [(1e3, 10), (1e-9, 2)])
-def test_on_a_gpu_ours_score_what_time_allows_and_peers_their_blocks(benchmark, seconds, captions):
+def test_on_a_gpu_ours_score_what_time_allows_and_baselines_their_blocks(benchmark, seconds, captions):
     benchmark.device, benchmark.clock, benchmark.backends, benchmark.compiled = torch.device("cpu"), Clock(), ["reference"], None
-    spec = GPU_SPECS["f30k-1k"]._replace(peer_block=(4, 2), loop_block=(10, 2))
+    spec = GPU_SPECS["f30k-1k"]._replace(baseline_block=(4, 2), loop_block=(10, 2))
     found = benchmark.implementations(spec, workload(training=False), benchmark.clock.now() + seconds)
     shapes = {(e.name, e.shadow): e.workload.shape for e in found if not e.ours}
     assert shapes == {(LOOP, False): "10 x 2", (COMPILED, False): "4 x 2", (REFERENCE, False): "4 x 2"}

@@ -19,7 +19,7 @@ def test_ratios_are_of_rates():
     rows = [row("cpu", pairs=60, shape="4 x 15"), row("reference", seconds=2.0), row("caption loop")]
     fill_ratios(rows)
     assert rows[0].ratios == {"reference": pytest.approx(20), "caption loop": pytest.approx(10)}
-    assert [cell(rows, 0, f"vs {peer}") for peer in ("reference", "loop", "compiled")] == ["20.0x", "10.0x", "-"]
+    assert [cell(rows, 0, f"vs {baseline}") for baseline in ("reference", "loop", "compiled")] == ["20.0x", "10.0x", "-"]
 
 
 @pytest.mark.parametrize("wrong", ["cpu", "reference"])

@@ -1,3 +1,4 @@
+import hashlib
 from dataclasses import replace
 
 import numpy as np
@@ -7,14 +8,23 @@ import workloads
 from workloads import CAPTION_LENGTHS, GPU_SPECS, SPECS, RandomSource, ScanSource
 
 
-@pytest.mark.parametrize(("name", "captions", "mean", "longest"), [("f30k", 5000, 15.54, 77), ("coco", 25000, 13.277, 52)])
-def test_the_tables_are_those_of_the_real_captions(name, captions, mean, longest):
+def mean_length(table):
+    return sum(length * captions for length, captions in table.items()) / sum(table.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "captions", "mean", "longest", "digest"),
+    [("f30k", 5000, 15.54, 77, "6c069aa9a7a506a9"), ("coco", 25000, 13.277, 52, "a05600afecbd3dd4")],
+)
+def test_the_tables_are_those_of_the_real_captions(name, captions, mean, longest, digest):
     table = CAPTION_LENGTHS[name]
     assert sum(table.values()) == captions
-    assert workloads.mean_length(table) == pytest.approx(mean, abs=5e-3)
+    assert mean_length(table) == pytest.approx(mean, abs=5e-3)
     assert max(table) == longest
     # Two marks and at least one token.
     assert min(table) >= 3
+    # Estimates rest on every number.
+    assert hashlib.sha256(str(sorted(table.items())).encode()).hexdigest()[:16] == digest
 
 
 def test_lengths_are_drawn_from_the_table_and_repeat():
@@ -22,7 +32,7 @@ def test_lengths_are_drawn_from_the_table_and_repeat():
     drawn = workloads.sample_lengths(table, 20000, seed=3)
     assert torch.equal(drawn, workloads.sample_lengths(table, 20000, seed=3))
     assert set(drawn.tolist()) <= set(table)
-    assert drawn.double().mean().item() == pytest.approx(workloads.mean_length(table), abs=0.1)
+    assert drawn.double().mean().item() == pytest.approx(mean_length(table), abs=0.1)
 
 
 def test_random_features_have_unit_rows_and_zero_padding():
@@ -91,9 +101,17 @@ def test_every_spec_names_its_table():
 
 
 def test_a_gpu_has_the_same_workloads_at_the_size_of_the_test_sets():
-    assert list(GPU_SPECS) == list(SPECS)
+    assert list(GPU_SPECS)[: len(SPECS)] == list(SPECS)
     assert all(GPU_SPECS[name].kind == spec.kind and GPU_SPECS[name].lengths == spec.lengths for name, spec in SPECS.items())
     assert [GPU_SPECS[name][4:6] for name in ("f30k-1k", "coco-5k")] == [(1000, 5000), (5000, 25000)]
+
+
+def test_a_gpu_also_has_patches():
+    for name, shape in {"patches-196x32": (196, 32), "patches-576x64": (576, 64)}.items():
+        spec = GPU_SPECS[name]._replace(images=2, captions=3, hidden=8)
+        source = RandomSource(workloads.LENGTHS[spec.lengths], spec.regions)
+        built = workloads.build(spec, source, torch.float32, torch.device("cpu"))
+        assert (built.regions.shape[1], built.words.shape[1]) == shape and set(built.word_lengths.tolist()) == {shape[1]}
 
 
 def test_narrow_workloads_are_the_wide_ones_with_another_hidden_width():

@@ -259,7 +259,7 @@ def test_every_row_of_table_4_is_trained_and_evaluated(data, tmp_path, capsys, r
         assert index == 0
         return
     assert index == 1 and not (tmp_path / "index").exists()
-    expected = "caan index: error: intra: expected semantics or none for an index, got features: the operator scores that from "
+    expected = "caan index: error: intra: expected semantics or none for a gallery, got features: the operator scores that from "
     error = capsys.readouterr().err
     assert error.startswith(expected) and error.count("\n") == 1
 

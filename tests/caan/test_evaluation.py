@@ -11,6 +11,7 @@ import pytest
 import torch
 from ablation import TABLE_4
 from models import make_model, whole_matrix
+from ranks import count_ranks
 from runs import CONFIG, trainer
 
 from caan import checkpoint, errors, evaluation, kept, published, scorer
@@ -18,7 +19,7 @@ from caan.commands import main
 from caan.data import load_karpathy_split, load_scan_split
 from caan.evaluation import evaluate
 from caan.published import caption_digest
-from caan.recall import count_ranks, folds
+from caan.recall import folds
 
 
 def assert_same_figures(found, scores, split, fold=None):

@@ -155,7 +155,7 @@ def test_a_killed_index_continues(index, tmp_path, when, count, left):
     out = tmp_path / "killed"
     command = [sys.executable, "-c", BUILD, str(out)]
     assert subprocess.run([*command, when, str(count)], capture_output=True).returncode == -signal.SIGKILL
-    with pytest.raises(errors.TruncatedFileError, match=f"expected a finished index, found {left} of the 24 images of test"):
+    with pytest.raises(errors.TruncatedFileError, match=f"expected a finished gallery, found {left} of the 24 images of test"):
         Searcher(out)
     run = subprocess.run([*command, "never", "0"], capture_output=True, text=True)
     assert run.returncode == 0 and f"test: continues after {left} of 24 images" in run.stdout
@@ -186,7 +186,7 @@ def test_what_is_refused(split, index, run_folder, tmp_path):
     other = tmp_path / "other.safetensors"
     checkpoint.save_model(other, *make_model(split, 1))
     with pytest.raises(
-        errors.StaleIndexError, match=r"expected an index of the model in .*other.safetensors, found one of another"
+        errors.StaleIndexError, match=r"expected a gallery of the model in .*other.safetensors, found one of another"
     ):
         Searcher(index, other)
     model, vocabulary, _ = checkpoint.load_model(other)
@@ -220,12 +220,12 @@ def test_what_is_refused(split, index, run_folder, tmp_path):
         Searcher(index)
     (index / "index.json").write_text(json.dumps(facts))
     path.write_bytes(bytes(len(data)))
-    with pytest.raises(errors.FormatError, match="regions.npy: expected an array of an index"):
+    with pytest.raises(errors.FormatError, match="regions.npy: expected an array of a gallery"):
         Searcher(index)
     path.write_bytes(data)
     texts = path.with_name("texts.json")
     texts.write_bytes(b"[" + texts.read_bytes()[1:])
-    with pytest.raises(errors.FormatError, match="texts.json: expected the texts of an index"):
+    with pytest.raises(errors.FormatError, match="texts.json: expected the texts of a gallery"):
         Searcher(index).gallery.ids  # noqa: B018
 
 
@@ -289,7 +289,7 @@ def test_a_split_that_is_half_in_is_left_out_and_can_be_dropped(index, run_folde
     (index / "index.json").write_text(json.dumps(facts))
     assert main(["search", str(index), "word3", "--exact", "--top", "33", "--json", "-"]) == 0
     out, err = capsys.readouterr()
-    assert len(json.loads(out)["hits"]) == 24 and "left out, the index has 7 of its 9 images" in err and err.count("\n") == 1
+    assert len(json.loads(out)["hits"]) == 24 and "left out, the gallery has 7 of its 9 images" in err and err.count("\n") == 1
     write_split(tmp_path, "third", more, [f"word{number}" for number in range(45)], None)
     assert main(["index", str(run_folder), *options, "--split", "third"]) == 1
     assert "expected all of more in" in capsys.readouterr().err
@@ -416,15 +416,15 @@ def test_search_with_a_photograph(tmp_path, capsys):
 
 def test_two_processes_do_not_write_one_index(split, index, run_folder, tmp_path, capsys):
     model, vocabulary, _ = checkpoint.load_model(run_folder)
-    with locked(index, "an index"), pytest.raises(BlockingIOError, match="expected an index that no other process uses"):
+    with locked(index, "a gallery"), pytest.raises(BlockingIOError, match="expected a gallery that no other process uses"):
         build_index(index, model, vocabulary, run_folder, split)
     command = ["index", str(run_folder), "--data", str(tmp_path), "--out"]
-    with locked(index, "an index"):
+    with locked(index, "a gallery"):
         assert main([*command, str(index)]) == 1
     (tmp_path / "file.txt").write_text("")
     assert main([*command, str(tmp_path / "file.txt")]) == 1
     locked_out, no_folder = capsys.readouterr().err.splitlines()
-    assert locked_out.startswith("caan index: error: --out: expected an index that no other process uses")
+    assert locked_out.startswith("caan index: error: --out: expected a gallery that no other process uses")
     assert no_folder.startswith("caan index: error: --out: expected a folder, or a name for a new one")
 
 

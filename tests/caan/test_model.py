@@ -5,13 +5,14 @@ import pytest
 import torch
 from ablation import TABLE_4
 from models import attentive
+from ranks import positive_pairs
 from torch.nn.functional import normalize
 
 import caan_kernels as ck
 from caan import CAAN, ModelConfig, Vocabulary, triplet_loss
 from caan.data import Captions, Images, LengthBatches, Pairs, ShuffledBatches, load_scan_split, make_loader
 from caan.model import Encoded, EncodedAttention, keep_some
-from caan.recall import RankCounter, positive_pairs
+from caan.recall import RankCounter
 
 
 @pytest.fixture

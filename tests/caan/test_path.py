@@ -56,7 +56,7 @@ EXTRACT = ("extract", "--photos", "photos", "--out", "data")
 
 @pytest.fixture
 def gallery(folder, capsys):
-    """The splits test and more in an index, of a model that nobody has trained."""
+    """The splits test and more in a gallery, of a model that nobody has trained."""
     assert caan(*EXTRACT, "--captions", "captions.csv", "--hold-out", 3) == 0
     assert caan("extract", "--photos", "more", "--out", "data", "--split", "more") == 0
     torch.manual_seed(0)
@@ -232,7 +232,7 @@ def test_photographs_are_where_they_were(gallery, capsys):
     assert caan("search", gallery, "a dog", "--html", page, "--photos", "moved") == 0 and pictures(page) == 3
     assert caan("show", "pair", "model", "--data", "data", "--image", "p2", "--out", "pair.png") == 0
     assert "--photos names the folder in which they are now" in capsys.readouterr().err
-    # The index has it all already, and takes the folder's new place.
+    # The gallery has it all already, and takes the folder's new place.
     assert caan("index", "model", "--data", "data", "--out", gallery, "--photos", "moved") == 0
     assert [Path(source.backbone["photos"]).name for source in Contents.read(gallery).sources] == ["moved", "more"]
     assert caan("search", gallery, "a dog", "--html", page) == 0 and pictures(page) == 5
@@ -345,7 +345,7 @@ def test_images_are_found_by_mean_vectors(gallery, capsys):
     assert found(capsys, "--image", "p2")["by"] == "operator" and found(capsys, "a dog")["by"] == "operator"
     # Where nothing has captions there is nothing else to find.
     assert caan("index", "model", "--data", "data", "--split", "more", "--out", "bare", "--check", 2) == 0
-    assert capsys.readouterr().out.count("not checked, the index has no captions") == 2
+    assert capsys.readouterr().out.count("not checked, the gallery has no captions") == 2
     assert caan("search", "bare", "--image", 0, "--json", "-") == 0
     assert json.loads(capsys.readouterr().out)["by"] == "mean vectors"
     assert caan("search", "bare", "--image", 0, "--find", "captions") == 1

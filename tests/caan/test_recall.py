@@ -5,9 +5,10 @@ import statistics
 
 import pytest
 import torch
+from ranks import count_ranks, positive_pairs
 
 from caan.published import PUBLISHED, published_rows
-from caan.recall import RankCounter, Ranks, chance, chance_limit, count_ranks, folds, positive_pairs, recall
+from caan.recall import RankCounter, Ranks, chance, chance_limit, folds, recall
 
 
 def brute_force(scores, image_of_caption, fold=None):

@@ -25,7 +25,7 @@ COMPILED = "compiled"
 
 
 def attention_by(backend: str) -> Scores:
-    """`caan_kernels.context_attention` on one backend; "reference" is the batched peer, the function the tests use."""
+    """`caan_kernels.context_attention` on one backend; "reference" is the batched baseline, the function the tests use."""
 
     def scores(workload: Workload) -> Tensor:
         return ck.context_attention(

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peers import CompileTimeout, attention_by, gradients, loop_over_captions, time_limit
+from baselines import CompileTimeout, attention_by, gradients, loop_over_captions, time_limit
 from workloads import Workload, cast_weights, loss_gradient, make_weights
 
 import caan_kernels as ck

@@ -41,7 +41,7 @@ def precision_of(dtype: torch.dtype) -> str:
 
 
 def score_precision(dtype: torch.dtype) -> str:
-    """The same for what scores are made of.
+    """`precision_of` for scores.
 
     Where nobody has chosen, three TF32 products stand for one of float32 (docs/triton.md); IEEE products are for who asks.
     """
@@ -51,17 +51,17 @@ def score_precision(dtype: torch.dtype) -> str:
     return "tf32" if chosen == "tf32" else "tf32x3"
 
 
+def gradient_precision(dtype: torch.dtype) -> str:
+    """`precision_of` for derivatives, whose factors are float32: TF32 holds all that a half-precision number does."""
+    return precision_of(dtype) if dtype == torch.float32 else "tf32"
+
+
 def programs_of(device: torch.device) -> int:
     """Programs of a launch that scores: as many as run at once.
 
     An odd number: tiles of a list may begin at every second or fourth pair, and every program should meet some of these.
     """
     return configurations.PROGRAMS * multiprocessors(device) - 1
-
-
-def gradient_precision(dtype: torch.dtype) -> str:
-    """The same for what is differentiated: TF32 holds all that a half-precision number does."""
-    return precision_of(dtype) if dtype == torch.float32 else "tf32"
 
 
 def plan(wanted: Wanted) -> Plan:
@@ -258,7 +258,7 @@ def slot_numbers(call: PlannedCall, gradient: bool) -> int:
     return pair_numbers(m, n, width, gradient)
 
 
-def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:
+def fill(slots: Slots, first: int, count: int) -> None:
     V, U, vectors, pairs, *_ = slots.call
     config = configurations.maps(slots.rows[0], _differentiated_in(slots))
     step = launches.times(_derivatives(slots).pair)

@@ -78,6 +78,7 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
     product = left.new_empty(len(left), columns)
     if product.numel() == 0 or depth == 0:
         return product.zero_()
+    left, right = aligned(left), aligned(right)
     config = configurations.product(left.dtype, exact)
     step = launches.times(launches.product(item_rows, depth, columns, left.dtype))
     for first in range(0, len(lengths), step):
@@ -200,7 +201,7 @@ class Scoring(NamedTuple):
         for number, programs in launches.grids():
             large_kernel[(programs,)](
                 *self.sides,
-                *self.call.vectors,
+                *map(aligned, self.call.vectors),
                 *self._places(),
                 *workspace,
                 self.scores,
@@ -264,7 +265,7 @@ def fill(slots: Slots, first: int, count: int) -> None:
     step = launches.times(_derivatives(slots).pair)
     for start in range(0, count, step):
         map_kernel[(min(step, count - start),)](
-            *(V.features, V.products, U.products, *vectors),
+            *map(aligned, (V.features, V.products, U.products, *vectors)),
             *(slots.regions.lengths, slots.words.lengths, pairs, slots.scratch[start:]),
             *(len(V), len(U), first + start, *slots.rows, slots.numbers),
             **_compiled_for(slots),
@@ -303,7 +304,7 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
     for first, own in zip(firsts, turns, strict=True):
         gradient_kernel[(min(min(most, slots.count) + tasks, MOST_PROGRAMS),)](
-            *(V.features, V.products, U.features, U.products, *vectors),
+            *map(aligned, (V.features, V.products, U.features, U.products, *vectors)),
             *(slots.regions.lengths, slots.words.lengths),
             *(walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts),
             *(grad, slots.scratch, own, *sums),

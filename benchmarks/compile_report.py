@@ -32,6 +32,7 @@ import compiled_tables
 import torch
 import triton
 from machine_code import TENSOR, disassembled, operations_of, registers_and_spills, resident_warps
+from specialisation import specialised
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -89,34 +90,12 @@ class Recorder:
     def __getitem__(self, grid):
         return self._record
 
-    def _record(
-        self, *arguments, num_warps: int, num_stages: int, enable_fp_fusion: bool, maxnreg: int | None = None, **constants
-    ) -> None:
-        names = self.kernel.arg_names
-        given = dict(zip(names, arguments, strict=False)) | constants
-        signature, attributes = {}, {}
-        for place, parameter in enumerate(self.kernel.params):
-            value = given[parameter.name]
-            aligned = not parameter.do_not_specialize and not parameter.do_not_specialize_on_alignment
-            if parameter.is_constexpr:
-                signature[parameter.name] = "constexpr"
-            elif isinstance(value, torch.Tensor):
-                signature[parameter.name] = "*" + _type(value.dtype)
-                # A GPU's allocator aligns what it gives; so is the start of every item of the usual widths.
-                if aligned:
-                    attributes[place,] = [["tt.divisibility", 16]]
-            elif value == 1 and not parameter.do_not_specialize:
-                signature[parameter.name], constants[parameter.name] = "constexpr", 1
-            else:
-                signature[parameter.name] = "i32"
-                if aligned and value % 16 == 0:
-                    attributes[place,] = [["tt.divisibility", 16]]
-        self.launches.append(Launch(self.name, signature, constants, attributes, num_warps, num_stages, maxnreg, enable_fp_fusion))
-
-
-def _type(dtype: torch.dtype) -> str:
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
-    return names[dtype]
+    def _record(self, *arguments, **named) -> None:
+        found = specialised(self.kernel, arguments, named)
+        options = found.options
+        assert options.keys() <= {"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"}
+        compiled = options["num_warps"], options["num_stages"], options.get("maxnreg"), options["enable_fp_fusion"]
+        self.launches.append(Launch(self.name, found.signature, found.constants, found.attributes, *compiled))
 
 
 @contextmanager

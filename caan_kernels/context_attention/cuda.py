@@ -319,8 +319,10 @@ def _large_pairs(call: PlannedCall, slots: int) -> int:
     return min(most(size) for size in sizes_up_to(min(shape.words, most_words(call.V.features.dtype)), False))
 
 
-def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:
+def fill(slots: Slots, first: int, count: int) -> None:
     step = _launch_pairs(slots)
+    # The kernel writes scores too, each at its pair's place in the list.
+    scores = slots.scratch.new_empty(len(slots.call.pairs))
     for start in range(0, count, step):
         _score_pairs(slots, first + start, min(step, count - start), scores, slots.scratch[start:], rest=False)
 

@@ -51,7 +51,7 @@ def context_attention(
         word_lengths: (T,) integers from 0 to N, likewise for captions.
         pairs: (P, 2) int64, rows (image, caption); None means every image with every caption.
         region_mask: (I, M) Boolean in place of `region_lengths`: True for the real regions, which come first. A False before
-            a True is an error; on a GPU, where looking would wait for the device, that image's scores are NaN.
+            a True is an error. On a GPU the host does not look, because that would synchronise: that image's scores are NaN.
         word_mask: (T, N), likewise in place of `word_lengths`.
         similarity: of the two pooled vectors: "dot", the paper's inner product (18), or "cosine".
         inter: keep the context from the other side, C U Q2 and Rᵀ V Q4 in (8, 10).

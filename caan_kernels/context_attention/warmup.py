@@ -28,7 +28,7 @@ def warmup(
     of a CUDA graph neither is allowed. Which kernels are needed depends on the arguments of this function and, in float32, on
     torch's setting of float32 products (`torch.backends.cuda.matmul.fp32_precision`). It does not depend on the number of images,
     captions and pairs, nor on lengths. The function makes tiny calls: for each size that Triton rounds words up to, one of all
-    pairs and one of a list. It does not synchronise with the device and draws no random number.
+    pairs and one of a list. These do not synchronise with the GPU, but CUDA may where it loads a kernel. No random number is drawn.
 
     Args:
         device: where the features will be.
@@ -53,11 +53,12 @@ def warmup(
     with without_autocast(torch.device(device)), torch.inference_mode(False), torch.enable_grad():
         matrices = (ones(width, columns) for columns in (width, *[hidden] * 4))
         weights = ContextAttentionWeights(*matrices, ones(hidden), ones(hidden))
-        pairs = torch.tensor([[0, 0], [1, 1]], device=device)
+        # torch.tensor would wait for its copy to the GPU.
+        pairs = torch.arange(2, device=device)[:, None].repeat(1, 2)
         for rows in (min(size, words) for size in sizes_up_to(words, halfway=False)):
             V, U = ones(2, regions, width), ones(2, rows, width)
             needed = [x.requires_grad_() for x in (V, U, *weights[:7])]
-            lengths = [torch.tensor([x, min(1, x)], device=device) for x in (regions, rows)]
+            lengths = [torch.full((2,), x, device=device) for x in (regions, rows)]
             for some in (None, pairs):
                 scores = context_attention(V, U, weights, *lengths, some, **options)
                 torch.autograd.grad(scores.sum(), needed, allow_unused=True)

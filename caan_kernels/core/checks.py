@@ -1,8 +1,8 @@
 """Errors for arguments that do not fit, as every operator has them.
 
 Every error names the argument, what was expected and what came: `TypeError` for a wrong type or dtype, `ValueError` for
-a wrong rank, width, device, length or index. Values of lengths and pairs are looked at only where they are there and that
-makes nobody wait: on the CPU, and not while a graph is traced. The kernels look again.
+a wrong rank, width, device, length or index. Values of lengths and pairs are looked at only where there are values and looking
+does not synchronise with a GPU: on the CPU, and not while a graph is traced. The kernels look again.
 """
 
 from collections.abc import Iterator
@@ -138,7 +138,10 @@ def _check_values(name: str, indices: Tensor, highest: int, meaning: str) -> Non
 
 
 def _at_hand(values: Tensor) -> Tensor | None:
-    """The values of a tensor, without what transforms have wrapped them in, where looking makes nobody wait; else None."""
+    """A tensor's values, without what transforms have wrapped them in; None where looking would synchronise with a GPU.
+
+    None also where there are no values: while a graph is traced.
+    """
     if torch.compiler.is_compiling() or values.device.type != "cpu" or values.numel() == 0:
         return None
     *_, values = layers(values)

@@ -42,7 +42,7 @@ def max_similarity(
         word_lengths: (T,) integers from 0 to N, likewise for captions.
         pairs: (P, 2) int64, rows (image, caption); None means every image with every caption.
         region_mask: (I, M) Boolean in place of `region_lengths`: True for the real regions, which come first. A False before
-            a True is an error; on a GPU, where looking would wait for the device, that image's scores are NaN.
+            a True is an error. On a GPU the host does not look, because that would synchronise: that image's scores are NaN.
         word_mask: (T, N), likewise in place of `word_lengths`.
         over: "words": every word looks for its best region; "regions": every region for its best word.
         reduce: "sum" of the largest products, or their "mean" over the real words, or regions with over="regions".

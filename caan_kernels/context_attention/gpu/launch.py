@@ -34,7 +34,7 @@ KERNELS: dict[str, "Kernels"] = {}
 
 
 class Kernels(Protocol):
-    """What a backend launches. Tensors are contiguous unless said otherwise, and nothing waits for the device."""
+    """What a backend launches. Tensors are contiguous unless said otherwise, and no method synchronises with the GPU."""
 
     def plan(self, wanted: Wanted) -> Plan:
         """Sort both sides and the list, and fill scores."""
@@ -58,8 +58,8 @@ class Kernels(Protocol):
     def score_rest(self, slots: "Slots", scores: Tensor) -> None:
         """Score the pairs that `score_tiles` leaves out, however many, in no more than `slots.count` slots."""
 
-    def fill(self, slots: "Slots", first: int, count: int, scores: Tensor) -> None:
-        """Score `count` pairs of the call's list from `first`, each in a slot, where `maps` finds what it reads."""
+    def fill(self, slots: "Slots", first: int, count: int) -> None:
+        """Work on `count` pairs of the call's list from `first`, each in a slot, where `maps` finds what it reads."""
 
     def maps(self, slots: "Slots", count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """f (count, M), g (count, N), A, C and R (count, M, N) of the pairs last worked on; anything beyond lengths."""
@@ -394,11 +394,10 @@ def _differentiate(call: PlannedCall, grad: Tensor, sums: tuple[Tensor, ...]) ->
 def _trace(call: PlannedCall, maps: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> None:
     """Write f, g, A, C and R of the pairs that have any."""
     slots, pairs = Slots(call.planned(), SCRATCH_BYTES, gradient=False), call.pairs
-    unused = torch.empty(len(pairs), dtype=torch.float32, device=pairs.device)
     regions, words = (torch.arange(x, device=pairs.device) for x in slots.rows)
     for first in range(0, len(pairs), slots.count):
         some = pairs[first : first + slots.reserve(len(pairs) - first)]
-        call.kernels.fill(slots, first, len(some), unused)
+        call.kernels.fill(slots, first, len(some))
         real = exist(some, len(call.V), len(call.U))
         image, caption = torch.where(real[:, None], some, 0).unbind(1)
         v_exists = real[:, None] & (regions < slots.regions.lengths[image, None])

@@ -41,7 +41,7 @@ def precision_of(dtype: torch.dtype) -> str:
 
 
 def score_precision(dtype: torch.dtype) -> str:
-    """The same for what scores are made of.
+    """`precision_of` for scores.
 
     Where nobody has chosen, three TF32 products stand for one of float32 (docs/triton.md); IEEE products are for who asks.
     """
@@ -51,17 +51,17 @@ def score_precision(dtype: torch.dtype) -> str:
     return "tf32" if chosen == "tf32" else "tf32x3"
 
 
+def gradient_precision(dtype: torch.dtype) -> str:
+    """`precision_of` for derivatives, whose factors are float32: TF32 holds all that a half-precision number does."""
+    return precision_of(dtype) if dtype == torch.float32 else "tf32"
+
+
 def programs_of(device: torch.device) -> int:
     """Programs of a launch that scores: as many as run at once.
 
     An odd number: tiles of a list may begin at every second or fourth pair, and every program should meet some of these.
     """
     return configurations.PROGRAMS * multiprocessors(device) - 1
-
-
-def gradient_precision(dtype: torch.dtype) -> str:
-    """The same for what is differentiated: TF32 holds all that a half-precision number does."""
-    return precision_of(dtype) if dtype == torch.float32 else "tf32"
 
 
 def plan(wanted: Wanted) -> Plan:
@@ -78,6 +78,7 @@ def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Ten
     product = left.new_empty(len(left), columns)
     if product.numel() == 0 or depth == 0:
         return product.zero_()
+    left, right = aligned(left), aligned(right)
     config = configurations.product(left.dtype, exact)
     step = launches.times(launches.product(item_rows, depth, columns, left.dtype))
     for first in range(0, len(lengths), step):
@@ -200,7 +201,7 @@ class Scoring(NamedTuple):
         for number, programs in launches.grids():
             large_kernel[(programs,)](
                 *self.sides,
-                *self.call.vectors,
+                *map(aligned, self.call.vectors),
                 *self._places(),
                 *workspace,
                 self.scores,
@@ -258,13 +259,13 @@ def slot_numbers(call: PlannedCall, gradient: bool) -> int:
     return pair_numbers(m, n, width, gradient)
 
 
-def fill(slots: Slots, first: int, count: int, scores: Tensor) -> None:
+def fill(slots: Slots, first: int, count: int) -> None:
     V, U, vectors, pairs, *_ = slots.call
     config = configurations.maps(slots.rows[0], _differentiated_in(slots))
     step = launches.times(_derivatives(slots).pair)
     for start in range(0, count, step):
         map_kernel[(min(step, count - start),)](
-            *(V.features, V.products, U.products, *vectors),
+            *map(aligned, (V.features, V.products, U.products, *vectors)),
             *(slots.regions.lengths, slots.words.lengths, pairs, slots.scratch[start:]),
             *(len(V), len(U), first + start, *slots.rows, slots.numbers),
             **_compiled_for(slots),
@@ -303,7 +304,7 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
     for first, own in zip(firsts, turns, strict=True):
         gradient_kernel[(min(min(most, slots.count) + tasks, MOST_PROGRAMS),)](
-            *(V.features, V.products, U.features, U.products, *vectors),
+            *map(aligned, (V.features, V.products, U.features, U.products, *vectors)),
             *(slots.regions.lengths, slots.words.lengths),
             *(walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts),
             *(grad, slots.scratch, own, *sums),

@@ -33,7 +33,7 @@ def check_lengths(name: str, lengths: Tensor | None, items: Tensor) -> None:
 
 
 def check_values(name: str, values: Tensor, highest: int) -> None:
-    """Values from 0 to `highest`, where looking makes nobody wait."""
-    # On a GPU the look would make the host wait: there the kernels leave such items out and their scores are NaN.
+    """Values from 0 to `highest`, where looking does not synchronise with a GPU."""
+    # On a GPU the kernels leave such items out, and their scores are NaN.
     if values.device.type == "cpu" and bool(((values < 0) | (values > highest)).any()):
         raise RuntimeError(f"{name}: expected values from 0 to {highest}, got {values.tolist()}")

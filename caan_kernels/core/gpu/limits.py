@@ -20,17 +20,17 @@ def steps(count: int, size: int) -> int:
 
 
 def whole(count: int, size: int) -> int:
-    """`count`, and the rest of its last piece."""
+    """`count` rounded up to a multiple of `size`."""
     return steps(count, size) * size
 
 
 def times(seconds: float, before: float = 0.0) -> int:
-    """How often a launch does at most what takes so long, after something else; once at least."""
+    """How many repetitions of `seconds` fit a launch after `before` seconds; at least 1."""
     return max(1, int((LONGEST - before) / seconds))
 
 
 def seconds_of(clocks: float) -> float:
-    """Of what takes one multiprocessor so many clocks and is shared by all."""
+    """Seconds of `clocks` of one multiprocessor, spread over all multiprocessors."""
     return clocks / (MULTIPROCESSORS * CLOCK)
 
 

@@ -1,5 +1,5 @@
-"""Which programs a launch needs: items sorted by size, lists sorted by image, pairs with a gradient counted; all on the
-device, so that nothing waits for it and a CUDA graph can hold it.
+"""Which programs a launch needs: items sorted by size, lists sorted by image, pairs with a gradient counted. All of it happens on
+the GPU: the host does not synchronise with it, so that a CUDA graph can hold a call.
 
 A kernel is compiled for a block of regions and words, and a pair takes the block that its own lengths need, whatever else
 is in the call. That makes its score batch invariant.
@@ -80,9 +80,9 @@ class Plan(NamedTuple):
     Attributes:
         regions, words: both sides.
         keys: (P,) int64, class · images + image of each pair of a list; None without one. The class is r · (number of word
-            buckets) + bucket of the words. A backend has `few` small buckets of regions, and small buckets of words. Where both
-            are small, r is the bucket of the regions, and `few` otherwise. A pair with an empty side, or that does not exist, has
-            a class beyond all others.
+            buckets) + bucket of the words. A backend says which of the first buckets of a side are small. Where a pair's buckets
+            are small on both sides, r is the bucket of the regions; otherwise it is the number of small buckets of regions. A pair
+            with an empty side, or that does not exist, has a class beyond all others.
     """
 
     regions: Items

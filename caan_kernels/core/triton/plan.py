@@ -189,7 +189,7 @@ class Planning(NamedTuple):
 
 
 def planning(wanted: Wanted, most_regions: int = 0, most_words: int = 0) -> Planning:
-    """In classes of a list, blocks of up to so many regions and words are small."""
+    """Plan a call; blocks of up to `most_regions` regions, and of up to `most_words` words, are small (`Plan.keys`)."""
     numbers, made = new_plan(wanted)
     regions, words, keys = made
     images, captions = wanted.regions.shape[0], wanted.words.shape[0]

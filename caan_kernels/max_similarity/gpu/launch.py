@@ -86,7 +86,7 @@ class Terms(NamedTuple):
 
 
 class Kernels(Protocol):
-    """What a backend launches. Tensors are contiguous unless said otherwise, and nothing waits for the device."""
+    """What a backend launches. Tensors are contiguous unless said otherwise, and no method synchronises with the GPU."""
 
     def plan(self, wanted: Wanted) -> Plan:
         """Sort both sides, and fill scores."""

@@ -6,6 +6,7 @@ from unittest import mock
 
 import torch
 import triton
+from specialisation import specialised
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -18,7 +19,6 @@ from .program import Program
 from .tensors import buffers_of
 
 _TARGET = GPUTarget("cuda", 80, 32)
-_TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int64: "*i64", torch.int32: "*i32"}
 
 
 def kernels_of(module) -> dict[str, triton.runtime.jit.JITFunction]:
@@ -55,18 +55,11 @@ class _Kernel:
         return lambda *arguments, **named: self._launch(grid[0], arguments, named)
 
     def _launch(self, blocks: int, arguments, named) -> None:
-        names = self.kernel.arg_names
-        values = dict(zip(names, arguments, strict=False)) | {name: x for name, x in named.items() if name in names}
-        options = {name: x for name, x in named.items() if name not in names}
-        signature, constants, attributes = {}, {}, {}
-        for place, parameter in enumerate(self.kernel.params):
-            signature[parameter.name], aligned = _specialised(parameter, values[parameter.name])
-            if signature[parameter.name] == "constexpr":
-                constants[parameter.name] = values[parameter.name]
-            elif aligned:
-                attributes[place,] = [["tt.divisibility", 16]]
+        signature, constants, attributes, options = specialised(self.kernel, arguments, named)
         program, threads, shared = _compiled(self.kernel, signature, constants, attributes, options, self.edit)
         self.launched.append(self.kernel.__name__)
+        names = self.kernel.arg_names
+        values = dict(zip(names, arguments, strict=False)) | named
         left = [(name, values[name]) for name in names if signature[name] != "constexpr"]
         parameters = {}
         for place, (name, size) in enumerate(program.kernel.parameters):
@@ -77,19 +70,6 @@ class _Kernel:
         memory = GlobalMemory(buffers_of((name, x, True) for name, x in left), program.unit("global"), threads, replicated=True)
         run(program, blocks, threads, shared, parameters, memory)
         memory.leave()
-
-
-def _specialised(parameter, value) -> tuple[str, bool]:
-    """A parameter's type, and whether Triton is told that it is a multiple of 16, as its launcher would do it."""
-    if parameter.is_constexpr:
-        return "constexpr", False
-    free = not parameter.do_not_specialize
-    told = free and not parameter.do_not_specialize_on_alignment
-    if isinstance(value, torch.Tensor):
-        return _TYPES[value.dtype], told and value.data_ptr() % 16 == 0
-    if free and value == 1:
-        return "constexpr", False
-    return "i32" if abs(value) < 1 << 31 else "i64", told and value % 16 == 0
 
 
 def _without_machine_code(backend=None, stages=None, *_):

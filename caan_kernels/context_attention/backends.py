@@ -55,14 +55,9 @@ def _cuda(
     return cuda_kernels.too_large(regions, words)
 
 
-def _register(backend: str, kernels: launch.Kernels, device: str) -> None:
-    launch.KERNELS[backend] = kernels
-    gpu.implement({name: getattr(launch, name) for name in _OPERATORS}, device)
-
-
 implement(NAME, "reference")
 implement(NAME, "cpu", _compiled)
 implement(NAME, "triton", _triton)
 implement(NAME, "cuda", _cuda)
-_register("cuda", cuda_kernels, cuda.DEVICE)
-_register("triton", gpu.Later(".triton.launch", __package__), triton.DEVICE)
+gpu.implement("cuda", cuda_kernels, cuda.DEVICE, launch, _OPERATORS)
+gpu.implement("triton", gpu.Later(".triton.launch", __package__), triton.DEVICE, launch, _OPERATORS)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..core.autocast import autocast_dtype, cast, without_autocast
 from ..core.backends import select
-from ..core.checks import Named, check_features, check_lengths, check_pairs, check_same_width, lengths_of
+from ..core.checks import Named, check_features, check_lengths, check_pairs, check_same_width, check_tensor, lengths_of
 from ..core.derivatives import differentiable, refuse_tangents, wants_gradient, without_derivative
 from ..core.indices import indices_for
 from ..core.records import flatten
@@ -252,7 +252,8 @@ def _checked_side(name: str, given: tuple, projected: type, dtype: torch.dtype |
             expected = f"{name[:-1]}_{what}: expected None, since projected {name} keep their lengths"
             raise ValueError(f"{expected}, got {type(value).__name__}")
     features = Named(f"{name}.features", items.features)
-    check_features(*features, f" or {projected.__name__}")
+    check_features(*features)
+    check_tensor(f"{name}.products", items.products)
     if items.lengths is not None:
         check_lengths(f"{name}.lengths", items.lengths, features)
     return features, Side(*items)
@@ -354,4 +355,4 @@ def _gathered(call: Call) -> Call:
 def _dtype(*items: Tensor | ProjectedRegions | ProjectedWords) -> torch.dtype | None:
     """The dtype that autocast asks for: that of a side which was projected before, else its own; None to leave all as it is."""
     projected = [x.features for x in items if isinstance(x, (ProjectedRegions, ProjectedWords))]
-    return autocast_dtype([x for x in items if isinstance(x, Tensor)], projected)
+    return autocast_dtype(*([x for x in some if isinstance(x, Tensor)] for some in (items, projected)))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_device, check_dtype, check_integer, check_number
 from .arguments import checked_options
 from .interface import attention_maps, context_attention, project_regions, project_words
 from .types import AttentionMaps, ContextAttentionWeights, ProjectedRegions, ProjectedWords
@@ -39,7 +40,7 @@ class ContextAwareAttention(nn.Module):
         options: `similarity`, `inter` and `intra` by name.
 
     Raises:
-        ValueError: a width is out of range, or an option does not fit.
+        TypeError, ValueError: an argument that does not fit, named with what was expected.
 
     Examples:
         >>> attention = ContextAwareAttention(64, 32)
@@ -63,9 +64,13 @@ class ContextAwareAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        for name, value, least in (("width", width, 1), ("hidden_width", hidden_width, 0)):
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        check_integer("width", width, 1)
+        check_integer("hidden_width", hidden_width, 0)
+        check_number("affinity_scale", affinity_scale)
+        if device is not None:
+            check_device("device", device)
+        if dtype is not None:
+            check_dtype("dtype", dtype)
         bilinear = checked_options(similarity, inter, intra).bilinear
         self.options: dict[str, Any] = {"similarity": similarity, "inter": inter, "intra": intra}
         self.affinity_scale = affinity_scale

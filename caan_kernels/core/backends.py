@@ -88,9 +88,10 @@ def can_run(operator: str, name: str, device: torch.device, dtype: torch.dtype, 
         (True, "") or (False, the reason in words).
     """
     backend = _backends[name]
-    reason = backend.missing() or backend.cannot_run(device) or _operators[operator][name](dtype=dtype, **wanted)
+    reason = backend.missing() or backend.cannot_run(device)
     if not reason and backend.DTYPES is not None and dtype not in backend.DTYPES:
         reason = f"it has no kernels for {dtype}"
+    reason = reason or _operators[operator][name](dtype=dtype, **wanted)
     return not reason, reason
 
 

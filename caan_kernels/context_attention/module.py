@@ -23,13 +23,13 @@ class ContextAwareAttention(nn.Module):
       score vectors are 0: pooling starts as the plain mean. What is random in it at the start has to be unlearned
       (docs/flickr8k.md has the measurement).
     - `region_bilinear` and `word_bilinear`, which are there with intra="features" only, are the identity: the affinity
-      of two regions starts as their cosine, as that of "semantics" is the cosine of their responses. Nothing normalises
-      (14) and (15), so a multiple would be one of the whole term.
+      of two regions starts as their cosine, as that of "semantics" is the cosine of their responses. (14) and (15) are
+      not normalised, so a multiple of the identity would scale the whole term.
 
     Args:
         width: D, the width of the features.
         hidden_width: H; 0 means D.
-        affinity_scale: the multiple.
+        affinity_scale: the multiple of the identity that `affinity` starts as.
         similarity: as for `context_attention`.
         inter: as for `context_attention`.
         intra: as for `context_attention`.

@@ -154,7 +154,7 @@ REASONS = [
         for row in (
             ("triton", OF_TRITON, torch.float64, {}, "it has no kernels for torch.float64"),
             ("triton", OF_TRITON, torch.float32, {"maps": True, "gradient": True}, "its maps have no derivative"),
-            ("triton", OF_TRITON, torch.float32, {"words": 129}, "it takes at most 128 words a caption, these have 129"),
+            ("triton", OF_TRITON, torch.float32, {"words": 129}, "it takes at most 128 words a caption; these have 129"),
             ("triton", OF_TRITON, torch.float32, {"regions": 257, "maps": True}, "it has maps for at most 256 regions an image"),
         )
     ),
@@ -163,7 +163,7 @@ REASONS = [
         for row in (
             ("cuda", OF_CUDA, torch.float64, {}, "it has no kernels for torch.float64"),
             ("cuda", OF_CUDA, torch.float32, {"maps": True, "gradient": True}, "its maps have no derivative"),
-            ("cuda", OF_CUDA, torch.float32, {"regions": 300, "words": 41, "width": 6}, "it takes at most 340 regions and words"),
+            ("cuda", OF_CUDA, torch.float64, {"regions": 300, "words": 141}, "it has no kernels for torch.float64"),
         )
     ),
     pytest.param("cuda", CPU, torch.float32, {}, "its tensors must be on a CUDA device, these are on cpu", marks=with_gpu),

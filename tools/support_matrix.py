@@ -56,8 +56,8 @@ rightmost one in the table. If a backend is named and cannot run the call, there
 call raises `RuntimeError` with the reason.
 
 Sizes are regions of an image x words of a caption, padding included. Widths are multiples of 8.
-After `torch.set_float32_matmul_precision("highest")`, products of float32 are IEEE's, and the
-limits of float32 on a GPU are others.
+After `torch.set_float32_matmul_precision("highest")`, products of float32 are IEEE's. `cuda` then
+takes float32 only up to 340 regions and words together.
 """
 
 
@@ -82,10 +82,10 @@ class Notes:
     def __init__(self) -> None:
         self.reasons: list[str] = []
 
-    def mark(self, reason: str) -> str:
+    def number(self, reason: str) -> int:
         if reason not in self.reasons:
             self.reasons.append(reason)
-        return f"[{self.reasons.index(reason) + 1}]"
+        return self.reasons.index(reason) + 1
 
 
 def cell(operator: str, backend: str, notes: Notes, **wanted: int) -> str:
@@ -99,11 +99,12 @@ def cell(operator: str, backend: str, notes: Notes, **wanted: int) -> str:
             taken.append(name)
         else:
             # Which pair was too large stands in the row.
-            refused[reason.partition("; an image and")[0].partition(", these have")[0]] = name
+            refused[reason.partition("; these have")[0]] = name
     if not refused:
         return "all"
-    marks = " ".join(notes.mark(reason) for reason in refused)
-    return f"{', '.join(taken)} {marks}" if taken else f"none {marks}"
+    # Brackets beside each other would be a link.
+    numbers = ", ".join(str(notes.number(reason)) for reason in refused)
+    return f"{', '.join(taken) or 'none'} [{numbers}]"
 
 
 def table(operator: str, rows: dict[str, dict[str, int]], first: str, notes: Notes) -> list[str]:

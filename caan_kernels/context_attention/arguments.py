@@ -63,6 +63,8 @@ class Choice(NamedTuple):
 
 def checked_options(similarity: str, inter: bool, intra: str | None) -> Choice:
     """The choices between forms of the equations."""
+    if not isinstance(similarity, str):
+        raise TypeError(f"similarity: expected 'dot' or 'cosine', got {similarity!r}")
     if similarity not in SIMILARITIES:
         raise ValueError(f"similarity: expected 'dot' or 'cosine', got {similarity!r}")
     if not isinstance(inter, bool):

@@ -35,34 +35,32 @@ def _triton(
     if reason := _compiled(gradient=gradient, maps=maps, bilinear=bilinear):
         return reason
     if words > MOST_WORDS:
-        return f"it takes at most {MOST_WORDS} words a caption, these have {words}"
+        return f"it takes at most {MOST_WORDS} words a caption; these have {words}"
     if regions > MOST_REGIONS and (gradient or maps):
         what = "derivatives" if gradient else "maps"
-        return f"it has {what} for at most {MOST_REGIONS} regions an image, these have {regions}"
+        return f"it has {what} for at most {MOST_REGIONS} regions an image; these have {regions}"
     return ""
 
 
 def _cuda(
-    *, dtype: torch.dtype, regions: int = 0, words: int = 0, width: int = 0, hidden: int = 0, maps: bool = False, **wanted: Any
+    *,
+    dtype: torch.dtype,
+    regions: int = 0,
+    words: int = 0,
+    width: int = 0,
+    hidden: int = 0,
+    gradient: bool = False,
+    maps: bool = False,
+    bilinear: bool = False,
 ) -> str:
-    if reason := _compiled(maps=maps, **wanted):
+    if reason := _compiled(gradient=gradient, maps=maps, bilinear=bilinear):
         return reason
-    if cuda_kernels.fits_panels(regions, words):
-        return ""
-    on_tensor_cores = not maps and cuda_kernels.copied(width, hidden, dtype) and not cuda_kernels.exact(dtype)
-    if on_tensor_cores and words <= cuda_kernels.most_words(dtype, gradient=wanted.get("gradient", False)):
-        return ""
-    return cuda_kernels.too_large(regions, words)
-
-
-def _register(backend: str, kernels: launch.Kernels, device: str) -> None:
-    launch.KERNELS[backend] = kernels
-    gpu.implement({name: getattr(launch, name) for name in _OPERATORS}, device)
+    return cuda_kernels.too_large(regions, words, width, hidden, dtype, gradient=gradient, maps=maps)
 
 
 implement(NAME, "reference")
 implement(NAME, "cpu", _compiled)
 implement(NAME, "triton", _triton)
 implement(NAME, "cuda", _cuda)
-_register("cuda", cuda_kernels, cuda.DEVICE)
-_register("triton", gpu.Later(".triton.launch", __package__), triton.DEVICE)
+gpu.implement("cuda", cuda_kernels, cuda.DEVICE, launch, _OPERATORS)
+gpu.implement("triton", gpu.Later(".triton.launch", __package__), triton.DEVICE, launch, _OPERATORS)

@@ -45,7 +45,8 @@ class Vectors(NamedTuple):
 
 
 class Matrices(NamedTuple):
-    """What makes products of features; None where a side has its products: `ContextAttentionWeights` has the shapes."""
+    """The matrices that features are multiplied by, in the shapes of `ContextAttentionWeights`. None for a side that has its
+    products."""
 
     affinity: Tensor | None = None
     region_intra: Tensor | None = None
@@ -107,7 +108,7 @@ class Projection(NamedTuple):
 
 
 class ProjectionGradient(NamedTuple):
-    """The gradient of a side's products, what made them, and of what a gradient is needed."""
+    """The gradient of a side's products, their projection, and which of its tensors need a gradient."""
 
     grad: Tensor
     projection: Projection

@@ -22,6 +22,7 @@ __all__ = ["differentiate", "fill", "maps", "plan", "plan_walk", "product", "sco
 
 # Panels of both sides' rows lie in shared memory: what every GPU since compute capability 8.0 has of it.
 MOST_ROWS = 340
+_TOGETHER = f"at most {MOST_ROWS} regions and words together"
 
 # Regions of an image and words of a caption that lie in a tile, in half precision and in float32
 # (csrc/context_attention/cuda/kernels.h).
@@ -272,6 +273,7 @@ def score_rest(slots: Slots, scores: Tensor) -> None:
     if on_tensor_cores:
         _score_large(slots, scores)
     if not on_tensor_cores or slots.rows[1] > most_words(slots.call.V.features.dtype):
+        _check_panels(slots)
         slots.reserve(scores.numel())
         _score_pairs(slots, 0, scores.numel(), scores, slots.scratch, rest=on_tensor_cores)
 
@@ -320,6 +322,7 @@ def _large_pairs(call: PlannedCall, slots: int) -> int:
 
 
 def fill(slots: Slots, first: int, count: int) -> None:
+    _check_panels(slots, maps=True)
     step = _launch_pairs(slots)
     # The kernel writes scores too, each at its pair's place in the list.
     scores = slots.scratch.new_empty(len(slots.call.pairs))
@@ -327,10 +330,12 @@ def fill(slots: Slots, first: int, count: int) -> None:
         _score_pairs(slots, first + start, min(step, count - start), scores, slots.scratch[start:], rest=False)
 
 
-def _check_panels(slots: Slots) -> None:
-    # A call may have been taken before somebody asked torch for IEEE products.
-    if not fits_panels(*slots.rows):
-        raise RuntimeError(f"backend 'cuda' cannot run this call: {too_large(*slots.rows)}")
+def _check_panels(slots: Slots, **wanted: bool) -> None:
+    """Before float32 arithmetic: a call may have been taken before somebody asked torch for IEEE products."""
+    if sum(slots.rows) > MOST_ROWS:
+        reason = too_large(*shape_of(slots.call)[:4], slots.call.V.features.dtype, **wanted)
+        reason = reason or f"it takes {_TOGETHER} where images or captions have {MOST_TILED_ROWS} rows or more in all"
+        raise RuntimeError(f"backend 'cuda' cannot run this call: {reason}")
 
 
 def _launch_pairs(slots: Slots) -> int:
@@ -343,7 +348,6 @@ def _launch_pairs(slots: Slots) -> int:
 
 
 def _score_pairs(slots: Slots, first: int, count: int, scores: Tensor, scratch: Tensor, rest: bool) -> None:
-    _check_panels(slots)
     pairs, options, stream = slots.call.pairs, slots.call.options, stream_of(scores)
     row = scores.stride(0) if pairs is None else 0
     launch = PairLaunch(_sides(slots), scores, scratch, pairs, first, count, row, _launch_pairs(slots), rest, options, stream)
@@ -361,7 +365,7 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
     slots.reserve(grad.numel())
     tiled = _differentiated_on_tensor_cores(slots.call)
     if not tiled:
-        _check_panels(slots)
+        _check_panels(slots, gradient=True)
     shape, columns = shape_of(slots.call), TILED_COLUMNS if tiled else COLUMNS
     turns = (len(slots.call.V) + len(slots.call.U)) * (steps(shape.width, columns) + steps(shape.hidden, columns))
     # A list may have one item's pairs only.
@@ -382,9 +386,30 @@ def _sides(slots: Slots) -> Sides:
     return Sides(V.features, V.products, U.features, U.products, vectors, slots.regions.lengths, slots.words.lengths)
 
 
-def fits_panels(regions: int, words: int) -> bool:
-    """Whether float32 arithmetic can do with pairs of so many regions and words; tensor cores take any number of regions."""
-    return regions + words <= MOST_ROWS
+def too_large(
+    regions: int, words: int, width: int, hidden: int, dtype: torch.dtype, *, gradient: bool = False, maps: bool = False
+) -> str:
+    """Why pairs of so many regions and words are not for this backend, or an empty string."""
+    if regions + words <= MOST_ROWS:
+        return ""
+    limit = _limit(words, width, hidden, dtype, gradient, maps)
+    return f"{limit}; these have {regions} and {words}" if limit else ""
+
+
+def _limit(words: int, width: int, hidden: int, dtype: torch.dtype, gradient: bool, maps: bool) -> str:
+    """Why tensor cores do not take a call, or an empty string. They take any number of regions."""
+    if maps:
+        return f"it has maps for {_TOGETHER}"
+    if exact(dtype):
+        return f'it takes {_TOGETHER} where torch.backends.cuda.matmul.fp32_precision is "ieee"'
+    kind = "float32" if dtype == torch.float32 else "half precision"
+    if not copied(width, hidden, dtype):
+        return f"it takes {_TOGETHER} in {kind} where a width is no multiple of {16 // dtype.itemsize}"
+    most = most_words(dtype, gradient)
+    if words > most:
+        does = "takes" if most == most_words(dtype) else "has derivatives for"
+        return f"it {does} at most {most} words a caption in {kind} where regions and words are more than {MOST_ROWS} together"
+    return ""
 
 
 def most_words(dtype: torch.dtype, gradient: bool = False) -> int:
@@ -392,17 +417,6 @@ def most_words(dtype: torch.dtype, gradient: bool = False) -> int:
     if dtype == torch.float32:
         return MOST_SINGLE_WORDS
     return MOST_GRADIENT_WORDS if gradient else MOST_LARGE_WORDS
-
-
-def too_large(regions: int, words: int) -> str:
-    """Why such pairs are not for this backend."""
-    return (
-        f"it takes at most {MOST_ROWS} regions and words together; on tensor cores it has scores and gradients for any number of "
-        f"regions: in half precision, with widths that are multiples of 8, with up to {MOST_LARGE_WORDS} words for scores and "
-        f"{MOST_GRADIENT_WORDS} for gradients; in float32, with widths that are multiples of 4, with up to {MOST_SINGLE_WORDS} "
-        "words, unless torch's float32 products have to be IEEE's; "
-        f"an image and a caption here have {regions} and {words}"
-    )
 
 
 def copied(width: int, hidden: int, dtype: torch.dtype) -> bool:

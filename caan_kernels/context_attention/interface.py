@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..core.autocast import autocast_dtype, cast, without_autocast
 from ..core.backends import select
-from ..core.checks import Named, check_features, check_lengths, check_pairs, check_same_width, lengths_of
+from ..core.checks import Named, check_features, check_lengths, check_pairs, check_same_width, check_tensor, lengths_of
 from ..core.derivatives import differentiable, refuse_tangents, wants_gradient, without_derivative
 from ..core.indices import indices_for
 from ..core.records import flatten
@@ -143,14 +143,15 @@ def project_regions(
     region_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> ProjectedRegions:
-    """Do once for an image what every caption would otherwise repeat.
+    """Multiply the regions of images by their weights once, and not again for each call that scores them.
 
     Args:
         regions: (I, M, D) region features.
         weights: the learned tensors; region_intra and word_inter are used here.
         region_lengths: (I,) integers from 0 to M, the real regions of each image; None means all M.
         region_mask: (I, M) Boolean in its place, as for `context_attention`.
-        backend: "auto" or a name of `available_backends()`; the one that is to score, where bits matter.
+        backend: "auto" or a name of `available_backends()`. Name the backend that scores if scores have to be bit for bit
+            those of unprojected features.
 
     Returns:
         What `context_attention` and `attention_maps` take in place of the regions: the features and 2·H numbers a
@@ -171,14 +172,15 @@ def project_words(
     word_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> ProjectedWords:
-    """Do once for a caption what every image would otherwise repeat.
+    """Multiply the words of captions by their weights once, and not again for each call that scores them.
 
     Args:
         words: (T, N, D) word features.
         weights: the learned tensors; affinity, region_inter and word_intra are used here.
         word_lengths: (T,) integers from 0 to N, the real words of each caption; None means all N.
         word_mask: (T, N) Boolean in its place, as for `context_attention`.
-        backend: "auto" or a name of `available_backends()`; the one that is to score, where bits matter.
+        backend: "auto" or a name of `available_backends()`. Name the backend that scores if scores have to be bit for bit
+            those of unprojected features.
 
     Returns:
         What `context_attention` and `attention_maps` take in place of the words: the features and D + 2·H numbers a
@@ -194,9 +196,10 @@ def project_words(
 def _checked(
     regions: tuple, words: tuple, weights: ContextAttentionWeights, pairs: Tensor | None, options: arguments.Choice
 ) -> tuple[Call, reference.Bilinear]:
-    """The call, of a backend that is not chosen yet, and M1 and M2 with intra="features"; unread weights are detached.
+    """The checked call, whose backend is not chosen yet, and M1 and M2 with intra="features". Weights that the options do not
+    read are detached.
 
-    Of each side its features, or what was projected of them, its lengths and its mask.
+    A side is given as its features or what was projected of them, its lengths and its mask.
     """
     dtype = _dtype(regions[0], words[0])
     named_V, V = _checked_side("regions", regions, ProjectedRegions, dtype)
@@ -241,7 +244,7 @@ def _unread(options: arguments.Choice) -> tuple[str, ...]:
 
 
 def _checked_side(name: str, given: tuple, projected: type, dtype: torch.dtype | None) -> tuple[Named, Side]:
-    """A side, given with lengths and mask, and its features as errors name them."""
+    """A checked side, and its features with the name that errors give them. `given` is what `_checked` takes of a side."""
     items, lengths, mask = given
     if not isinstance(items, projected):
         features = Named(name, cast(items, dtype))
@@ -252,7 +255,8 @@ def _checked_side(name: str, given: tuple, projected: type, dtype: torch.dtype |
             expected = f"{name[:-1]}_{what}: expected None, since projected {name} keep their lengths"
             raise ValueError(f"{expected}, got {type(value).__name__}")
     features = Named(f"{name}.features", items.features)
-    check_features(*features, f" or {projected.__name__}")
+    check_features(*features)
+    check_tensor(f"{name}.products", items.products)
     if items.lengths is not None:
         check_lengths(f"{name}.lengths", items.lengths, features)
     return features, Side(*items)
@@ -287,7 +291,7 @@ def _select(requested: str, call: Call, read: list[Tensor], **wanted: bool) -> s
 
 
 def _project_alone(name: str, given: tuple, weights: ContextAttentionWeights, fields: tuple[str, ...], backend: str) -> Side:
-    """A side, given with lengths and mask, that is projected by itself."""
+    """The checks and the projection of one side, without a call. `given` is what `_checked` takes of a side."""
     items, lengths, mask = given
     dtype = _dtype(items)
     items = cast(items, dtype)
@@ -339,7 +343,7 @@ def _project(side: Side, matrices: dict[str, Tensor | None], backend: str) -> Si
 
 
 def _gathered(call: Call) -> Call:
-    """The same pairs, of sides that hold one item a pair where they come unprojected: a gallery is not projected for a few."""
+    """The same pairs, with one item a pair on a side that is not projected: few pairs do not project a whole gallery."""
     pairs, sides = call.pairs, [call.regions, call.words]
     columns = list(pairs.unbind(1))
     for place, side in enumerate(sides):
@@ -352,6 +356,6 @@ def _gathered(call: Call) -> Call:
 
 
 def _dtype(*items: Tensor | ProjectedRegions | ProjectedWords) -> torch.dtype | None:
-    """The dtype that autocast asks for: that of a side which was projected before, else its own; None to leave all as it is."""
+    """The dtype to cast to under autocast: that of a side that was projected before, else autocast's. None: nothing is cast."""
     projected = [x.features for x in items if isinstance(x, (ProjectedRegions, ProjectedWords))]
-    return autocast_dtype([x for x in items if isinstance(x, Tensor)], projected)
+    return autocast_dtype(*([x for x in some if isinstance(x, Tensor)] for some in (items, projected)))

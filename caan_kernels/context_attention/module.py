@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_device, check_dtype, check_integer, check_number
 from .arguments import checked_options
 from .interface import attention_maps, context_attention, project_regions, project_words
 from .types import AttentionMaps, ContextAttentionWeights, ProjectedRegions, ProjectedWords
@@ -22,13 +23,13 @@ class ContextAwareAttention(nn.Module):
       score vectors are 0: pooling starts as the plain mean. What is random in it at the start has to be unlearned
       (docs/flickr8k.md has the measurement).
     - `region_bilinear` and `word_bilinear`, which are there with intra="features" only, are the identity: the affinity
-      of two regions starts as their cosine, as that of "semantics" is the cosine of their responses. Nothing normalises
-      (14) and (15), so a multiple would be one of the whole term.
+      of two regions starts as their cosine, as that of "semantics" is the cosine of their responses. (14) and (15) are
+      not normalised, so a multiple of the identity would scale the whole term.
 
     Args:
         width: D, the width of the features.
         hidden_width: H; 0 means D.
-        affinity_scale: the multiple.
+        affinity_scale: the multiple of the identity that `affinity` starts as.
         similarity: as for `context_attention`.
         inter: as for `context_attention`.
         intra: as for `context_attention`.
@@ -39,7 +40,7 @@ class ContextAwareAttention(nn.Module):
         options: `similarity`, `inter` and `intra` by name.
 
     Raises:
-        ValueError: a width is out of range, or an option does not fit.
+        TypeError, ValueError: an argument that does not fit, named with what was expected.
 
     Examples:
         >>> attention = ContextAwareAttention(64, 32)
@@ -63,9 +64,13 @@ class ContextAwareAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        for name, value, least in (("width", width, 1), ("hidden_width", hidden_width, 0)):
-            if value < least:
-                raise ValueError(f"{name}: expected at least {least}, got {value}")
+        check_integer("width", width, 1)
+        check_integer("hidden_width", hidden_width, 0)
+        check_number("affinity_scale", affinity_scale)
+        if device is not None:
+            check_device("device", device)
+        if dtype is not None:
+            check_dtype("dtype", dtype)
         bilinear = checked_options(similarity, inter, intra).bilinear
         self.options: dict[str, Any] = {"similarity": similarity, "inter": inter, "intra": intra}
         self.affinity_scale = affinity_scale

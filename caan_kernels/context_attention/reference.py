@@ -47,7 +47,7 @@ class Attention(NamedTuple):
 
 
 def project(call: Projection) -> Tensor:
-    """Products of one item that all its pairs share: (B, L, E), 0 at and beyond a length, where items may hold anything."""
+    """Products that all pairs of an item share, (B, L, E). At and beyond a length items may hold anything; products are 0."""
     return without_padding(call.items, real_rows(call.items, call.lengths)) @ call.weight
 
 
@@ -96,7 +96,7 @@ def attend(call: Call, bilinear: Bilinear = None) -> Attention:
     u = torch.einsum(f"{x.p}n,{x.t}nd->{x.p}d", g, x.U)  # (6)
     if options.cosine:
         v, u = (unit_rows(widened(pooled)).to(pooled.dtype) for pooled in (v, u))
-    # A pooled vector is NaN where the other side has nothing that attends to what is not finite.
+    # Attention is 0 where the other side is empty. 0 times features that are not finite makes the pooled vector NaN.
     score = torch.where(x.exists.any(-1).any(-1), (v * u).sum(-1), 0)  # (18)
     sides = [(side.features, side.lengths) for side in (call.regions, call.words)]
     score = nan_where_wrong(score, *sides, call.pairs)
@@ -104,8 +104,9 @@ def attend(call: Call, bilinear: Bilinear = None) -> Attention:
 
 
 class _Operands(NamedTuple):
-    """Both sides of a call, 0 beyond the lengths: as many items as there are, or for a list one a pair. An item that has nothing to
-    pair with is 0, too: it may hold what is not finite, and 0 times that is a gradient of NaN.
+    """Both sides of a call: all items, or with a list one item a pair. They are 0 beyond the lengths.
+
+    An item whose partners are all empty is 0, too. It may hold numbers that are not finite, and 0 times those makes gradients NaN.
 
     Attributes:
         V, VQ1, VQ4: of the images.
@@ -127,7 +128,7 @@ class _Operands(NamedTuple):
     p: str
 
     def gathered(self, attention: Tensor, item: str, product: Tensor) -> Tensor:
-        """Attention of pairs times the product of items, these with the item's letter."""
+        """Attention of pairs times products of items; `item` is the letter of these items."""
         return torch.einsum(f"{self.p}xy,{item}yh->{self.p}xh", attention, product)
 
 
@@ -153,7 +154,7 @@ def _operands(call: Call) -> _Operands:
 
 
 def _of_one_item(x: _Operands, bilinear: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Hᵛ and Hᵘ by (14, 15), 0 for a pair with an empty side, and the terms of both contexts: all of it belongs to one item."""
+    """Hᵛ and Hᵘ by (14, 15) and their terms of both contexts, which one item decides. H is 0 for a pair with an empty side."""
     M1, M2 = bilinear
     Hv, Hu = x.V @ M1 @ x.V.mT, x.U @ M2 @ x.U.mT
     of_regions, of_words = Hv @ x.VQ1, Hu @ x.UQ3
@@ -215,7 +216,7 @@ def _through_unit_rows(x: Tensor, g: Tensor) -> Tensor:
 
 def _norm(x: Tensor) -> Tensor:
     """‖x‖₂ along the last dimension, kept."""
-    # A norm has no second derivative at 0: autograd makes NaN of it unless it is kept away.
+    # A norm has no second derivative at 0: autograd would make NaN of it, so it is taken of 1 there.
     zero = ~x.any(dim=-1, keepdim=True)
     return torch.where(zero, 0, torch.linalg.vector_norm(torch.where(zero, 1, x), dim=-1, keepdim=True))
 

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from ..core.autocast import without_autocast
+from ..core.checks import check_device, check_dtype, check_integer
 from ..core.gpu.plan import sizes_up_to
+from .arguments import checked_options
 from .interface import context_attention
 from .types import ContextAttentionWeights
 
@@ -43,8 +45,15 @@ def warmup(
         backend: as for `context_attention`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `context_attention`, of such tensors.
+        TypeError, ValueError: an argument that does not fit, named with what was expected.
+        RuntimeError: the backend asked for cannot run these calls.
     """
+    check_device("device", device)
+    check_dtype("dtype", dtype)
+    for name, value, least in (("width", width, 1), ("hidden", hidden, 1), ("regions", regions, 0), ("words", words, 0)):
+        check_integer(name, value, least)
+    if checked_options(similarity, inter, intra).bilinear:
+        raise ValueError("intra: expected 'semantics' or None, got 'features', which has no kernels")
 
     def ones(*shape: int) -> Tensor:
         return torch.ones(shape, dtype=dtype, device=device)

@@ -88,9 +88,10 @@ def can_run(operator: str, name: str, device: torch.device, dtype: torch.dtype, 
         (True, "") or (False, the reason in words).
     """
     backend = _backends[name]
-    reason = backend.missing() or backend.cannot_run(device) or _operators[operator][name](dtype=dtype, **wanted)
+    reason = backend.missing() or backend.cannot_run(device)
     if not reason and backend.DTYPES is not None and dtype not in backend.DTYPES:
         reason = f"it has no kernels for {dtype}"
+    reason = reason or _operators[operator][name](dtype=dtype, **wanted)
     return not reason, reason
 
 
@@ -105,7 +106,7 @@ def select(operator: str, requested: str, device: torch.device, dtype: torch.dty
         wanted: as for `can_run`.
 
     Raises:
-        ValueError: `requested` is no name of a backend that implements the operator.
+        TypeError, ValueError: `requested` is no name of a backend that implements the operator.
         RuntimeError: the backend asked for, or the kernel set that CAAN_CPU_ISA names, cannot run this call; the message
             says why.
     """
@@ -117,7 +118,8 @@ def select(operator: str, requested: str, device: torch.device, dtype: torch.dty
             if (types is None or device.type in types) and can_run(operator, name, device, dtype, **wanted)[0]:
                 return name
     if requested not in names:
-        raise ValueError(f"backend: expected 'auto', {', '.join(map(repr, names))}, got {requested!r}")
+        kind = ValueError if isinstance(requested, str) else TypeError
+        raise kind(f"backend: expected 'auto', {', '.join(map(repr, names))}, got {requested!r}")
     usable, reason = can_run(operator, requested, device, dtype, **wanted)
     if not usable:
         raise RuntimeError(f"backend {requested!r} cannot run this call: {reason}")

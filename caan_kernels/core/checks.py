@@ -6,6 +6,7 @@ does not synchronise with a GPU: on the CPU, and not while a graph is traced. Th
 """
 
 from collections.abc import Iterator
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,36 @@ class Named(NamedTuple):
 
     name: str
     tensor: Tensor
+
+
+def check_integer(name: str, value: int, least: int) -> None:
+    """An integer, and no Boolean, from `least` on."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def check_number(name: str, value: float) -> None:
+    """A number, and no Boolean."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """A dtype that features have."""
+    if not isinstance(dtype, torch.dtype) or dtype not in FEATURE_DTYPES:
+        expected = "torch.float16, torch.bfloat16, torch.float32 or torch.float64"
+        raise TypeError(f"{name}: expected {expected}, got {dtype!r}")
+
+
+def check_device(name: str, device: torch.device | str) -> None:
+    """A device, or the name of one."""
+    try:
+        torch.device(device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: expected a device, such as 'cpu' or 'cuda:0', got {device!r}") from None
 
 
 def check_features(name: str, features: Tensor, or_projected: str = "") -> None:

@@ -97,7 +97,7 @@ def refuse_tangents(tensors: Iterable[Tensor], public: str) -> None:
 
 
 def _no_forward_mode(public: str) -> str:
-    return f"{public} has no forward-mode derivative on the compiled backends: use backend='reference'"
+    return f"caan_kernels.{public} has no forward-mode derivative on the compiled backends: use backend='reference'"
 
 
 def _requires_grad(x: Tensor) -> bool:

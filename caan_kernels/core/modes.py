@@ -1,4 +1,4 @@
-"""Modes of the process, read from the environment once, when the package is imported."""
+"""Modes of the process, from the environment. The constants are read once, when the package is imported."""
 
 import os
 
@@ -9,5 +9,8 @@ EMULATED = os.environ.get("CAAN_CUDA_EMULATED", "")
 
 
 def named_instruction_set() -> str:
-    """The CPU kernels that the user has asked for, or an empty string; the compiled library reads the same variable."""
+    """The CPU kernels that the user has asked for, or an empty string.
+
+    Read at each call. The compiled library reads the same variable once, at the first use of its CPU kernels.
+    """
     return os.environ.get("CAAN_CPU_ISA", "")

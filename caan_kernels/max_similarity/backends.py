@@ -12,15 +12,9 @@ NAME = "max_similarity"
 
 _OPERATORS = ("max_similarity", "max_similarity_backward")
 
-
-def _register(backend: str, kernels: launch.Kernels, device: str) -> None:
-    launch.KERNELS[backend] = kernels
-    gpu.implement({name: getattr(launch, name) for name in _OPERATORS}, device)
-
-
 implement(NAME, "reference")
 implement(NAME, "cpu")
 implement(NAME, "triton")
 implement(NAME, "cuda")
-_register("cuda", cuda_kernels, cuda.DEVICE)
-_register("triton", gpu.Later(".triton.launch", __package__), triton.DEVICE)
+gpu.implement("cuda", cuda_kernels, cuda.DEVICE, launch, _OPERATORS)
+gpu.implement("triton", gpu.Later(".triton.launch", __package__), triton.DEVICE, launch, _OPERATORS)

@@ -6,9 +6,11 @@ from torch import Tensor
 
 from ..core.cuda import plan, plan_walk
 from ..core.gpu import stream_of
+from ..core.gpu.limits import steps
 from ..core.namespace import ops as _ops
 from ..core.records import Written, flatten
 from ..core.registration import define
+from .gpu import limits
 from .gpu.launch import Search, Terms
 
 __all__ = ["add_largest", "find_largest", "find_places", "plan", "plan_walk", "sum_document_gradients", "sum_query_gradients"]
@@ -16,7 +18,6 @@ __all__ = ["add_largest", "find_largest", "find_places", "plan", "plan_walk", "s
 # Rows of documents that a block walks, unless blocks were too few to fill the largest GPU a few times over.
 MOST_WALKED = 2048
 ENOUGH_BLOCKS = 1024
-TILE_ROWS = 128
 
 
 class LargestLaunch(NamedTuple):
@@ -74,7 +75,7 @@ def find_largest(search: Search, largest: Tensor) -> None:
 def _together(search: Search, query_rows: int) -> int:
     """Documents that a block walks; scores do not depend on it."""
     documents, rows = search.documents.features.shape[:2]
-    tiles = -(-query_rows // TILE_ROWS)
+    tiles = steps(query_rows, limits.TILE_ROWS)
     return max(1, min(documents * tiles // ENOUGH_BLOCKS, MOST_WALKED // rows))
 
 

@@ -1,6 +1,7 @@
 """What is the CUDA backend's own: tiles and their borders, pairs that do not fit them, split launches, limits."""
 
 from dataclasses import replace
+from functools import partial
 
 import cases
 import pytest
@@ -395,26 +396,41 @@ def test_no_rows(dtype, rows):
     assert torch.equal(case.call(backend="cuda").cpu(), torch.zeros(2, 3))
 
 
-def test_too_many_rows():
-    case = cases.problem((1, 300, 1, 41, 6, 9), torch.float32, pairs=True).on("cuda")
-    reason = "backend 'cuda' cannot run this call: it takes at most 340 regions and words together; .* 300 and 41"
-    for function in (ck.context_attention, ck.attention_maps):
-        with pytest.raises(RuntimeError, match=reason):
-            case.call(function, backend="cuda")
+TOGETHER = "at most 340 regions and words together"
+LONG = "where regions and words are more than 340 together"
+TOO_LARGE = [
+    ((300, 41, 6, 9), torch.float32, {}, f"it takes {TOGETHER} in float32 where a width is no multiple of 4"),
+    ((300, 41, 12, 16), torch.float16, {}, f"it takes {TOGETHER} in half precision where a width is no multiple of 8"),
+    ((300, 65, 8, 16), torch.float32, {}, f"it takes at most 64 words a caption in float32 {LONG}"),
+    ((300, 65, 8, 16), torch.float32, {"gradient": True}, f"it takes at most 64 words a caption in float32 {LONG}"),
+    ((300, 129, 8, 16), torch.float16, {}, f"it takes at most 128 words a caption in half precision {LONG}"),
+    (
+        (300, 113, 8, 16),
+        torch.float16,
+        {"gradient": True},
+        f"it has derivatives for at most 112 words a caption in half precision {LONG}",
+    ),
+    ((300, 41, 8, 16), torch.float16, {"maps": True}, f"it has maps for {TOGETHER}"),
+]
+
+
+@pytest.mark.parametrize(("sizes", "dtype", "wanted", "limit"), TOO_LARGE, ids=lambda x: str(x).removeprefix("torch."))
+def test_too_many_rows(sizes, dtype, wanted, limit):
+    """The error names the one limit that a call does not keep, and what the call has."""
+    m, n, *widths = sizes
+    case = cases.problem((1, m, 1, n, *widths), dtype, pairs=True).on("cuda")
+    if "gradient" in wanted:
+        case = replace(case, regions=case.regions.clone().requires_grad_())
+    call = partial(case.call, ck.attention_maps if "maps" in wanted else ck.context_attention, backend="cuda")
+    with pytest.raises(RuntimeError, match=f"^backend 'cuda' cannot run this call: {limit}; these have {m} and {n}$"):
+        call()
 
 
 def test_what_takes_many_rows():
-    """On tensor cores scores and derivatives do, each up to so many words; maps do not."""
+    """On tensor cores scores do; derivatives and other limits are in `TOO_LARGE`."""
     case = cases.problem((1, 300, 1, 41, 8, 16), torch.float16, lengths=False).on("cuda")
-    longer, too_long = (replace(case, words=case.words.repeat(1, k, 1)) for k in (3, 4))
-    with_gradient = replace(longer, regions=longer.regions.clone().requires_grad_())
+    longer = replace(case, words=case.words.repeat(1, 3, 1))
     assert longer.call(backend="cuda").isfinite().all()
-    longer = cases.problem((1, 300, 1, 65, 8, 16), torch.float32, lengths=False).on("cuda")
-    for refused in (too_long, with_gradient, longer):
-        with pytest.raises(RuntimeError, match="it takes at most 340 regions and words together"):
-            refused.call(backend="cuda")
-    with pytest.raises(RuntimeError, match="it takes at most 340 regions and words together"):
-        replace(case, pairs=torch.tensor([[0, 0]])).call(ck.attention_maps, backend="cuda")
 
 
 def test_many_rows_are_not_for_ieee_products(kernels):
@@ -428,7 +444,9 @@ def test_many_rows_are_not_for_ieee_products(kernels):
     assert torch.equal(found, scores)
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     for refused in (scores.sum().backward, lambda: case.call(backend="cuda"), lambda: compiled(case.regions.detach())):
-        with pytest.raises(RuntimeError, match="cannot run this call: it takes at most 340 regions and words together"):
+        with pytest.raises(
+            RuntimeError, match=f'cannot run this call: it takes {TOGETHER} where .*fp32_precision is "ieee"; these have 330 and 20'
+        ):
             refused()
 
 

@@ -102,12 +102,13 @@ WRONG_TENSORS = [
 
 WRONG_OPTIONS = [
     ({"similarity": "l2"}, ValueError, "similarity: expected 'dot' or 'cosine', got 'l2'"),
+    ({"similarity": 3}, TypeError, "similarity: expected 'dot' or 'cosine', got 3"),
     ({"inter": 1}, TypeError, "inter: expected True or False, got 1"),
     ({"intra": True}, TypeError, "intra: expected 'semantics', 'features' or None, got True"),
     ({"intra": "cosine"}, ValueError, "intra: expected 'semantics', 'features' or None, got 'cosine'"),
     ({"intra": "features"}, TypeError, "weights.region_bilinear: expected a tensor, got NoneType"),
     ({"backend": "gpu"}, ValueError, "backend: expected 'auto', .* got 'gpu'"),
-    ({"backend": None}, ValueError, "backend: expected 'auto', .* got None"),
+    ({"backend": None}, TypeError, "backend: expected 'auto', .* got None"),
 ]
 
 
@@ -226,6 +227,14 @@ def test_projected(case):
         call(V, ck.ProjectedWords(U.features.double(), U.products.double(), None))
     with pytest.raises(ValueError, match=r"^regions.lengths: expected values from 0 to 4, .* got 9$"):
         call(V._replace(lengths=torch.tensor([9, 0, 0])), U)
+    for missing in ("features", "products"):
+        with pytest.raises(TypeError, match=f"^regions.{missing}: expected a tensor, got NoneType$"):
+            call(V._replace(**{missing: None}), U)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(TypeError, match=r"^words.features: expected a tensor, got NoneType$"),
+    ):
+        call(case.regions, ck.ProjectedWords(None, None, None))
     only_vectors = ck.ContextAttentionWeights(None, None, None, None, None, case.weights.region_score, case.weights.word_score)
     assert torch.equal(call(V, U, only_vectors), case.call())
     with pytest.raises(TypeError, match=r"^weights.affinity: expected a tensor, got NoneType$"):

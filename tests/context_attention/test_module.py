@@ -67,8 +67,17 @@ def test_it_is_the_operator(options):
     ("arguments", "options", "error", "message"),
     [
         ((0,), {}, ValueError, "width: expected at least 1, got 0"),
+        ((8.5, 4), {}, TypeError, "width: expected an integer, got 8.5"),
+        (("8", 4), {}, TypeError, "width: expected an integer, got '8'"),
+        ((4, True), {}, TypeError, "hidden_width: expected an integer, got True"),
         ((4, -1), {}, ValueError, "hidden_width: expected at least 0, got -1"),
+        ((4,), {"affinity_scale": "1"}, TypeError, "affinity_scale: expected a number, got '1'"),
+        ((4,), {"dtype": torch.int32}, TypeError, "dtype: expected torch.float16, .* or torch.float64, got torch.int32"),
+        ((4,), {"dtype": "float32"}, TypeError, "dtype: expected torch.float16, .* or torch.float64, got 'float32'"),
+        ((4,), {"device": "gpu"}, ValueError, "device: expected a device, such as 'cpu' or 'cuda:0', got 'gpu'"),
+        ((4,), {"device": 1.5}, TypeError, "device: expected a device, such as 'cpu' or 'cuda:0', got 1.5"),
         ((4, 4), {"similarity": "angle"}, ValueError, "similarity: expected 'dot' or 'cosine', got 'angle'"),
+        ((4, 4), {"similarity": 3}, TypeError, "similarity: expected 'dot' or 'cosine', got 3"),
         ((4, 4), {"inter": 1}, TypeError, "inter: expected True or False, got 1"),
     ],
 )

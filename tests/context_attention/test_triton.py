@@ -46,7 +46,7 @@ def test_other_dtypes_are_refused():
 def test_too_many_regions():
     case = cases.problem((1, 257, 1, 2, *WIDTHS), torch.float32, pairs=True).on("triton")
     assert cases.score_error(case.call(backend="triton"), cases.oracle(case)[0]) <= 2e-6
-    reason = "backend 'triton' cannot run this call: it has {} for at most 256 regions an image, these have 257"
+    reason = "backend 'triton' cannot run this call: it has {} for at most 256 regions an image; these have 257"
     with pytest.raises(RuntimeError, match=reason.format("maps")):
         case.call(ck.attention_maps, backend="triton")
     with pytest.raises(RuntimeError, match=reason.format("derivatives")):
@@ -57,7 +57,7 @@ def test_too_many_regions():
 def test_too_many_words():
     case = cases.problem((1, 2, 1, 129, *WIDTHS), torch.float32, near_zero=True).on("triton")
     with pytest.raises(
-        RuntimeError, match="backend 'triton' cannot run this call: it takes at most 128 words a caption, these have 129"
+        RuntimeError, match="backend 'triton' cannot run this call: it takes at most 128 words a caption; these have 129"
     ):
         case.call(backend="triton")
     assert torch.equal(case.call(), case.call(backend="reference"))

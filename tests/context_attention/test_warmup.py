@@ -81,15 +81,38 @@ def test_nothing_is_left_to_compile(dtype, options, monkeypatch):
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.skipif("cpu" not in cases.KERNELS, reason="the kernels of other processes are no faster than they are")
 def test_on_the_cpu(backend):
-    """There is nothing to compile; the state that a caller sees stays as it was, and wrong arguments are those of the call."""
+    """There is nothing to compile; the state that a caller sees stays as it was."""
     before = torch.random.get_rng_state()
     with torch.no_grad():
         assert ck.warmup("cpu", torch.float32, WIDTH, HIDDEN, backend=backend) is None
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         ck.warmup(torch.device("cpu"), torch.float16, WIDTH, HIDDEN, regions=5, words=3, intra=None, backend=backend)
     assert torch.equal(torch.random.get_rng_state(), before)
-    with pytest.raises(ValueError, match="similarity: expected"):
-        ck.warmup("cpu", torch.float32, WIDTH, HIDDEN, similarity="sine")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"device": "gpu"}, ValueError, "device: expected a device, such as 'cpu' or 'cuda:0', got 'gpu'"),
+        ({"device": None}, TypeError, "device: expected a device, such as 'cpu' or 'cuda:0', got None"),
+        ({"dtype": torch.int32}, TypeError, "dtype: expected torch.float16, .* or torch.float64, got torch.int32"),
+        ({"dtype": None}, TypeError, "dtype: expected torch.float16, .* or torch.float64, got None"),
+        ({"width": 0}, ValueError, "width: expected at least 1, got 0"),
+        ({"width": "24"}, TypeError, "width: expected an integer, got '24'"),
+        ({"hidden": -4}, ValueError, "hidden: expected at least 1, got -4"),
+        ({"regions": -4}, ValueError, "regions: expected at least 0, got -4"),
+        ({"words": -1}, ValueError, "words: expected at least 0, got -1"),
+        ({"words": 8.5}, TypeError, "words: expected an integer, got 8.5"),
+        ({"similarity": "sine"}, ValueError, "similarity: expected 'dot' or 'cosine', got 'sine'"),
+        ({"intra": "features"}, ValueError, "intra: expected 'semantics' or None, got 'features', which has no kernels"),
+        ({"backend": "gpu"}, ValueError, "backend: expected 'auto', .*, got 'gpu'"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit(changes, error, message):
+    given = {"device": "cpu", "dtype": torch.float32, "width": WIDTH, "hidden": HIDDEN, **changes}
+    with pytest.raises(error, match=f"^{message}$"):
+        ck.warmup(**given)
 
 
 @pytest.mark.parametrize("capturing", [False, True])

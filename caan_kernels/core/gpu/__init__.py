@@ -5,8 +5,9 @@ which was chosen.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,15 +19,20 @@ from ..registration import once, taking_values
 LEAST_CAPABILITY = (8, 0)
 
 
-def implement(operators: Mapping[str, Callable], device: str) -> None:
-    """Have functions run operators on a device: "CUDA" or, for tests, "CPU".
+def implement(backend: str, kernels: Any, device: str, launch: ModuleType, operators: Iterable[str]) -> None:
+    """Have functions run operators on a device, where they launch the kernels of a backend.
 
     Args:
-        operators: by the name in torch.ops.caan_kernels, functions of its record; the first value of that is a tensor.
-        device: whose tensors they take.
+        backend: its name, the last value of the operators' records.
+        kernels: what it launches.
+        device: whose tensors the functions take: "CUDA" or, for tests, "CPU".
+        launch: the module with `KERNELS`, by backend, and the functions. Each takes an operator's record; the first value of that
+            is a tensor.
+        operators: names in torch.ops.caan_kernels, which are those of the functions too.
     """
-    for name, function in operators.items():
-        once(f"{name} on {device}", functools.partial(_implement, name, function, device))
+    launch.KERNELS[backend] = kernels
+    for name in operators:
+        once(f"{name} on {device}", functools.partial(_implement, name, getattr(launch, name), device))
 
 
 def _implement(name: str, function: Callable, device: str) -> torch.library.Library:

@@ -51,8 +51,7 @@ void launch_all(int regions) {
   for (const Options& options : {paper, ablated})
     for (int strips : {1, 2})
       for (const int64_t* listed : {static_cast<const int64_t*>(nullptr), &one})
-        score_tiles(sides, Tiles{nullptr, nullptr, listed, nullptr, nullptr, 1, 1, 1, 1, 0, 1, 1, strips}, options, nullptr,
-                    nullptr);
+        score_tiles(sides, Tiles{nullptr, nullptr, listed, nullptr, nullptr, 1, 1, 1, 1, 0, strips}, options, nullptr, nullptr);
 }
 
 } // namespace

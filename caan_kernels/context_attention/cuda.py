@@ -105,8 +105,6 @@ class TileLaunch(NamedTuple):
     blocks: int
     launch_images: int
     bucket: int
-    word_buckets: int
-    buckets: int
     strips: int
     options: Options
     stream: int
@@ -167,8 +165,6 @@ def score_tiles(call: PlannedCall, scores: Tensor) -> bool:
                 blocks=multiprocessors(scores.device),
                 launch_images=part.images,
                 bucket=part.bucket,
-                word_buckets=len(words.sizes),
-                buckets=len(words.sizes),
                 strips=size // SMALLEST,
                 options=call.options,
                 stream=stream_of(scores),

@@ -26,12 +26,37 @@ inline std::vector<int64_t> shape_of(const Tensor& tensor) {
   return shape;
 }
 
-// A contiguous CPU tensor of this shape and type.
+// As Python writes the dtypes that calls are made of, and likely mistakes; others as C++ does.
+inline std::string text_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "torch.float32";
+    case ScalarType::Double:
+      return "torch.float64";
+    case ScalarType::BFloat16:
+      return "torch.bfloat16";
+    case ScalarType::Half:
+      return "torch.float16";
+    case ScalarType::Long:
+      return "torch.int64";
+    case ScalarType::Int:
+      return "torch.int32";
+    default:
+      return torch::headeronly::toString(type);
+  }
+}
+
+inline void check_contiguous(const Tensor& tensor, const char* name) {
+  const auto strides = tensor.strides();
+  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor, got strides ",
+                  text_of({strides.begin(), strides.end()}));
+}
+
+// A contiguous tensor of this shape and type. It is a CPU tensor: torch takes a call with any other to that one's device.
 inline void check(const Tensor& tensor, const char* name, const std::vector<int64_t>& shape, ScalarType type) {
   STD_TORCH_CHECK(shape_of(tensor) == shape, name, ": expected shape ", text_of(shape), ", got ", text_of(shape_of(tensor)));
-  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": expected the dtype of the other tensors, or int64 for lengths and pairs");
-  STD_TORCH_CHECK(tensor.is_contiguous(), name, ": expected a contiguous tensor");
-  STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a CPU tensor");
+  STD_TORCH_CHECK(tensor.scalar_type() == type, name, ": expected dtype ", text_of(type), ", got ", text_of(tensor.scalar_type()));
+  check_contiguous(tensor, name);
 }
 
 inline void check_rank(const Tensor& tensor, const char* name, int64_t rank) {
@@ -76,7 +101,7 @@ inline cpu::Storage storage_of(const Tensor& tensor, const char* name) {
     case ScalarType::Half:
       return cpu::Storage::float16;
     default:
-      STD_TORCH_CHECK(false, name, ": expected float32, float64, bfloat16 or float16");
+      STD_TORCH_CHECK(false, name, ": expected dtype float32, float64, bfloat16 or float16, got ", text_of(tensor.scalar_type()));
   }
 }
 

@@ -1,5 +1,7 @@
 """How far each kernel is from float64, in scores, maps and every gradient."""
 
+from dataclasses import replace
+
 import cases
 import hypothesis
 import numpy as np
@@ -196,3 +198,26 @@ def test_pairs_without_gradient_are_skipped(backend):
     assert not gradients[0][1].any()
     assert not gradients[1][1].any()
     assert all(x.isfinite().all() for x in gradients)
+
+
+# Images, regions, captions, words: of a tile, of tensor cores with a block for each pair, and of float32 arithmetic.
+NAN_SIZES = (
+    {"tile": (1, 5, 2, 7)} if cases.INTERPRETED else {"tile": (2, 5, 3, 7), "large": (1, 66, 2, 33), "pair": (1, 66, 2, 130)}
+)
+
+
+@pytest.mark.parametrize(("of", "dtype"), [*(("affinity", dtype) for dtype in cases.DTYPES), ("overflow", torch.float16)], ids=str)
+@pytest.mark.parametrize("sizes", NAN_SIZES.values(), ids=NAN_SIZES)
+def test_alignments_that_are_nan(backend, of, dtype, sizes):
+    """They are no alignment of 0: scores and gradients are NaN where the reference's are, and nowhere else."""
+    widths = (8, 16) if backend == "cuda" else cases.SHAPES["odd"][4:]
+    case = cases.problem((*sizes, *widths), dtype, lengths=False, near_zero=True)
+    affinity, words = case.weights.affinity, case.words
+    affinity, words = (affinity * 1e4, words * 50) if of == "overflow" else (torch.full_like(affinity, torch.nan), words)
+    assert affinity.isfinite().all() == (of == "overflow") and words.isfinite().all()
+    case = replace(case, words=words, weights=case.weights._replace(affinity=affinity))
+    grad = torch.ones(len(case.regions), len(words))
+    (scores, gradients), (expected, expected_gradients) = (cases.run(case, grad, backend=x) for x in (backend, "reference"))
+    assert expected.isnan().all() and scores.isnan().all()
+    for name, gradient in expected_gradients.items():
+        assert torch.equal(gradients[name].isnan(), gradient.isnan()), name

@@ -146,13 +146,22 @@ WRONG_VALUES = [
 ]
 WRONG_TENSORS = [
     (lambda call: with_side(call, "words", lengths=torch.tensor([1])), "word_lengths"),
-    (lambda call: call._replace(pairs=torch.tensor([[0, 1]], dtype=torch.int32)), "pairs"),
+    (lambda call: call._replace(pairs=torch.tensor([[0, 1]], dtype=torch.int32)), "pairs: .* torch.int64, got torch.int32"),
     (lambda call: with_side(call, "regions", products=torch.zeros(3, 4, 17)), "region_products"),
     (lambda call: with_side(call, "words", products=torch.zeros(2, 5, 23)), "word_products"),
     (lambda call: call._replace(vectors=call.vectors._replace(word_score=torch.zeros(8))), "word_score"),
-    (lambda call: with_side(call, "words", features=torch.zeros(2, 5, 6, dtype=torch.float64)), "words"),
-    (lambda call: with_side(call, "words", features=torch.zeros(2, 6, 5).mT), "words.*contiguous"),
-    (lambda call: with_side(call, "regions", features=torch.zeros(3, 6, 4).mT), "regions.*contiguous"),
+    (
+        lambda call: with_side(call, "words", features=torch.zeros(2, 5, 6, dtype=torch.float64)),
+        "words: .* torch.float32, got torch.float64",
+    ),
+    (
+        lambda call: with_side(call, "words", features=torch.zeros(2, 6, 5).mT),
+        r"words: .* contiguous tensor, got strides \(30, 1, 5\)",
+    ),
+    (
+        lambda call: with_side(call, "regions", features=torch.zeros(3, 6, 4).mT),
+        r"regions: .* contiguous tensor, got strides \(24, 1, 4\)",
+    ),
 ]
 
 
@@ -213,6 +222,9 @@ def test_projection_checks_its_arguments(backend):
         ops.project(items, weight, torch.tensor([3], device=device), backend)
     with pytest.raises(RuntimeError, match="items.*contiguous"):
         ops.project(torch.randn(2, 4, 3, device=device).mT, weight, None, backend)
+    if backend == "cpu":
+        with pytest.raises(RuntimeError, match="items: expected dtype float32, .*, got torch.int32"):
+            ops.project(items.int(), weight.int(), None, backend)
     if values_are_seen(backend):
         with pytest.raises(RuntimeError, match="lengths"):
             ops.project(items, weight, torch.tensor([4, 0], device=device), backend)

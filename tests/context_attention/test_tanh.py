@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 import caan_kernels  # noqa: F401
@@ -59,6 +60,19 @@ def test_float64():
     found = x.clone()
     tanh_(found)
     torch.testing.assert_close(found, x.tanh(), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (torch.ones(2, dtype=torch.float16), "values: expected dtype float32 or float64, got torch.float16"),
+        (torch.ones(2, 3).T, r"values: expected a contiguous tensor, got strides \(1, 3\)"),
+    ],
+    ids=["dtype", "strides"],
+)
+def test_says_what_came(values, message):
+    with pytest.raises(RuntimeError, match=message):
+        tanh_(values)
 
 
 def test_generic_kernels():

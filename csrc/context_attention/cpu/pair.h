@@ -109,10 +109,10 @@ void load_image(Image<T>& image, const T* features, const T* products, int64_t m
   image.inter = {image.copied_inter, m, 0};
 }
 
-// Memory that will be read soon, asked for a few cache lines at a time while the arithmetic goes on.
-struct Ahead {
+// Memory that will be read soon, prefetched a few cache lines at a time while the arithmetic goes on.
+struct Prefetched {
   const char *next = nullptr, *end = nullptr;
-  CAAN_INLINE void ask(int lines) {
+  CAAN_INLINE void prefetch(int lines) {
     for (; lines > 0 && next < end; --lines, next += 64) __builtin_prefetch(next, 0, 2);
   }
 };
@@ -132,7 +132,7 @@ struct PairScratch {
   Buffer<F> z;                                // a panel of X̂ᵀ own
   Buffer<F> partial;                          // logits before their lanes are added up
   Buffer<F> region_attention, word_attention; // f, g
-  Ahead ahead;
+  Prefetched next_regions;
 
   void fit(int64_t m, int64_t n) {
     ldm = padded<F>(m);
@@ -278,7 +278,7 @@ void side_logits(const Side<F>& side, int64_t hidden, bool by_gram, const Option
         if (side.later.stride) prefetch<2>(side.later.panel(h) + r * side.later.stride, V);
       }
       for (int64_t r = r0 * q / p, end = (r0 + height.count) * q / p + 1; r < end; ++r) prefetch(next_other + r * other_row, V);
-      s.ahead.ask(24);
+      s.next_regions.prefetch(24);
       Vec<F> acc[height.count][V];
       clear<F>(acc);
       if (options.intra) {

@@ -242,7 +242,8 @@ void alignment_gradients(const PairScratch<F>& s, GradientScratch<F>& g, int64_t
   for (int64_t r = 0; r < m; ++r) {
     for (int64_t j = 0; j < n; ++j) {
       const F a = s.alignment[r * ldn + j];
-      const F d = a > 0 ? (dc[r * n + j] + dr[j * m + r]) * (F(1) - a * a) : F(0);
+      // NaN gives NaN.
+      const F d = a <= 0 ? F(0) : (dc[r * n + j] + dr[j * m + r]) * (F(1) - a * a);
       g.d_alignment[r * ldn + j] = d;
       g.d_alignment_t[j * ldm + r] = d;
     }

@@ -103,19 +103,19 @@ class Scorer {
       loaded = &tile;
       const auto units = split_tile(plan, tile, images_of_unit, executor_.threads);
       parallel_units(executor_, int64_t(units.size()), [&](int64_t u, int64_t worker) {
-        ask_ahead(plan, units, u + 1, workers_[worker]);
+        prefetch_next(plan, units, u + 1, workers_[worker]);
         run_unit(plan, tile, units[u], workers_[worker]);
       });
     }
   }
 
-  // Regions of a pair list's next unit, which come from afar and are soon done with.
-  void ask_ahead(const Plan& plan, const std::vector<Unit>& units, int64_t unit, Worker& worker) const {
-    worker.pair.ahead = {};
+  // Has the pairs at work prefetch the regions of a list's next unit: they lie in no cache, and few pairs read them.
+  void prefetch_next(const Plan& plan, const std::vector<Unit>& units, int64_t unit, Worker& worker) const {
+    worker.pair.next_regions = {};
     if (plan.all_pairs || unit == int64_t(units.size())) return;
     const int64_t image = plan.images[units[unit].image_begin];
     const char* features = reinterpret_cast<const char*>(image_features(image));
-    worker.pair.ahead = {features, features + problem_.region_count(image) * width_ * int64_t(sizeof(T))};
+    worker.pair.next_regions = {features, features + problem_.region_count(image) * width_ * int64_t(sizeof(T))};
   }
 
   const T* image_features(int64_t image) const {

@@ -21,7 +21,7 @@ CAAN_DEVICE float tanh_for(float x) {
   return sizeof(T) == 4 ? close_tanh(x) : quick_tanh(x);
 }
 
-CAAN_DEVICE float inverse_norm(float squares) { return quick_inverse_root(fmaxf(squares, EPSILON * EPSILON)); }
+CAAN_DEVICE float inverse_norm(float squares) { return quick_inverse_root(larger(squares, EPSILON * EPSILON)); }
 
 // Softmax of what TILES tiles of 8 columns hold, two neighbours a lane, rows alike; 0 from `count` on.
 template <int TILES>
@@ -98,7 +98,7 @@ CAAN_DEVICE Scales<STRIPS, TILES> attend(float (&P)[STRIPS][TILES][4], int m, in
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const bool exists = 16 * w + 8 * (e / 2) + row < n && 8 * t + column + e % 2 < m;
-        P[w][t][e] = exists ? fmaxf(tanh_for<T>(P[w][t][e]), 0.0f) : 0.0f;
+        P[w][t][e] = exists ? positive_part(tanh_for<T>(P[w][t][e])) : 0.0f;
       }
   Scales<STRIPS, TILES> found;
   norms_of_words<STRIPS, TILES>(found.of_word, [&](int w, int t, int e) { return P[w][t][e]; });

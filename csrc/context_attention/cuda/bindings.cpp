@@ -90,8 +90,7 @@ void score_tiles_(Arguments& in) {
   const Tensor scores = in.next<Tensor>(), word_order = in.next<Tensor>(), word_starts = in.next<Tensor>();
   const OptionalTensor pairs = in.next<OptionalTensor>(), order = in.next<OptionalTensor>(), keys = in.next<OptionalTensor>();
   const int64_t score_row = in.next<int64_t>(), blocks = in.next<int64_t>(), launch_images = in.next<int64_t>();
-  const int bucket = int(in.next<int64_t>()), word_buckets = int(in.next<int64_t>()), buckets = int(in.next<int64_t>()),
-            strips = int(in.next<int64_t>());
+  const int bucket = int(in.next<int64_t>()), strips = int(in.next<int64_t>());
   const Options options = Options::from(in);
   const Stream stream = next_stream(in);
   check_copied(tensors);
@@ -105,8 +104,6 @@ void score_tiles_(Arguments& in) {
                     blocks,
                     launch_images,
                     bucket,
-                    word_buckets,
-                    buckets,
                     strips};
   with_type(tensors.regions, [&](auto type) {
     score_tiles(sides_of<decltype(type)>(tensors), tiles, options, mutable_data<float>(scores), stream);

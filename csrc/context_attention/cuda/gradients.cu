@@ -1,4 +1,5 @@
-// The derivatives of a walk's pairs, in one launch, however many of them the device finds.
+// The derivatives of a walk's pairs. A launch has the pairs at some places of the walk that follow each other, no more than the
+// time of a launch allows (caan_kernels/context_attention/gpu/limits.py), and works on them in rounds.
 //
 // A round fills the slots of scratch memory with pairs, a block a pair, and then adds up what they give, a block an item and some
 // columns: on tensor cores 64 (tiled_pair.h, tiled_sums.h), in float32 arithmetic 32 (pair.h, sums.h). Blocks take their turns from

@@ -181,13 +181,13 @@ void score_large(const Sides<T>& sides, const Pairs& pairs, const Options& optio
                  float* scratch, int64_t floats, int64_t blocks, int64_t launch_pairs, Stream stream);
 
 // Every image with the captions of one bucket, `word_order` from word_starts[bucket] to the next; or `listed` of the places of a
-// list `pairs`, sorted by `keys` bucket * images + image, positions `order` of the call, those whose bucket is one of `bucket`,
-// bucket + word_buckets, ... below `buckets`. A bucket's captions have at most 16 * strips words. `blocks` is how many
-// multiprocessors there are; a launch has at most about `launch_images` images.
+// list `pairs`, sorted by `keys` bucket * images + image, positions `order` of the call, those of that bucket. A bucket's
+// captions have at most 16 * strips words. `blocks` is how many multiprocessors there are; a launch has at most about
+// `launch_images` images.
 struct Tiles {
   const int64_t *word_order, *word_starts, *pairs, *order, *keys;
   int64_t listed, score_row, blocks, launch_images;
-  int bucket, word_buckets, buckets, strips;
+  int bucket, strips;
 };
 template <typename T>
 void score_tiles(const Sides<T>& sides, const Tiles& tiles, const Options& options, float* scores, Stream stream);

@@ -33,7 +33,7 @@ CAAN_DEVICE void keep_products(const Work<S, T>& k, const Strip<S>& sums, int st
     for (int t = 0; t < 2; ++t) {
       const auto of = [&](int e) {
         const bool exists = 16 * w + 8 * (e / 2) + k.row < k.pair.n && 16 * strip + 8 * t + k.column + e % 2 < k.pair.m;
-        return !exists ? 0.0f : of_X ? sums[w][t][e] : fmaxf(tanh_for<T>(sums[w][t][e]), 0.0f);
+        return !exists ? 0.0f : of_X ? sums[w][t][e] : positive_part(tanh_for<T>(sums[w][t][e]));
       };
       to[w * 2 * WARP + t] = {of(0), of(1), of(2), of(3)};
     }

@@ -21,11 +21,11 @@ CAAN_DEVICE float divide_by_norm(const float* line, float* unit, int count, int6
   const int lane = lane_of_thread();
   float squares = 0;
   for (int i = lane; i < count; i += WARP) {
-    const float x = fmaxf(line[i * stride], 0.0f);
+    const float x = positive_part(line[i * stride]);
     squares = fmaf(x, x, squares);
   }
   const float norm = norm_of(sum_over_warp(squares));
-  for (int i = lane; i < count; i += WARP) unit[i * stride] = fmaxf(line[i * stride], 0.0f) / norm;
+  for (int i = lane; i < count; i += WARP) unit[i * stride] = positive_part(line[i * stride]) / norm;
   return norm;
 }
 
@@ -65,10 +65,10 @@ CAAN_DEVICE void alignment_gradient(const Pair<T>& p) {
   const Slot& slot = p.slot;
   const int m = p.m, n = p.n, row = p.row, warp = warp_of_thread();
   const auto at = [&](int cell) { return cell / n * row + cell % n; };
-  // What is not positive has no gradient, and a gradient there, infinite perhaps, must not meet a 0.
+  // What is not positive has no gradient, and a gradient there, infinite perhaps, must not meet a 0. NaN has one: NaN.
   for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
     const int i = at(cell);
-    if (!(slot.A[i] > 0)) slot.dC[i] = slot.dR[i] = slot.dC_unit[i] = slot.dR_unit[i] = 0;
+    if (slot.A[i] <= 0) slot.dC[i] = slot.dR[i] = slot.dC_unit[i] = slot.dR_unit[i] = 0;
   }
   block_barrier();
   for (int r = warp; r < m; r += WARPS) norm_gradient(slot.C_unit + r * row, slot.dC_unit + r * row, n, 1, slot.C_norm[r]);
@@ -86,7 +86,7 @@ CAAN_DEVICE void alignment_gradient(const Pair<T>& p) {
   for (int cell = int(threadIdx.x); cell < m * n; cell += THREADS) {
     const int i = at(cell);
     const float A = slot.A[i];
-    slot.dS[i] = A > 0 ? (slot.dC[i] + slot.dR[i]) * (1.0f - A * A) : 0.0f;
+    slot.dS[i] = A <= 0 ? 0.0f : (slot.dC[i] + slot.dR[i]) * (1.0f - A * A);
   }
 }
 

@@ -20,8 +20,6 @@ struct InSlots {
   const Walk& walk;
   const float* scratch;
   int64_t first, last;
-
-  CAAN_DEVICE bool holds(int64_t place) const { return place >= first && place < last; }
 };
 
 // The pair at a place of the walk; a slot is read here, never written.
@@ -37,6 +35,22 @@ struct Range {
 CAAN_DEVICE Range image_places(const InSlots& in, int64_t image) {
   const int64_t begin = in.walk.image_starts[image], end = in.walk.image_starts[image + 1];
   return {begin > in.first ? begin : in.first, end < in.last ? end : in.last};
+}
+
+// work(place) for each place in slots that belongs to a caption. Its places rise: a binary search finds the first in slots.
+template <typename Work>
+CAAN_DEVICE void for_caption_places(const InSlots& in, int64_t caption, Work work) {
+  const int64_t* const places = in.walk.by_caption;
+  int64_t step = in.walk.caption_starts[caption];
+  const int64_t end = in.walk.caption_starts[caption + 1];
+  for (int64_t beyond = end; step < beyond;) {
+    const int64_t middle = (step + beyond) / 2;
+    if (places[middle] < in.first)
+      step = middle + 1;
+    else
+      beyond = middle;
+  }
+  for (; step < end && places[step] < in.last; ++step) work(places[step]);
 }
 
 CAAN_DEVICE void sum_image_features(const Sides<AnyType>& s, const InSlots& in, const Sums& sums, int64_t task, char* shared) {
@@ -64,9 +78,7 @@ CAAN_DEVICE void sum_caption_features(const Sides<AnyType>& s, const InSlots& in
   const int panels = (s.D + PANEL - 1) / PANEL, d0 = int(task % panels) * PANEL, d = d0 + lane_of_thread();
   const int64_t caption = task / panels;
   float *of_U = sums.words + caption * s.N * s.D, *of_UK = sums.word_products + caption * s.N * (s.D + 2 * s.H);
-  for (int64_t step = in.walk.caption_starts[caption]; step < in.walk.caption_starts[caption + 1]; ++step) {
-    const int64_t place = in.walk.by_caption[step];
-    if (!in.holds(place)) continue;
+  for_caption_places(in, caption, [&](int64_t place) {
     const Pair<AnyType> p = walked_pair(s, in, shape, place);
     load_panel(V, p.V, s.D, p.m, d0, s.D);
     block_barrier();
@@ -77,7 +89,7 @@ CAAN_DEVICE void sum_caption_features(const Sides<AnyType>& s, const InSlots& in
       of_UK[int64_t(j) * (s.D + 2 * s.H) + d] += sum;
     });
     block_barrier();
-  }
+  });
 }
 
 // Adds to each column's sum what the warps hold of a pair, in their order.
@@ -134,9 +146,7 @@ CAAN_DEVICE void sum_caption_hidden(const Sides<AnyType>& s, const InSlots& in, 
   const Panels x(shared, s.M, s.N);
   float* out = sums.word_products + caption * s.N * UQ_row + s.D;
   const bool real = h < s.H;
-  for (int64_t step = in.walk.caption_starts[caption]; step < in.walk.caption_starts[caption + 1]; ++step) {
-    const int64_t place = in.walk.by_caption[step];
-    if (!in.holds(place)) continue;
+  for_caption_places(in, caption, [&](int64_t place) {
     const Pair<AnyType> p = walked_pair(s, in, shape, place);
     if (o.inter) {
       region_gradients(s, p, o, h0, x, ignore);
@@ -154,7 +164,7 @@ CAAN_DEVICE void sum_caption_hidden(const Sides<AnyType>& s, const InSlots& in, 
       });
       block_barrier();
     }
-  }
+  });
 }
 
 } // namespace caan::context_attention

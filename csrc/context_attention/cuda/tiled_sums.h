@@ -31,12 +31,10 @@ struct TiledSums {
   }
   template <typename Work>
   CAAN_DEVICE void for_caption(int64_t caption, Work work) const {
-    for (int64_t step = in.walk.caption_starts[caption]; step < in.walk.caption_starts[caption + 1]; ++step) {
-      const int64_t place = in.walk.by_caption[step];
-      if (!in.holds(place)) continue;
+    for_caption_places(in, caption, [&](int64_t place) {
       work(pair_at(place));
       warp_barrier();
-    }
+    });
   }
 
   // rows[r, column] += cells, of strip i of `count` rows, where they lie below `columns`.

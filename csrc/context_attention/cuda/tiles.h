@@ -90,9 +90,8 @@ CAAN_DEVICE bool find_items(Items<S>& items, const Sides<T>& s, const Tiles& til
     const int64_t first = work * S::IMAGES;
     const auto wanted = [&](int64_t p) {
       if (p >= tiles.listed) return false;
-      const int64_t bucket = tiles.keys[p] / s.images;
-      return bucket < tiles.buckets && bucket % tiles.word_buckets == tiles.bucket &&
-             s.region_lengths[tiles.keys[p] % s.images] <= 8 * S::TILES;
+      const int64_t key = tiles.keys[p];
+      return key / s.images == tiles.bucket && s.region_lengths[key % s.images] <= 8 * S::TILES;
     };
     bool any = false;
     for (int i = 0; i < S::IMAGES; ++i) any = any || wanted(first + i);

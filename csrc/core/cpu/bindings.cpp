@@ -16,8 +16,8 @@ std::string cpu_isa(Arguments&) { return cpu::instruction_set(); }
 void tanh_(Arguments& in) {
   const Tensor values = in.next<Tensor>();
   STD_TORCH_CHECK(values.scalar_type() == ScalarType::Float || values.scalar_type() == ScalarType::Double,
-                  "values: expected float32 or float64");
-  STD_TORCH_CHECK(values.is_contiguous(), "values: expected a contiguous tensor");
+                  "values: expected dtype float32 or float64, got ", text_of(values.scalar_type()));
+  check_contiguous(values, "values");
   struct Slice {
     const cpu::Kernels& kernels;
     char* data;

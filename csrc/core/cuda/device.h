@@ -150,6 +150,13 @@ CAAN_DEVICE void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint3
                : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
 }
 
+// NaN where either is NaN: fmaxf would give the other.
+CAAN_DEVICE float larger(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+
 CAAN_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 CAAN_DEVICE float from_bits(uint32_t bits) { return __uint_as_float(bits); }
 
@@ -240,7 +247,9 @@ CAAN_DEVICE float quick_exp(float x) { return quick_power_of_two(x * BITS_OF_E);
 
 // A norm at EPSILON is held there and passes no gradient.
 constexpr float EPSILON = 1e-8f;
-CAAN_DEVICE float norm_of(float squares) { return fmaxf(sqrtf(squares), EPSILON); }
+CAAN_DEVICE float norm_of(float squares) { return larger(sqrtf(squares), EPSILON); }
+
+CAAN_DEVICE float positive_part(float x) { return larger(0.0f, x); }
 
 // tanh below 0.55: an odd polynomial, minimax in relative error (9e-10).
 CAAN_DEVICE float small_tanh(float x) {

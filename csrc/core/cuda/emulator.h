@@ -94,6 +94,8 @@ void multiply_add(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, 
 inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
 inline float from_bits(uint32_t bits) { return std::bit_cast<float>(bits); }
 
+inline float larger(float x, float y) { return std::isnan(x) || x >= y ? x : y; }
+
 // The special-function unit with the largest error that PTX allows: of tanh.approx.f32 2^-11, of ex2 2^-22, of rcp a unit in the
 // last place, of rsqrt 2^-22.9. The bits of x decide the error's sign. NaN, 0 and infinite results are exact.
 float rough_tanh(float x);

@@ -1,4 +1,4 @@
-// The larger of two numbers where a NaN is larger than all, and what finding a number's place needs beside device.h.
+// What finding the place of the largest number needs beside device.h.
 #pragma once
 
 #include "core/cuda/device.h"
@@ -7,11 +7,6 @@ namespace caan::cuda {
 
 #ifdef __CUDACC__
 
-CAAN_DEVICE float larger(float x, float y) {
-  float z;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
-  return z;
-}
 CAAN_DEVICE int shuffle_xor(int x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 // A bit for each lane of the warp.
 CAAN_DEVICE uint32_t ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
@@ -19,7 +14,6 @@ CAAN_DEVICE int lowest_bit(uint32_t bits) { return __ffs(int(bits)) - 1; }
 
 #else
 
-inline float larger(float x, float y) { return std::isnan(x) || x >= y ? x : y; }
 inline int shuffle_xor(int x, int mask) {
   return static_cast<const int*>(exchange(&x, sizeof(x)))[(threadIdx.x % WARP) ^ unsigned(mask)];
 }

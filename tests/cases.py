@@ -184,17 +184,12 @@ def problem(
     def normal(*size, scale):
         return torch.randn(size, dtype=torch.float64, generator=generator) * scale
 
-    def some_lengths(count, longest):
-        drawn = torch.randint(min(1, longest), longest + 1, (count,), generator=generator)
-        drawn[1:2], drawn[2:3] = longest, 0
-        return drawn
-
     regions = normal(images, m, width, scale=scale * width**-0.25)
     words = normal(captions, n, width, scale=scale * width**-0.25)
     region_lengths = word_lengths = None
     exists = [torch.ones(x.shape[:2], dtype=torch.bool) for x in (regions, words)]
     if lengths:
-        region_lengths, word_lengths = some_lengths(images, m), some_lengths(captions, n)
+        region_lengths, word_lengths = some_lengths(images, m, generator), some_lengths(captions, n, generator)
         exists = [torch.arange(x.shape[1]) < count[:, None] for x, count in ((regions, region_lengths), (words, word_lengths))]
     matrices = [normal(width, x, scale=width**-0.5) for x in (width, hidden, hidden, hidden, hidden)]
     weights = [*matrices, *(normal(hidden, scale=2 * hidden**-0.5) for _ in range(2))]
@@ -219,6 +214,13 @@ def problem(
         chosen = torch.stack([chosen // captions, chosen % captions], dim=1)
     drawn = Problem(regions, words, ck.ContextAttentionWeights(*weights), region_lengths, word_lengths, chosen)
     return drawn.to(device, dtype)
+
+
+def some_lengths(count, longest, generator):
+    """Lengths of so many items: the second is full, and the third is empty."""
+    drawn = torch.randint(min(1, longest), longest + 1, (count,), generator=generator)
+    drawn[1:2], drawn[2:3] = longest, 0
+    return drawn
 
 
 def _doubtful_captions(regions, affinity, words, region_exists, word_exists):

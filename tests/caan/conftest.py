@@ -4,7 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from averages import averaging
+from models import make_model
 
+from caan import checkpoint
 from caan.data import load_scan_split
 
 
@@ -78,6 +81,19 @@ def split(tmp_path, write_split):
     write_split(tmp_path, "test", generator.standard_normal((24, 5, 6)).astype(np.float32), captions)
     np.save(tmp_path / "test_num_boxes.npy", generator.integers(1, 6, 24))
     return load_scan_split(tmp_path, "test")
+
+
+@pytest.fixture
+def model_file(split, tmp_path):
+    path = tmp_path / "model.safetensors"
+    checkpoint.save_model(path, *make_model(split, 0))
+    return path
+
+
+@pytest.fixture
+def backbone():
+    """Pixels of a photograph squeezed to 4 x 4, averaged over a grid of 2 x 2."""
+    return averaging("tiny")
 
 
 COLOURS = "red green blue white black yellow".split()

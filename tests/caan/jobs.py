@@ -10,14 +10,16 @@ import torch
 
 from caan.processes import joined
 
+_COUNT = 2
 
-def run_job(function: Callable, *arguments: Any, count: int = 2) -> list[int]:
-    """Call function(processes, *arguments) in new processes; their exit codes."""
+
+def run_job(function: Callable, *arguments: Any) -> list[int]:
+    """Call function(processes, *arguments) in two new processes; their exit codes."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    jobs = [context.Process(target=_run, args=(function, number, count, port, arguments)) for number in range(count)]
+    jobs = [context.Process(target=_run, args=(function, number, port, arguments)) for number in range(_COUNT)]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -28,8 +30,8 @@ def run_job(function: Callable, *arguments: Any, count: int = 2) -> list[int]:
     return [job.exitcode for job in jobs]
 
 
-def _run(function: Callable, number: int, count: int, port: int, arguments: tuple) -> None:
+def _run(function: Callable, number: int, port: int, arguments: tuple) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(_COUNT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with joined(torch.device("cpu")) as processes:
         function(processes, *arguments)

@@ -22,6 +22,12 @@ def make_model(split, seed, words=None, width=16, **options):
     return attentive(CAAN(config)), vocabulary
 
 
+def new_model(vocabulary, **options):
+    """Without dropout, unless the options say so."""
+    torch.manual_seed(0)
+    return attentive(CAAN(ModelConfig(6, len(vocabulary), width=16, hidden_width=12, word_width=10, **options)))
+
+
 @torch.no_grad()
 def whole_matrix(models, split):
     """Scores from one call a model, by the reference."""

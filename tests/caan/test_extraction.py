@@ -56,12 +56,6 @@ def images(captions):
 
 
 @pytest.fixture
-def backbone():
-    """Pixels of a photograph squeezed to 4 x 4, averaged over a grid of 2 x 2."""
-    return MapBackbone("tiny", torch.nn.AvgPool2d(2), 4, (127.0,) * 3, (128.0,) * 3)
-
-
-@pytest.fixture
 def with_backbone(backbone, monkeypatch):
     """Lets `caan extract` find the tiny backbone, under any name."""
     monkeypatch.setattr(backbones_module, "load_backbone", lambda *_: backbone)
@@ -318,15 +312,17 @@ def test_features_are_never_held_whole(photos, images, backbone, tmp_path, monke
 
 def test_an_interrupt_waits_for_no_read(photos, images, backbone, tmp_path, monkeypatch):
     """A read that hangs, as on a network disk, keeps neither the run nor the process from its end."""
-    release = threading.Event()
+    hanging, release = threading.Event(), threading.Event()
     load, encode = Photographs.load, Photographs.encode
 
     def hang(self, key):
         if key.name == "3.jpg":
+            hanging.set()
             release.wait(60)
         return load(self, key)
 
     def stop(self, loaded):
+        assert hanging.wait(20)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Photographs, "load", hang)
@@ -335,7 +331,8 @@ def test_an_interrupt_waits_for_no_read(photos, images, backbone, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         extract(images, photos, backbone, tmp_path / "out", workers=2)
     assert time.monotonic() - begin < 20
-    assert all(thread.daemon for thread in set(threading.enumerate()) - before)
+    left = set(threading.enumerate()) - before
+    assert left and all(thread.daemon for thread in left)
     release.set()
     monkeypatch.setattr(Photographs, "encode", encode)
     assert extract(images, photos, backbone, tmp_path / "out")[0].images == 7

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from ablation import TABLE_4
-from models import attentive
+from models import new_model
 from ranks import positive_pairs
 from torch.nn.functional import normalize
 
 import caan_kernels as ck
-from caan import CAAN, ModelConfig, Vocabulary, triplet_loss
+from caan import ModelConfig, Vocabulary, triplet_loss
 from caan.data import Captions, Images, LengthBatches, Pairs, ShuffledBatches, load_scan_split, make_loader
 from caan.model import Encoded, EncodedAttention, keep_some
 from caan.recall import RankCounter
@@ -26,17 +26,12 @@ def vocabulary(split):
     return Vocabulary.from_captions(split.captions, threshold=1)
 
 
-def make_model(vocabulary, **options):
-    torch.manual_seed(0)
-    return attentive(CAAN(ModelConfig(6, len(vocabulary), width=16, hidden_width=12, word_width=10, **options)))
-
-
 def one_batch(dataset, size=100):
     return next(iter(make_loader(dataset, LengthBatches(np.zeros(len(dataset)), size))))
 
 
 def test_parameters(vocabulary):
-    model = make_model(vocabulary, affinity_scale=3.0)
+    model = new_model(vocabulary, affinity_scale=3.0)
     attention = model.attention
     assert [tuple(weight.shape) for weight in attention.weights[:7]] == [(16, 16), *[(16, 12)] * 4, (12,), (12,)]
     assert torch.equal(attention.affinity.detach(), 3 * torch.eye(16)) and attention.weights[7:] == (None, None)
@@ -45,7 +40,7 @@ def test_parameters(vocabulary):
     fresh = EncodedAttention(8)
     assert torch.equal(fresh.region_score, torch.zeros(8)) and torch.equal(fresh.word_score, torch.zeros(8))
 
-    features = make_model(vocabulary, affinity_scale=3.0, intra="features").attention
+    features = new_model(vocabulary, affinity_scale=3.0, intra="features").attention
     assert set(dict(features.named_parameters())) == set(ck.ContextAttentionWeights._fields)
     assert all(torch.equal(weight.detach(), torch.eye(16)) for weight in features.weights[7:])
     # What both have starts the same.
@@ -53,7 +48,7 @@ def test_parameters(vocabulary):
 
 
 def test_encodings_are_unit_vectors_of_their_own_item(split, vocabulary):
-    model = make_model(vocabulary)
+    model = new_model(vocabulary)
     batch = one_batch(Pairs(split, vocabulary))
     words = model.encode_captions(batch.captions)
     norms = words.features.norm(dim=-1)
@@ -69,7 +64,7 @@ def test_encodings_are_unit_vectors_of_their_own_item(split, vocabulary):
 
 
 def test_words_are_the_mean_of_both_directions_and_unit_length_is_an_option(split, vocabulary):
-    plain, unit = make_model(vocabulary, unit_length=False), make_model(vocabulary)
+    plain, unit = new_model(vocabulary, unit_length=False), new_model(vocabulary)
     batch = one_batch(Pairs(split, vocabulary))
     words, gru = plain.encode_captions(batch.captions).features, plain.word_encoder.gru
     length = int(batch.captions.word_lengths[3])
@@ -87,12 +82,12 @@ def test_half_precision_features_are_taken(scan_folder, vocabulary, features):
     np.save(scan_folder / "dev_ims.npy", features.astype(np.float16))
     batch = one_batch(Pairs(load_scan_split(scan_folder, "dev"), vocabulary))
     assert batch.images.regions.dtype == torch.float16
-    assert make_model(vocabulary)(batch).dtype == torch.float32
+    assert new_model(vocabulary)(batch).dtype == torch.float32
 
 
 @pytest.mark.parametrize("options", [*TABLE_4.values(), {"similarity": "cosine"}], ids=[*TABLE_4, "cosine"])
 def test_scores_are_those_of_the_operator(split, vocabulary, options):
-    model = make_model(vocabulary, **options)
+    model = new_model(vocabulary, **options)
     batch = one_batch(Pairs(split, vocabulary))
     regions, words = model.encode_images(batch.images), model.encode_captions(batch.captions)
     expected = ck.context_attention(
@@ -121,7 +116,7 @@ UNREAD = {
 
 @pytest.mark.parametrize("row", TABLE_4)
 def test_every_parameter_that_is_read_learns(split, vocabulary, row):
-    model = make_model(vocabulary, **TABLE_4[row])
+    model = new_model(vocabulary, **TABLE_4[row])
     batch = one_batch(Pairs(split, vocabulary))
     triplet_loss(model(batch), batch.images.images).backward()
     without = {name.removeprefix("attention.") for name, parameter in model.named_parameters() if parameter.grad is None}
@@ -131,7 +126,7 @@ def test_every_parameter_that_is_read_learns(split, vocabulary, row):
 
 
 def test_the_baseline_pools_uniformly(split, vocabulary):
-    model = make_model(vocabulary, **TABLE_4["baseline"])
+    model = new_model(vocabulary, **TABLE_4["baseline"])
     batch = one_batch(Pairs(split, vocabulary))
     regions, words = model.encode_images(batch.images), model.encode_captions(batch.captions)
     means = [side.features[3, : side.lengths[3]].mean(dim=0) for side in (regions, words)]
@@ -140,7 +135,7 @@ def test_the_baseline_pools_uniformly(split, vocabulary):
 
 def test_gallery_in_tiles_is_the_whole_matrix(split, vocabulary):
     """Images once, captions by length, and ranks from tiles and single pairs."""
-    model = make_model(vocabulary).eval()
+    model = new_model(vocabulary).eval()
     images, captions = Images(split), Captions(split, vocabulary)
     regions = model.prepare_images(one_batch(images))
     whole = torch.full((7, 35), float("nan"))
@@ -165,7 +160,7 @@ def test_gallery_in_tiles_is_the_whole_matrix(split, vocabulary):
 
 
 def test_a_dense_model_is_prepared_but_not_projected(split, vocabulary):
-    model, other = (make_model(vocabulary, **TABLE_4[row]).eval() for row in ("FA", "SA"))
+    model, other = (new_model(vocabulary, **TABLE_4[row]).eval() for row in ("FA", "SA"))
     assert model.dense and not other.dense
     for name, items in (("images", Images(split)), ("captions", Captions(split, vocabulary))):
         batch = one_batch(items)
@@ -178,7 +173,7 @@ def test_a_dense_model_is_prepared_but_not_projected(split, vocabulary):
 
 
 def test_empty_images_score_zero(split, vocabulary):
-    scores = make_model(vocabulary)(one_batch(Pairs(split, vocabulary)))
+    scores = new_model(vocabulary)(one_batch(Pairs(split, vocabulary)))
     assert not scores[25:30].any() and scores[0].all()
 
 
@@ -198,7 +193,7 @@ def test_it_learns_to_tell_pairs_apart(scan_folder, threads):
     split = load_scan_split(scan_folder, "dev")
     vocabulary = Vocabulary.from_captions(split.captions)
     pairs = Pairs(split, vocabulary)
-    model = make_model(vocabulary)
+    model = new_model(vocabulary)
     optimiser = torch.optim.Adam(model.parameters(), 0.01)
     sampler = ShuffledBatches(len(pairs), 14)
     while sampler.epoch < 20:
@@ -220,7 +215,7 @@ def test_it_learns_to_tell_pairs_apart(scan_folder, threads):
 
 
 def test_standardized_features_score_as_those_standardized_before(split, vocabulary):
-    model, plain = make_model(vocabulary, standardize=True), make_model(vocabulary)
+    model, plain = new_model(vocabulary, standardize=True), new_model(vocabulary)
     batch = one_batch(Pairs(split, vocabulary))
     mean, deviation = torch.arange(6.0), torch.tensor([1.0, 2, 0.5, 0, 10, 1])
     model.region_encoder.set_statistics(mean, deviation)
@@ -231,8 +226,8 @@ def test_standardized_features_score_as_those_standardized_before(split, vocabul
 
 
 def test_dropping_is_for_training_only(split, vocabulary):
-    model = make_model(vocabulary, dropout=0.5, region_drop=0.5, word_drop=0.5)
-    plain = make_model(vocabulary)
+    model = new_model(vocabulary, dropout=0.5, region_drop=0.5, word_drop=0.5)
+    plain = new_model(vocabulary)
     batch = one_batch(Pairs(split, vocabulary))
     assert not torch.equal(model(batch), model(batch))
     assert torch.equal(model.eval()(batch), plain(batch))

@@ -8,23 +8,16 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, TiffImagePlugin
 
 from caan import errors
-from caan.extraction import CaptionedImage, MapBackbone, Photographs, Unreadable, extract_images, read_photograph
+from caan.extraction import CaptionedImage, Photographs, Unreadable, extract_images, read_photograph
 from caan.extraction.photographs import grid_boxes
 from caan.photographs import PhotoFolder
 
 RAMP = np.tile(np.arange(0, 65536, 257), (8, 1))
 GREY = (RAMP // 257).astype(np.uint8)
 ORIENTATION = 0x0112
-
-
-@pytest.fixture
-def backbone():
-    """Pixels of a photograph squeezed to 4 x 4, averaged over a grid of 2 x 2."""
-    return MapBackbone("tiny", torch.nn.AvgPool2d(2), 4, (127.0,) * 3, (128.0,) * 3)
 
 
 def levels(path):

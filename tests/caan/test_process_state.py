@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from models import attentive
+from models import new_model
 
 from caan import CAAN, ModelConfig, Vocabulary, checkpoint
 from caan.attention import explain
@@ -28,11 +28,6 @@ def split(scan_folder):
 @pytest.fixture
 def vocabulary(split):
     return Vocabulary.from_captions(split.captions, 1)
-
-
-def new_model(vocabulary, **options):
-    torch.manual_seed(0)
-    return attentive(CAAN(ModelConfig(6, len(vocabulary), width=16, hidden_width=12, word_width=10, **options)))
 
 
 @pytest.fixture(params=["semantics", "features"])

@@ -37,13 +37,6 @@ def small(monkeypatch):
     cut_small()
 
 
-@pytest.fixture
-def model_file(split, tmp_path):
-    path = tmp_path / "model.safetensors"
-    checkpoint.save_model(path, *make_model(split, 0))
-    return path
-
-
 def load(model_file):
     model, vocabulary, _ = checkpoint.load_model(model_file)
     return [(model, vocabulary)]

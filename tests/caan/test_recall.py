@@ -42,15 +42,15 @@ def problem(seed, images=12, max_captions=4, levels=6):
     return scores, image_of_caption
 
 
-def counted(scores, image_of_caption, fold=None, rows=5, columns=7, seed=0):
+def counted(scores, image_of_caption, fold=None, seed=0):
     """The counter after shuffled tiles of shuffled rows and columns."""
     generator = torch.Generator().manual_seed(seed)
     captions = torch.randperm(scores.shape[1], generator=generator)
     images = torch.randperm(scores.shape[0], generator=generator)
     positives = scores[image_of_caption, torch.arange(scores.shape[1])]
     counter = RankCounter(positives, image_of_caption, scores.shape[0], fold)
-    for i in images.split(rows):
-        for t in captions.split(columns):
+    for i in images.split(5):
+        for t in captions.split(7):
             counter.add(scores[i][:, t], i, t)
     return counter
 

@@ -45,13 +45,6 @@ def photos(tmp_path):
     return folder
 
 
-@pytest.fixture
-def model_file(split, tmp_path):
-    path = tmp_path / "model.safetensors"
-    checkpoint.save_model(path, *make_model(split, 0))
-    return path
-
-
 class Page(HTMLParser):
     """The text, the images, those of a dark page and the marks of a page; anything from elsewhere is a failure."""
 

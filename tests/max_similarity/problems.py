@@ -99,13 +99,9 @@ def problem(shape, dtype=torch.float64, *, seed=0, padding=float("nan"), lengths
     def normal(count, rows):
         return torch.randn(count, rows, width, dtype=torch.float64, generator=generator) * width**-0.25
 
-    def some_lengths(count, longest):
-        drawn = torch.randint(min(1, longest), longest + 1, (count,), generator=generator)
-        drawn[1:2], drawn[2:3] = longest, 0
-        return drawn
-
     regions, words = normal(images, m).to(dtype).double(), normal(captions, n).to(dtype).double()
-    given = (some_lengths(images, m), some_lengths(captions, n)) if lengths else (None, None)
+    sides = (images, m), (captions, n)
+    given = [cases.some_lengths(*side, generator) if lengths else None for side in sides]
     for _ in range(_MOST_DRAWS):
         doubtful = _doubtful_captions(regions, words, *given)
         if not doubtful.any():

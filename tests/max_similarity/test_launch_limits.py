@@ -1,4 +1,4 @@
-"""No launch takes longer than 60 ms on an H100, by estimate: kernels are left out, and tensors have no memory."""
+"""No launch takes longer than 50 ms on an H100, by estimate: kernels are left out, and tensors have no memory."""
 
 import pytest
 import torch

@@ -124,8 +124,14 @@ def walked(of: Derivatives, longest_sum: int, slots: int, turns: int = 0) -> int
         turns: of blocks that add them up, if only to find nothing.
     """
     at_once = min(slots, 3 * MULTIPROCESSORS)
-    pair = of.pair * 3 * MULTIPROCESSORS / at_once + turns * seconds_of(900) / slots
-    # All pairs may be of one item, or as many as one has, beside others.
-    most = max(times(pair + of.step), times(pair, before=longest_sum * of.step))
+    pair, turns_of_round = of.pair * 3 * MULTIPROCESSORS / at_once, turns * seconds_of(900)
+
+    def fitting(pair: float, before: float) -> int:
+        # All pairs may be of one item, or as many as one has, beside others.
+        return max(times(pair + of.step, before), times(pair, before + longest_sum * of.step))
+
+    # A last round that is not full has all turns.
+    rounds = steps(fitting(pair + turns_of_round / slots, 0), slots)
+    most = max((rounds - 1) * slots, fitting(pair, rounds * turns_of_round))
     # Pairs that are worked on at once take as long as one.
     return max(most, min(at_once, times(of.step)))

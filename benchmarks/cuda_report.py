@@ -35,9 +35,9 @@ DOCUMENT = ROOT / "docs" / "cuda.md"
 ARCHITECTURES = ["80", "86", "90", "100", "120"]
 KERNELS = (
     "plan_kernel",
-    "count_walk_kernel",
-    "start_walk_kernel",
-    "place_walk_kernel",
+    "count_schedule_kernel",
+    "start_schedule_kernel",
+    "place_schedule_kernel",
     "product_kernel",
     "product_tile_kernel",
     "tile_kernel",

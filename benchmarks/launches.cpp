@@ -40,8 +40,8 @@ void launch_all(int regions) {
   Pairs pairs{};
   pairs.count = 1;
   score_pairs(any_type(sides), pairs, paper, nullptr, 1, false, nullptr, 1, 1, nullptr);
-  differentiate_tiled(sides, Walk{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
-  differentiate(any_type(sides), Walk{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
+  differentiate_tiled(sides, Schedule{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
+  differentiate(any_type(sides), Schedule{}, 0, 1, paper, nullptr, nullptr, 1, Sums{}, nullptr, nullptr);
   // Widths that are no multiple of 8 go by no tile.
   for (int64_t d : {D, D + 1})
     multiply(Product<T>{nullptr, nullptr, nullptr, nullptr, regions, H, d, regions, d, 1, H, 1}, nullptr);
@@ -59,7 +59,7 @@ void launch_all(int regions) {
 int main() {
   on_launch = [](const Launch& launch) { std::printf("%s\t%d\t%d\n", launch.name, int(launch.threads), int(launch.shared)); };
   caan::cuda::plan({}, {}, {}, nullptr);
-  caan::cuda::plan_walk({nullptr, nullptr, nullptr, 1, 1}, nullptr);
+  caan::cuda::plan_schedule({nullptr, nullptr, nullptr, 1, 1}, nullptr);
   launch_max_similarity<float>();
   launch_max_similarity<caan::cuda::bfloat16>();
   launch_max_similarity<caan::cuda::float16>();

@@ -157,26 +157,28 @@ def test_ranks_of_a_list():
     assert starts.tolist() == [0, 6, 6, 9, 9, 9, 9]
 
 
-def check_walk(walk, expected, images, captions):
+def check_schedule(schedule, expected, images, captions):
     """`expected` holds (image, caption, place in the call) of the pairs with a gradient, in any order."""
-    count = int(walk.count)
-    assert walk.count.shape == (1,)
-    found = [(key // captions, key % captions, place) for key, place in zip(walk.keys.tolist(), walk.order.tolist(), strict=True)]
+    count = int(schedule.count)
+    assert schedule.count.shape == (1,)
+    found = [
+        (key // captions, key % captions, place) for key, place in zip(schedule.keys.tolist(), schedule.order.tolist(), strict=True)
+    ]
     assert found[:count] == sorted(expected)
     assert all(image >= images for image, _, _ in found[count:])
-    by_image, by_caption = walk.image_starts.tolist(), walk.caption_starts.tolist()
+    by_image, by_caption = schedule.image_starts.tolist(), schedule.caption_starts.tolist()
     assert (by_image[-1], by_caption[-1]) == (count, count)
     for image in range(images):
         assert found[by_image[image] : by_image[image + 1]] == sorted(x for x in expected if x[0] == image)
     for caption in range(captions):
-        places = walk.by_caption[by_caption[caption] : by_caption[caption + 1]].tolist()
+        places = schedule.by_caption[by_caption[caption] : by_caption[caption + 1]].tolist()
         assert [found[place] for place in places] == sorted(x for x in expected if x[1] == caption)
 
 
-def walk_of(planner, grad, pairs, regions, words):
+def schedule_of(planner, grad, pairs, regions, words):
     planned = plan if planner == "torch" else kernels_of(planner)
     lengths = (torch.tensor(side.lengths, dtype=torch.int64, device=DEVICE) for side in (regions, words))
-    return planned.plan_walk(grad, pairs, *lengths)
+    return planned.plan_schedule(grad, pairs, *lengths)
 
 
 def gradients(*shape, share):
@@ -188,7 +190,7 @@ def gradients(*shape, share):
 @pytest.mark.parametrize("planner", ["torch", *PLANNERS])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("shape", ["ragged", "captions", "full"])
-def test_walk_over_all_pairs(planner, shape, share):
+def test_schedule_of_all_pairs(planner, shape, share):
     regions, words = sides(shape)
     images, captions = len(regions.lengths), len(words.lengths)
     grad = gradients(images, captions, share=share)
@@ -200,12 +202,12 @@ def test_walk_over_all_pairs(planner, shape, share):
         for row, m in zip(grad.tolist(), regions.lengths, strict=True)
     ]
     expected = [(i, t, places[i][t]) for i in range(images) for t in range(captions) if real[i][t]]
-    check_walk(walk_of(planner, grad, None, regions, words), expected, images, captions)
+    check_schedule(schedule_of(planner, grad, None, regions, words), expected, images, captions)
 
 
 @pytest.mark.parametrize("planner", ["torch", *PLANNERS])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_walk_over_a_list(planner, share):
+def test_schedule_of_a_list(planner, share):
     regions, words = sides("full")
     pairs = torch.randint(-1, 6, (100, 2), generator=torch.Generator().manual_seed(1))
     grad = gradients(100, share=share)
@@ -214,7 +216,7 @@ def test_walk_over_a_list(planner, share):
         for place, ((i, t), x) in enumerate(zip(pairs.tolist(), grad.tolist(), strict=True))
         if x and 0 <= i < 3 and 0 <= t < 5
     ]
-    check_walk(walk_of(planner, grad, pairs.to(DEVICE), regions, words), expected, 3, 5)
+    check_schedule(schedule_of(planner, grad, pairs.to(DEVICE), regions, words), expected, 3, 5)
 
 
 def test_which_pairs_exist():

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.cuda import plan, plan_walk, product
+from ..core.cuda import plan, plan_schedule, product
 from ..core.gpu import aligned, multiprocessors, stream_of
 from ..core.gpu.limits import steps, times
-from ..core.gpu.plan import SMALLEST, Listed, Walk, size_of, sizes_up_to, sort_list
+from ..core.gpu.plan import SMALLEST, Listed, Schedule, size_of, sizes_up_to, sort_list
 from ..core.namespace import ops as _ops
 from ..core.records import Written, flatten
 from ..core.registration import define
@@ -18,7 +18,7 @@ from .call import Options, Vectors
 from .gpu import limits
 from .gpu.launch import PlannedCall, Slots, shape_of
 
-__all__ = ["differentiate", "fill", "maps", "plan", "plan_walk", "product", "score_rest", "score_tiles", "slot_numbers"]
+__all__ = ["differentiate", "fill", "maps", "plan", "plan_schedule", "product", "score_rest", "score_tiles", "slot_numbers"]
 
 # Panels of both sides' rows lie in shared memory: what every GPU since compute capability 8.0 has of it.
 MOST_ROWS = 340
@@ -111,7 +111,7 @@ class TileLaunch(NamedTuple):
 
 
 class GradientLaunch(NamedTuple):
-    """`Walk`, `Sums` and the arguments of `differentiate`."""
+    """`Schedule`, `Sums` and the arguments of `differentiate`."""
 
     sides: Sides
     score_gradients: Tensor
@@ -119,7 +119,7 @@ class GradientLaunch(NamedTuple):
     turns: Written
     keys: Tensor
     order: Tensor
-    walked: Tensor
+    count: Tensor
     image_starts: Tensor
     by_caption: Tensor
     caption_starts: Tensor
@@ -357,7 +357,7 @@ def maps(slots: Slots, count: int) -> tuple[Tensor, ...]:
     return f[:, :m], g[:, :n], A, C, R
 
 
-def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
+def differentiate(slots: Slots, schedule: Schedule, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
     slots.reserve(grad.numel())
     tiled = _differentiated_on_tensor_cores(slots.call)
     if not tiled:
@@ -366,10 +366,10 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
     turns = (len(slots.call.V) + len(slots.call.U)) * (steps(shape.width, columns) + steps(shape.hidden, columns))
     # A list may have one item's pairs only.
     longest_sum = max(grad.shape)
-    most = limits.walked(limits.derivatives(shape, tiled), longest_sum, slots.count, turns)
+    most = limits.most_pairs(limits.derivatives(shape, tiled), longest_sum, slots.count, turns)
     firsts = range(0, grad.numel(), most)
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
-    places = walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts
+    places = schedule.keys, schedule.order, schedule.count, schedule.image_starts, schedule.by_caption, schedule.caption_starts
     sides = _sides(slots)
     for first, own in zip(firsts, turns.unbind(0), strict=True):
         given = grad, slots.scratch, own, *places, *sums

@@ -10,8 +10,8 @@ from torch import Tensor
 from . import gpu, library
 from .backends import register
 from .gpu import aligned, limits, stream_of
-from .gpu.plan import Items, Plan, Walk, Wanted, new_plan
-from .gpu.plan import plan_walk as plan_walk_of_list
+from .gpu.plan import Items, Plan, Schedule, Wanted, new_plan
+from .gpu.plan import plan_schedule as plan_schedule_of_list
 from .modes import EMULATED
 from .namespace import NAMESPACE
 from .namespace import ops as _ops
@@ -63,8 +63,8 @@ class _PlanLaunch(NamedTuple):
     stream: int
 
 
-class _WalkLaunch(NamedTuple):
-    """The arguments of `plan_walk` there."""
+class _ScheduleLaunch(NamedTuple):
+    """The arguments of `plan_schedule` there."""
 
     grad: Tensor
     region_lengths: Tensor
@@ -77,7 +77,7 @@ class _WalkLaunch(NamedTuple):
 define("cuda_device_error", _Device, "int")
 define("cuda_multiply", _Product, "()")
 define("cuda_plan", _PlanLaunch, "()")
-define("cuda_plan_walk", _WalkLaunch, "()")
+define("cuda_plan_schedule", _ScheduleLaunch, "()")
 
 
 def product(left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Tensor:
@@ -118,17 +118,17 @@ def _planned_side(features: Tensor, lengths: Tensor | None, halfway: bool, items
     return _PlannedSide(lengths, features.shape[0], features.shape[1], halfway, len(items.sizes))
 
 
-def plan_walk(grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Walk:
-    """`plan_walk` of gpu/plan.py: of all pairs without a sort."""
+def plan_schedule(grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Schedule:
+    """`plan_schedule` of gpu/plan.py: of all pairs without a sort."""
     if pairs is not None:
-        return plan_walk_of_list(grad, pairs, region_lengths, word_lengths)
+        return plan_schedule_of_list(grad, pairs, region_lengths, word_lengths)
     grad, (images, captions) = grad.contiguous(), grad.shape
     count = images * captions
     parts = [count, count, images + 1, count, captions + 1, images + captions, count]
     numbers = grad.new_empty(sum(parts), dtype=torch.int64)
-    _ops.cuda_plan_walk(*_WalkLaunch(grad, region_lengths, word_lengths, numbers, stream_of(grad)))
+    _ops.cuda_plan_schedule(*_ScheduleLaunch(grad, region_lengths, word_lengths, numbers, stream_of(grad)))
     keys, order, image_starts, by_caption, caption_starts, _, _ = numbers.split_with_sizes(parts)
-    return Walk(keys, order, image_starts[images:], image_starts, by_caption, caption_starts)
+    return Schedule(keys, order, image_starts[images:], image_starts, by_caption, caption_starts)
 
 
 @constant_while_traced

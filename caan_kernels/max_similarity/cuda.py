@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..core.cuda import plan, plan_walk
+from ..core.cuda import plan, plan_schedule
 from ..core.gpu import stream_of
 from ..core.gpu.limits import steps
 from ..core.namespace import ops as _ops
@@ -13,10 +13,10 @@ from ..core.registration import define
 from .gpu import limits
 from .gpu.launch import Search, Terms
 
-__all__ = ["add_largest", "find_largest", "find_places", "plan", "plan_walk", "sum_document_gradients", "sum_query_gradients"]
+__all__ = ["add_largest", "find_largest", "find_places", "plan", "plan_schedule", "sum_document_gradients", "sum_query_gradients"]
 
-# Rows of documents that a block walks, unless blocks were too few to fill the largest GPU a few times over.
-MOST_WALKED = 2048
+# Rows of documents that a block goes through, unless blocks were too few to fill the largest GPU a few times over.
+MOST_ROWS = 2048
 ENOUGH_BLOCKS = 1024
 
 
@@ -73,10 +73,10 @@ def find_largest(search: Search, largest: Tensor) -> None:
 
 
 def _together(search: Search, query_rows: int) -> int:
-    """Documents that a block walks; scores do not depend on it."""
+    """Documents that a block goes through; scores do not depend on it."""
     documents, rows = search.documents.features.shape[:2]
     tiles = steps(query_rows, limits.TILE_ROWS)
-    return max(1, min(documents * tiles // ENOUGH_BLOCKS, MOST_WALKED // rows))
+    return max(1, min(documents * tiles // ENOUGH_BLOCKS, MOST_ROWS // rows))
 
 
 def add_largest(search: Search, largest: Tensor, scores: Tensor, mean: bool) -> None:

@@ -80,7 +80,7 @@ def test_launches_of_a_backward(images, captions, expected, monkeypatch):
         monkeypatch.setattr(module, "_ops", Counted())
     call = operands(images, captions, 1024, 8, torch.bfloat16, "cuda")
     operators.pair_scores_backward(CallGradient(torch.eye(images, captions), call))
-    assert launched == ["cuda_plan", "cuda_plan_walk", *["cuda_differentiate"] * expected]
+    assert launched == ["cuda_plan", "cuda_plan_schedule", *["cuda_differentiate"] * expected]
 
 
 @pytest.fixture

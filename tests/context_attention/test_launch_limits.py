@@ -14,7 +14,7 @@ from caan_kernels.context_attention.gpu import launch as operators
 from caan_kernels.context_attention.gpu import limits
 from caan_kernels.core import cuda as core_cuda
 from caan_kernels.core.gpu.limits import product, steps
-from caan_kernels.core.gpu.plan import Items, Plan, Walk, sizes_up_to
+from caan_kernels.core.gpu.plan import Items, Plan, Schedule, sizes_up_to
 
 ESTIMATE = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "gpu_estimate.json").read_text())
 
@@ -187,8 +187,8 @@ def test_derivatives(shape, dtype, arithmetic, listed, launches, float32_product
     slots = operators.Slots(call, operators.SCRATCH_BYTES, gradient=True)
     grad = of_no_memory(torch.float32, *((listed,) if listed else (rows, captions)))
     slots.reserve = lambda count: None
-    walk, sums = Walk(*[of_no_memory(torch.int64, 1)] * 6), [of_no_memory(torch.float32, 1)] * 6
-    cuda.differentiate(slots, walk, grad, sums)
+    schedule, sums = Schedule(*[of_no_memory(torch.int64, 1)] * 6), [of_no_memory(torch.float32, 1)] * 6
+    cuda.differentiate(slots, schedule, grad, sums)
     most = launches[0].most
     assert all(x.tiled == tiled for x in launches)
     assert [x.first for x in launches] == list(range(0, grad.numel(), most))
@@ -284,7 +284,7 @@ def test_derivatives_in_triton(shape, dtype, listed, triton_launch, monkeypatch)
     slots = operators.Slots(call._replace(kernels=launch), operators.SCRATCH_BYTES, gradient=True)
     slots.reserve = lambda count: None
     grad = of_no_memory(torch.float32, *((listed,) if listed else (min(shape[0], 100), min(shape[1], 2000))))
-    launch.differentiate(slots, Walk(*(None,) * 6), grad, (None,) * 6)
+    launch.differentiate(slots, Schedule(*(None,) * 6), grad, (None,) * 6)
     pair, step = launch._derivatives(slots)
     at_once = min(slots.count, 3 * limits.MULTIPROCESSORS)
     seconds = counts[0] * pair * 3 * limits.MULTIPROCESSORS / at_once + min(counts[0], max(grad.shape)) * step

@@ -42,9 +42,9 @@ def held_by(operator, shape, dtype, gradient=False) -> float:
 
 
 class Unplaced(Unlaunched):
-    """The host reads what gradients there are at the places of a walk."""
+    """The host reads what gradients there are at the places of a schedule."""
 
-    def cuda_plan_walk(self, grad, region_lengths, word_lengths, numbers, *others):
+    def cuda_plan_schedule(self, grad, region_lengths, word_lengths, numbers, *others):
         numbers.zero_()
 
 

@@ -54,7 +54,9 @@ def test_scores(shape, dtype, listed, over_regions):
 @all_pairs_or_listed
 @both_sides
 def test_gradients(shape, dtype, listed, over_regions, monkeypatch):
-    recorded = Recorded(cuda_plan=core_cuda._PlanLaunch, cuda_plan_walk=core_cuda._WalkLaunch, cuda_find_places=cuda.PlacesLaunch)
+    recorded = Recorded(
+        cuda_plan=core_cuda._PlanLaunch, cuda_plan_schedule=core_cuda._ScheduleLaunch, cuda_find_places=cuda.PlacesLaunch
+    )
     for module in (cuda, core_cuda):
         monkeypatch.setattr(module, "_ops", recorded)
     # What nobody plans names any place.

@@ -33,7 +33,7 @@ struct Call {
   int64_t images = 2, captions = 3;
   std::vector<T> V, VQ, U, UQ, w_v, w_u;
   std::vector<int64_t> m, n, order{0, 1, 2}, starts{0, 3}, pairs, keys, places, image_starts, by_caption, caption_starts;
-  std::vector<int64_t> walked{0};
+  std::vector<int64_t> count{0};
 
   Call(int M_, int N_, int D_, int H_) : M(M_), N(N_), D(D_), H(H_), m{M_, M_ / 2}, n{N_, 1, N_ / 2 + 1} {
     std::mt19937 random(0);
@@ -53,7 +53,7 @@ struct Call {
     }
     image_starts = {0, captions, 2 * captions};
     caption_starts = {0, images, 2 * images, 3 * images};
-    walked[0] = images * captions;
+    count[0] = images * captions;
   }
 
   Sides<T> sides() const {
@@ -67,11 +67,11 @@ void run_gradients(const Call<T>& call, const SidesOfCall& sides, const Options&
                    std::vector<float>& scratch, Differentiate run) {
   std::vector<float> dV(call.V.size()), dVQ(call.VQ.size()), dU(call.U.size()), dUQ(call.UQ.size()), dw_v(2 * call.H),
       dw_u(2 * call.H);
-  const Walk walk{call.keys.data(),         call.places.data(),     call.walked.data(),
-                  call.image_starts.data(), call.by_caption.data(), call.caption_starts.data()};
+  const Schedule schedule{call.keys.data(),         call.places.data(),     call.count.data(),
+                          call.image_starts.data(), call.by_caption.data(), call.caption_starts.data()};
   const Sums sums{dV.data(), dVQ.data(), dU.data(), dUQ.data(), dw_v.data(), dw_u.data()};
   int64_t turns[2] = {};
-  run(sides, walk, 0, 6, options, scores.data(), scratch.data(), 4, sums, turns, nullptr);
+  run(sides, schedule, 0, 6, options, scores.data(), scratch.data(), 4, sums, turns, nullptr);
 }
 
 template <typename T>

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...core.autocast import without_autocast
 from ...core.gpu.limits import whole
-from ...core.gpu.plan import Plan, Walk, Wanted, exist
+from ...core.gpu.plan import Plan, Schedule, Wanted, exist
 from ...core.ragged import new_scores
 from ..call import Call, CallGradient, Options, Projection, ProjectionGradient, Side, Vectors, beside
 from .checks import check_call, check_gradient, check_projection, check_projection_gradient
@@ -39,7 +39,7 @@ class Kernels(Protocol):
     def plan(self, wanted: Wanted) -> Plan:
         """Sort both sides and the list, and fill scores."""
 
-    def plan_walk(self, grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Walk:
+    def plan_schedule(self, grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Schedule:
         """Find the pairs whose gradient, (I, T) or (P,) with pairs, is not 0, and that have regions and words."""
 
     def product(self, left: Tensor, right: Tensor, lengths: Tensor, item_rows: int) -> Tensor:
@@ -64,8 +64,8 @@ class Kernels(Protocol):
     def maps(self, slots: "Slots", count: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """f (count, M), g (count, N), A, C and R (count, M, N) of the pairs last worked on; anything beyond lengths."""
 
-    def differentiate(self, slots: "Slots", walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
-        """Add to float32 `sums` what the walk's pairs give, from the gradients of all scores.
+    def differentiate(self, slots: "Slots", schedule: Schedule, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
+        """Add to float32 `sums` what the schedule's pairs give, from the gradients of all scores.
 
         Sums are of the features and the products of both sides, and (I, H) of both score vectors.
         """
@@ -387,8 +387,8 @@ def _differentiate(call: PlannedCall, grad: Tensor, sums: tuple[Tensor, ...]) ->
             _differentiate(call.of(V.part(start, step), U, None), grad[some], window)
         return
     slots = Slots(call.planned(), SCRATCH_BYTES, gradient=True)
-    walk = call.kernels.plan_walk(grad, pairs, slots.regions.lengths, slots.words.lengths)
-    call.kernels.differentiate(slots, walk, grad, sums)
+    schedule = call.kernels.plan_schedule(grad, pairs, slots.regions.lengths, slots.words.lengths)
+    call.kernels.differentiate(slots, schedule, grad, sums)
 
 
 def _trace(call: PlannedCall, maps: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> None:

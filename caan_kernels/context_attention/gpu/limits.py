@@ -114,7 +114,7 @@ def derivatives(shape: Shape, tiled: bool) -> Derivatives:
     return Derivatives.of(cells, of_width, of_hidden, (steps(shape.width, 32), steps(shape.hidden, 32)))
 
 
-def walked(of: Derivatives, longest_sum: int, slots: int, turns: int = 0) -> int:
+def most_pairs(of: Derivatives, longest_sum: int, slots: int, turns: int = 0) -> int:
     """Pairs with a gradient that a launch takes.
 
     Args:

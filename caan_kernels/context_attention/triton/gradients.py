@@ -1,4 +1,4 @@
-"""The derivatives of a walk's pairs. One launch differentiates a part of the walk, however many of its pairs the device finds.
+"""The derivatives of a schedule's pairs. A launch has a part of the schedule, however many of its pairs the device finds.
 
 A round fills the slots of scratch memory with pairs (slots.py), a program a pair, and then adds up what they give (sums.py), a
 program an item and some columns. Programs take their turns from a counter. A turn waits until all turns of the steps before are

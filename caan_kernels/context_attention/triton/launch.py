@@ -8,7 +8,7 @@ from torch import Tensor
 from ...core.gpu import aligned, multiprocessors
 from ...core.gpu import limits as launches
 from ...core.gpu.limits import whole
-from ...core.gpu.plan import Items, Listed, Plan, Walk, Wanted, parts_of, plan_walk, size_of, sort_list
+from ...core.gpu.plan import Items, Listed, Plan, Schedule, Wanted, parts_of, plan_schedule, size_of, sort_list
 from ...core.triton.capture import refuse_in_capture
 from ...core.triton.plan import plan_kernel, planning
 from ...core.triton.product import product_kernel
@@ -30,7 +30,7 @@ MOST_PROGRAMS = 1024
 
 refuse_in_capture(globals())
 
-__all__ = ["differentiate", "fill", "maps", "plan", "plan_walk", "product", "score_tiles", "slot_numbers"]
+__all__ = ["differentiate", "fill", "maps", "plan", "plan_schedule", "product", "score_tiles", "slot_numbers"]
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -291,7 +291,7 @@ def _derivatives(slots: Slots) -> limits.Derivatives:
     return limits.derivatives(shape._replace(regions=size_of(shape.regions), words=size_of(shape.words)), tiled=False)
 
 
-def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
+def differentiate(slots: Slots, schedule: Schedule, grad: Tensor, sums: tuple[Tensor, ...]) -> None:
     slots.reserve(grad.numel())
     V, U, vectors, _, options, *_ = slots.call
     config = configurations.gradients(slots.rows[0], _differentiated_in(slots))
@@ -299,14 +299,14 @@ def differentiate(slots: Slots, walk: Walk, grad: Tensor, sums: tuple[Tensor, ..
     of_width, of_hidden = (-(-x // config.blocks[b]) for x, b in ((slots.width, "WIDTH_SUMS"), (hidden, "HIDDEN_SUMS")))
     tasks = (len(V) + len(U)) * (of_width + (of_hidden if options.inter or options.intra else 0))
     # A list may have one item's pairs only.
-    most = limits.walked(_derivatives(slots), max(grad.shape), slots.count, tasks)
+    most = limits.most_pairs(_derivatives(slots), max(grad.shape), slots.count, tasks)
     firsts = range(0, grad.numel(), most)
     turns = torch.zeros(len(firsts), 2, dtype=torch.int64, device=grad.device)
     for first, own in zip(firsts, turns, strict=True):
         gradient_kernel[(min(min(most, slots.count) + tasks, MOST_PROGRAMS),)](
             *map(aligned, (V.features, V.products, U.features, U.products, *vectors)),
             *(slots.regions.lengths, slots.words.lengths),
-            *(walk.keys, walk.order, walk.count, walk.image_starts, walk.by_caption, walk.caption_starts),
+            *(schedule.keys, schedule.order, schedule.count, schedule.image_starts, schedule.by_caption, schedule.caption_starts),
             *(grad, slots.scratch, own, *sums),
             *(len(V), len(U), first, first + most, slots.count, *slots.rows, slots.numbers),
             COSINE=options.cosine,

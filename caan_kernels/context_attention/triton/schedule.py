@@ -1,4 +1,4 @@
-"""Which pairs of a class a program scores: it walks the numbers of a launch, in steps of as many programs as there are.
+"""Which pairs of a class a program scores: it goes through the numbers of a launch, in steps of as many programs as there are.
 
 How many pairs a class has, only the device knows. So a launch says which numbers it takes, and ends where the class does.
 """

@@ -134,7 +134,7 @@ def exist(pairs: Tensor, images: int, captions: int) -> Tensor:
     return (image >= 0) & (image < images) & (caption >= 0) & (caption < captions)
 
 
-class Walk(NamedTuple):
+class Schedule(NamedTuple):
     """The pairs that have a gradient, in the order in which it is summed.
 
     Attributes:
@@ -154,7 +154,7 @@ class Walk(NamedTuple):
     caption_starts: Tensor
 
 
-def plan_walk(grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Walk:
+def plan_schedule(grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Schedule:
     """Find the pairs whose gradient ((I, T), or (P,) with pairs) is not 0 and that have regions and words."""
     wanted, images, captions = grad != 0, region_lengths.shape[0], word_lengths.shape[0]
     none = images * captions
@@ -172,4 +172,4 @@ def plan_walk(grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_l
     sorted_captions, by_caption = torch.sort(torch.where(keys < none, keys % captions, captions), stable=True)
     caption_starts = torch.searchsorted(sorted_captions, places[: captions + 1])
     # Those of the last image end where all do.
-    return Walk(keys, order, image_starts[images:], image_starts, by_caption, caption_starts)
+    return Schedule(keys, order, image_starts[images:], image_starts, by_caption, caption_starts)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...core.gpu import aligned
 from ...core.gpu.limits import times
-from ...core.gpu.plan import Plan, Walk, Wanted
+from ...core.gpu.plan import Plan, Schedule, Wanted
 from ...core.ragged import new_scores
 from ...core.records import Items
 from ..call import Call, CallGradient
@@ -91,7 +91,7 @@ class Kernels(Protocol):
     def plan(self, wanted: Wanted) -> Plan:
         """Sort both sides, and fill scores."""
 
-    def plan_walk(self, grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Walk:
+    def plan_schedule(self, grad: Tensor, pairs: Tensor | None, region_lengths: Tensor, word_lengths: Tensor) -> Schedule:
         """Find the pairs whose gradient, (I, T) or (P,) with pairs, is not 0, and that have regions and words."""
 
     def find_largest(self, search: Search, largest: Tensor) -> None:
@@ -258,8 +258,8 @@ def _add(call: Call, grad: Tensor, sums: list[Tensor | None]) -> None:
     regions, words = (_rows(x, y.lengths, False) for x, y in zip(call[:2], made[:2], strict=True))
     over_regions = call.options.over_regions
     queries, documents = (regions, words) if over_regions else (words, regions)
-    walk = kernels.plan_walk(grad, call.pairs, regions.lengths, words.lengths)
-    orders = (walk.image_starts, None), (walk.caption_starts, walk.by_caption)
+    schedule = kernels.plan_schedule(grad, call.pairs, regions.lengths, words.lengths)
+    orders = (schedule.image_starts, None), (schedule.caption_starts, schedule.by_caption)
     flat, rows = grad.flatten(), queries.features.shape[1]
     step = max(1, min(PLACES_BYTES // (4 * rows), times(limits.largest_of_pair(rows, *_document_of(documents.features)))))
     if call.pairs is not None:
@@ -267,9 +267,9 @@ def _add(call: Call, grad: Tensor, sums: list[Tensor | None]) -> None:
         step = min(step, _most_in_one_sum(call))
     for first in range(0, len(flat), step):
         # How many pairs have a gradient only the device knows; the keys beyond name an image that does not exist.
-        keys = walk.keys[first : first + step]
+        keys = schedule.keys[first : first + step]
         pairs = torch.stack([keys // captions, keys % captions], dim=1)
-        coefficients = flat[walk.order[first : first + step]]
+        coefficients = flat[schedule.order[first : first + step]]
         if call.options.mean:
             query = pairs[:, 0 if over_regions else 1].clamp_max(len(queries.lengths) - 1)
             coefficients = coefficients / queries.lengths[query]

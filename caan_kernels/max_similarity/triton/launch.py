@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ...core.gpu.plan import Plan, Wanted, plan_walk
+from ...core.gpu.plan import Plan, Wanted, plan_schedule
 from ...core.triton.capture import refuse_in_capture
 from ...core.triton.plan import plan_kernel, planning
 from ..gpu.launch import Rows, Search, Terms
@@ -11,7 +11,7 @@ from .kernels import add_kernel, document_gradients_kernel, query_gradients_kern
 
 refuse_in_capture(globals())
 
-__all__ = ["add_largest", "find_largest", "find_places", "plan", "plan_walk", "sum_document_gradients", "sum_query_gradients"]
+__all__ = ["add_largest", "find_largest", "find_places", "plan", "plan_schedule", "sum_document_gradients", "sum_query_gradients"]
 
 SEARCH = {"QUERY_ROWS": 32, "DOCUMENT_ROWS": 64}
 ADD = {"PAIRS": 128, "CHAIN": 32}

@@ -1,4 +1,4 @@
-// Gradients of the pairs that have one. Each pair is scored again, then its stages are walked backwards (pair_gradients.h); nothing
+// Gradients of the pairs that have one. Each pair is scored again, then its stages are taken backwards (pair_gradients.h); nothing
 // was kept from the forward pass.
 //
 // Pairs that share neither image nor caption run at once; order_by_level() fixes the order in which pairs add to a row.

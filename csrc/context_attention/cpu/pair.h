@@ -7,7 +7,7 @@
 //   g = softmax(tanh(R̂ R̂ᵀ U Q3 + Rᵀ V Q4) w_u)           word side:   X = Rᵀ, own = U Q3, other = V Q4   (10, 11, 17)
 //   score = similarity(fᵀV, gᵀU)                                                                 (5, 6, 18)
 //
-// H is walked in panels of panel_width columns: a tile of a panel of the context lies in registers, where its tanh is taken and
+// H is taken in panels of panel_width columns: a tile of a panel of the context lies in registers, where its tanh is taken and
 // folded into the running logits. Nothing of size (m, H) is stored. The second order X̂ X̂ᵀ own goes by association, X̂ (X̂ᵀ own),
 // with a panel of X̂ᵀ own in the first-level cache; or by the Gram matrix X̂ X̂ᵀ where that takes fewer multiplications.
 #pragma once

@@ -35,7 +35,7 @@ CAAN_INLINE void add_tile(F* to, int64_t stride, int64_t columns, Vec<F> (&acc)[
   }
 }
 
-// to (rows, stride) += left (depth, rows; k-major) right (depth, columns). A few rows are walked from end to end: they come from
+// to (rows, stride) += left (depth, rows; k-major) right (depth, columns). A few rows are read from end to end: they come from
 // afar.
 template <class F>
 void add_product(F* to, int64_t stride, const F* left, int64_t lda, int64_t rows, const Products<F>& right, int64_t depth,

@@ -118,14 +118,14 @@ void differentiate_(Arguments& in) {
   while (of.size() < 6) of.push_back(in.next<Tensor>());
   const auto place = [&](int i) { return data<int64_t>(places[i]); };
   const auto sum = [&](int i) { return mutable_data<float>(of[i]); };
-  const Walk walk{place(0), place(1), place(2), place(3), place(4), place(5)};
+  const Schedule schedule{place(0), place(1), place(2), place(3), place(4), place(5)};
   const Sums sums{sum(0), sum(1), sum(2), sum(3), sum(4), sum(5)};
   const int64_t first = in.next<int64_t>(), most = in.next<int64_t>();
   const bool tiled = in.next<bool>();
   const Options options = Options::from(in);
   const Stream stream = next_stream(in);
   const auto run = [&](auto start, const auto& sides) {
-    start(sides, walk, first, most, options, data<float>(score_gradients), mutable_data<float>(scratch), scratch.size(0), sums,
+    start(sides, schedule, first, most, options, data<float>(score_gradients), mutable_data<float>(scratch), scratch.size(0), sums,
           mutable_data<int64_t>(turns), stream);
   };
   with_type(tensors.regions, [&](auto type) {

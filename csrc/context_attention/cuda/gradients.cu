@@ -1,5 +1,5 @@
-// The derivatives of a walk's pairs. A launch has the pairs at some places of the walk that follow each other, no more than the
-// time of a launch allows (caan_kernels/context_attention/gpu/limits.py), and works on them in rounds.
+// The derivatives of a schedule's pairs. A launch has the pairs at some places of the schedule that follow each other, no more than
+// the time of a launch allows (caan_kernels/context_attention/gpu/limits.py), and works on them in rounds.
 //
 // A round fills the slots of scratch memory with pairs, a block a pair, and then adds up what they give, a block an item and some
 // columns: on tensor cores 64 (tiled_pair.h, tiled_sums.h), in float32 arithmetic 32 (pair.h, sums.h). Blocks take their turns from
@@ -104,7 +104,7 @@ struct InTiles {
 
 // What both kernels do, by turns: for places from `first` to before `beyond`, as far as there are so many.
 template <typename In, typename T>
-CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Walk& walk, int64_t first, int64_t beyond,
+CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Schedule& schedule, int64_t first, int64_t beyond,
                             const Options& o, const float* score_gradients, float* scratch, int64_t slots, const Sums& sums,
                             int64_t* turns) {
   Turn& shared = *reinterpret_cast<Turn*>(shared_memory);
@@ -114,7 +114,7 @@ CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Wa
     block_barrier();
     const Sides<T> s = shared.sizes.of(given);
     const Tasks tasks(s, o, In::COLUMNS);
-    const int64_t last = beyond < *walk.walked ? beyond : *walk.walked, round_turns = slots + tasks.count();
+    const int64_t last = beyond < *schedule.count ? beyond : *schedule.count, round_turns = slots + tasks.count();
     const int64_t turn = shared.turn, before = turn / round_turns * round_turns, begin = first + turn / round_turns * slots;
     const int64_t end = begin + slots < last ? begin + slots : last, task = turn - before - (end - begin);
     // The last round may fill fewer slots.
@@ -123,10 +123,11 @@ CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Wa
     block_barrier();
     const In in(s, o, shared.sizes, shared_memory + TURN_BYTES);
     if (task < 0) {
-      const int64_t slot = turn - before, place = begin + slot, key = walk.keys[place];
-      in.work(key / s.captions, key % s.captions, scratch + slot * in.size(), [&] { return score_gradients[walk.order[place]]; });
+      const int64_t slot = turn - before, place = begin + slot, key = schedule.keys[place];
+      in.work(key / s.captions, key % s.captions, scratch + slot * in.size(),
+              [&] { return score_gradients[schedule.order[place]]; });
     } else {
-      in.sum(InSlots{walk, scratch, begin, end}, sums, tasks, task);
+      in.sum(InSlots{schedule, scratch, begin, end}, sums, tasks, task);
     }
     block_barrier();
     if (threadIdx.x == 0) end_turn(turns + 1);
@@ -134,18 +135,18 @@ CAAN_DEVICE void take_turns(char* shared_memory, const Sides<T>& given, const Wa
 }
 
 CAAN_KERNEL void CAAN_BOUNDS(THREADS, 3)
-    gradient_kernel(Sides<AnyType> s, Walk walk, int64_t first, int64_t beyond, Options o, const float* score_gradients,
+    gradient_kernel(Sides<AnyType> s, Schedule schedule, int64_t first, int64_t beyond, Options o, const float* score_gradients,
                     float* scratch, int64_t slots, Sums sums, int64_t* turns) {
   CAAN_SHARED;
-  take_turns<InPanels>(shared_memory, s, walk, first, beyond, o, score_gradients, scratch, slots, sums, turns);
+  take_turns<InPanels>(shared_memory, s, schedule, first, beyond, o, score_gradients, scratch, slots, sums, turns);
 }
 
 template <typename T>
 CAAN_KERNEL void CAAN_BOUNDS(THREADS, 3)
-    gradient_tile_kernel(Sides<T> s, Walk walk, int64_t first, int64_t beyond, Options o, const float* score_gradients,
+    gradient_tile_kernel(Sides<T> s, Schedule schedule, int64_t first, int64_t beyond, Options o, const float* score_gradients,
                          float* scratch, int64_t slots, Sums sums, int64_t* turns) {
   CAAN_SHARED;
-  take_turns<InTiles<T>>(shared_memory, s, walk, first, beyond, o, score_gradients, scratch, slots, sums, turns);
+  take_turns<InTiles<T>>(shared_memory, s, schedule, first, beyond, o, score_gradients, scratch, slots, sums, turns);
 }
 
 template <typename T>
@@ -157,25 +158,25 @@ int64_t blocks_of(const Sides<T>& s, int64_t most, int64_t slots, int columns) {
 
 } // namespace
 
-void differentiate(const Sides<AnyType>& s, const Walk& walk, int64_t first, int64_t most, const Options& o,
+void differentiate(const Sides<AnyType>& s, const Schedule& schedule, int64_t first, int64_t most, const Options& o,
                    const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, Stream stream) {
-  launch<gradient_kernel>(blocks_of(s, most, slots, PANEL), THREADS, TURN_BYTES + InPanels::shared_bytes(s), stream, s, walk, first,
-                          first + most, o, score_gradients, scratch, slots, sums, turns);
+  launch<gradient_kernel>(blocks_of(s, most, slots, PANEL), THREADS, TURN_BYTES + InPanels::shared_bytes(s), stream, s, schedule,
+                          first, first + most, o, score_gradients, scratch, slots, sums, turns);
 }
 
 template <typename T>
-void differentiate_tiled(const Sides<T>& s, const Walk& walk, int64_t first, int64_t most, const Options& o,
+void differentiate_tiled(const Sides<T>& s, const Schedule& schedule, int64_t first, int64_t most, const Options& o,
                          const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns,
                          Stream stream) {
   launch<gradient_tile_kernel<T>>(blocks_of(s, most, slots, PIECE), THREADS, TURN_BYTES + InTiles<T>::shared_bytes(s), stream, s,
-                                  walk, first, first + most, o, score_gradients, scratch, slots, sums, turns);
+                                  schedule, first, first + most, o, score_gradients, scratch, slots, sums, turns);
 }
 
-template void differentiate_tiled(const Sides<float>&, const Walk&, int64_t, int64_t, const Options&, const float*, float*, int64_t,
-                                  const Sums&, int64_t*, Stream);
-template void differentiate_tiled(const Sides<bfloat16>&, const Walk&, int64_t, int64_t, const Options&, const float*, float*,
+template void differentiate_tiled(const Sides<float>&, const Schedule&, int64_t, int64_t, const Options&, const float*, float*,
                                   int64_t, const Sums&, int64_t*, Stream);
-template void differentiate_tiled(const Sides<float16>&, const Walk&, int64_t, int64_t, const Options&, const float*, float*,
+template void differentiate_tiled(const Sides<bfloat16>&, const Schedule&, int64_t, int64_t, const Options&, const float*, float*,
+                                  int64_t, const Sums&, int64_t*, Stream);
+template void differentiate_tiled(const Sides<float16>&, const Schedule&, int64_t, int64_t, const Options&, const float*, float*,
                                   int64_t, const Sums&, int64_t*, Stream);
 
 } // namespace caan::context_attention

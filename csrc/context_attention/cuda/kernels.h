@@ -192,10 +192,10 @@ struct Tiles {
 template <typename T>
 void score_tiles(const Sides<T>& sides, const Tiles& tiles, const Options& options, float* scores, Stream stream);
 
-// Pairs with a gradient in the order in which it is summed: keys image * captions + caption, `walked` of them, at positions `order`
+// Pairs with a gradient in the order in which it is summed: keys image * captions + caption, `count` of them, at positions `order`
 // of the call; image_starts (I + 1) into keys, by_caption places in keys and caption_starts (T + 1) into those.
-struct Walk {
-  const int64_t *keys, *order, *walked, *image_starts, *by_caption, *caption_starts;
+struct Schedule {
+  const int64_t *keys, *order, *count, *image_starts, *by_caption, *caption_starts;
 };
 
 // float32 of the sides' shapes, and (I, H) of both score vectors; all are added to.
@@ -203,14 +203,14 @@ struct Sums {
   float *regions, *region_products, *words, *word_products, *region_score, *word_score;
 };
 
-// Adds what `most` walked pairs from `first` give, as far as there are so many, from the gradients of their scores. As many of them
-// as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before.
-void differentiate(const Sides<AnyType>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
+// Adds what `most` of the schedule's pairs from `first` give, as far as there are so many, from the gradients of their scores. As
+// many of them as there are slots are worked on at once, however often it takes, in one launch. `turns` are two numbers, 0 before.
+void differentiate(const Sides<AnyType>& sides, const Schedule& schedule, int64_t first, int64_t most, const Options& options,
                    const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns, Stream stream);
 
 // The same on tensor cores, in slots of TiledShape; up to MOST_GRADIENT_WORDS words.
 template <typename T>
-void differentiate_tiled(const Sides<T>& sides, const Walk& walk, int64_t first, int64_t most, const Options& options,
+void differentiate_tiled(const Sides<T>& sides, const Schedule& schedule, int64_t first, int64_t most, const Options& options,
                          const float* score_gradients, float* scratch, int64_t slots, const Sums& sums, int64_t* turns,
                          Stream stream);
 

@@ -7,7 +7,7 @@
 //   score = v.u, over |v| |u| for the cosine
 //
 // Matrices and vectors lie in the pair's slot of scratch memory, small enough for the cache; panels, at most (m + n) rows of
-// them twice, in shared memory; nothing of size (m, H) or (m, m) exists. The derivative walks the panels once more.
+// them twice, in shared memory; nothing of size (m, H) or (m, m) exists. The derivative goes through the panels once more.
 #pragma once
 
 #include "context_attention/cuda/block.h"

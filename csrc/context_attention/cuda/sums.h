@@ -1,5 +1,5 @@
 // Gradients that pairs share, from what `work_on` left in their slots: a block has one image, or one caption, and 32 columns, and
-// takes its pairs in the order of the walk. No two blocks write to one place, so no sum is atomic, and each has one order.
+// takes its pairs in the order of the schedule. No two blocks write to one place, so no sum is atomic, and each has one order.
 //
 //   dV        = sum of dS (U affinityT) + f dv           dU           = sum of g du
 //   dV Q1     = sum of C_unit C_unitT dY                 dU affinityT = sum of dST V
@@ -15,17 +15,17 @@
 
 namespace caan::context_attention {
 
-// The pairs of a walk that lie in slots: places from `first`, each in the slot of its place.
+// The pairs of a schedule that lie in slots: places from `first`, each in the slot of its place.
 struct InSlots {
-  const Walk& walk;
+  const Schedule& schedule;
   const float* scratch;
   int64_t first, last;
 };
 
-// The pair at a place of the walk; a slot is read here, never written.
-CAAN_DEVICE Pair<AnyType> walked_pair(const Sides<AnyType>& s, const InSlots& in, const SlotShape& shape, int64_t place) {
+// The pair at a place of the schedule; a slot is read here, never written.
+CAAN_DEVICE Pair<AnyType> scheduled_pair(const Sides<AnyType>& s, const InSlots& in, const SlotShape& shape, int64_t place) {
   float* const slot = const_cast<float*>(in.scratch) + (place - in.first) * shape.size();
-  return Pair<AnyType>(s, in.walk.keys[place] / s.captions, in.walk.keys[place] % s.captions, slot, shape);
+  return Pair<AnyType>(s, in.schedule.keys[place] / s.captions, in.schedule.keys[place] % s.captions, slot, shape);
 }
 
 // Places in slots that belong to an image.
@@ -33,16 +33,16 @@ struct Range {
   int64_t begin, end;
 };
 CAAN_DEVICE Range image_places(const InSlots& in, int64_t image) {
-  const int64_t begin = in.walk.image_starts[image], end = in.walk.image_starts[image + 1];
+  const int64_t begin = in.schedule.image_starts[image], end = in.schedule.image_starts[image + 1];
   return {begin > in.first ? begin : in.first, end < in.last ? end : in.last};
 }
 
 // work(place) for each place in slots that belongs to a caption. Its places rise: a binary search finds the first in slots.
 template <typename Work>
 CAAN_DEVICE void for_caption_places(const InSlots& in, int64_t caption, Work work) {
-  const int64_t* const places = in.walk.by_caption;
-  int64_t step = in.walk.caption_starts[caption];
-  const int64_t end = in.walk.caption_starts[caption + 1];
+  const int64_t* const places = in.schedule.by_caption;
+  int64_t step = in.schedule.caption_starts[caption];
+  const int64_t end = in.schedule.caption_starts[caption + 1];
   for (int64_t beyond = end; step < beyond;) {
     const int64_t middle = (step + beyond) / 2;
     if (places[middle] < in.first)
@@ -61,7 +61,7 @@ CAAN_DEVICE void sum_image_features(const Sides<AnyType>& s, const InSlots& in, 
   const Range range = image_places(in, image);
   float* out = sums.regions + image * s.M * s.D;
   for (int64_t place = range.begin; place < range.end; ++place) {
-    const Pair<AnyType> p = walked_pair(s, in, shape, place);
+    const Pair<AnyType> p = scheduled_pair(s, in, shape, place);
     load_panel(UK, p.UQ, s.D + 2 * s.H, p.n, d0, s.D);
     block_barrier();
     const float dv = d < s.D ? p.slot.dv[d] : 0.0f;
@@ -79,7 +79,7 @@ CAAN_DEVICE void sum_caption_features(const Sides<AnyType>& s, const InSlots& in
   const int64_t caption = task / panels;
   float *of_U = sums.words + caption * s.N * s.D, *of_UK = sums.word_products + caption * s.N * (s.D + 2 * s.H);
   for_caption_places(in, caption, [&](int64_t place) {
-    const Pair<AnyType> p = walked_pair(s, in, shape, place);
+    const Pair<AnyType> p = scheduled_pair(s, in, shape, place);
     load_panel(V, p.V, s.D, p.m, d0, s.D);
     block_barrier();
     const float du = d < s.D ? p.slot.du[d] : 0.0f;
@@ -114,7 +114,7 @@ CAAN_DEVICE void sum_image_hidden(const Sides<AnyType>& s, const InSlots& in, co
   float* out = sums.region_products + image * s.M * (2 * s.H);
   const bool real = h < s.H;
   for (int64_t place = range.begin; place < range.end; ++place) {
-    const Pair<AnyType> p = walked_pair(s, in, shape, place);
+    const Pair<AnyType> p = scheduled_pair(s, in, shape, place);
     float dw = 0;
     region_gradients(s, p, o, h0, x, [&](int r, float t) { dw = fmaf(p.slot.df[r], t, dw); });
     add_over_warps(dw, by_warp, sums.region_score + image * s.H + h, real);
@@ -147,7 +147,7 @@ CAAN_DEVICE void sum_caption_hidden(const Sides<AnyType>& s, const InSlots& in, 
   float* out = sums.word_products + caption * s.N * UQ_row + s.D;
   const bool real = h < s.H;
   for_caption_places(in, caption, [&](int64_t place) {
-    const Pair<AnyType> p = walked_pair(s, in, shape, place);
+    const Pair<AnyType> p = scheduled_pair(s, in, shape, place);
     if (o.inter) {
       region_gradients(s, p, o, h0, x, ignore);
       transposed_times_panel(p.slot.C, p.row, p.n, p.m, x.P1, [&](int j, float sum) {

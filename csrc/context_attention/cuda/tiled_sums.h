@@ -19,7 +19,7 @@ struct TiledSums {
   // work(pair) for each of an image's, or a caption's, pairs in slots.
   CAAN_DEVICE OnTiles<T> pair_at(int64_t place) const {
     float* const slot = const_cast<float*>(in.scratch) + (place - in.first) * TiledShape<T>{s.M, s.N, s.D}.size();
-    return OnTiles<T>(s, o, in.walk.keys[place] / s.captions, in.walk.keys[place] % s.captions, slot, shared);
+    return OnTiles<T>(s, o, in.schedule.keys[place] / s.captions, in.schedule.keys[place] % s.captions, slot, shared);
   }
   template <typename Work>
   CAAN_DEVICE void for_image(int64_t image, Work work) const {

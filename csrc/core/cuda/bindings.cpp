@@ -62,15 +62,15 @@ void plan_(Arguments& in) {
        {indices(pairs), listed, scores.numel() ? mutable_data<float>(scores) : nullptr, score_row, parts.next(listed)}, stream);
 }
 
-void plan_walk_(Arguments& in) {
+void plan_schedule_(Arguments& in) {
   const Tensor gradients = in.next<Tensor>(), region_lengths = in.next<Tensor>(), word_lengths = in.next<Tensor>();
   Parts parts(in.next<Tensor>());
   const Stream stream = next_stream(in);
   const int64_t images = gradients.size(0), captions = gradients.size(1), pairs = images * captions;
-  plan_walk({data<float>(gradients), data<int64_t>(region_lengths), data<int64_t>(word_lengths), images, captions,
-             parts.next(pairs), parts.next(pairs), parts.next(images + 1), parts.next(pairs), parts.next(captions + 1),
-             parts.next(images + captions), parts.next(pairs)},
-            stream);
+  plan_schedule({data<float>(gradients), data<int64_t>(region_lengths), data<int64_t>(word_lengths), images, captions,
+                 parts.next(pairs), parts.next(pairs), parts.next(images + 1), parts.next(pairs), parts.next(captions + 1),
+                 parts.next(images + captions), parts.next(pairs)},
+                stream);
 }
 
 int64_t device_error_(Arguments& in) { return device_error(int(in.next<int64_t>())); }
@@ -82,5 +82,5 @@ STABLE_TORCH_LIBRARY_IMPL(caan_kernels, CompositeExplicitAutograd, m) { m.impl("
 STABLE_TORCH_LIBRARY_IMPL(caan_kernels, CAAN_DEVICE_KEY, m) {
   m.impl("cuda_multiply", &boxed<multiply_>);
   m.impl("cuda_plan", &boxed<plan_>);
-  m.impl("cuda_plan_walk", &boxed<plan_walk_>);
+  m.impl("cuda_plan_schedule", &boxed<plan_schedule_>);
 }

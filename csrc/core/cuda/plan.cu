@@ -59,7 +59,7 @@ CAAN_DEVICE Found sum_before(const Found& own, Found* shared) {
   return sum;
 }
 
-// A thread's part of what a block walks.
+// A thread's part of what a block goes through.
 struct Run {
   int64_t begin, end;
 };
@@ -112,13 +112,13 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) plan_kernel(PlannedSide regions, Planne
   for (int64_t place = block * THREADS + threadIdx.x; place < count; place += threads) fill_pair(regions, words, pairs, place);
 }
 
-CAAN_DEVICE bool has_gradient(const PlannedWalk& w, int64_t image, int64_t caption) {
+CAAN_DEVICE bool has_gradient(const PlannedSchedule& w, int64_t image, int64_t caption) {
   return w.gradients[image * w.captions + caption] != 0 && w.region_lengths[image] > 0 && w.word_lengths[caption] > 0;
 }
 
 // A block an image, and then a block a caption: how many pairs with a gradient it has. Images also say how many of theirs come
 // before each pair.
-CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) count_walk_kernel(PlannedWalk w) {
+CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) count_schedule_kernel(PlannedSchedule w) {
   CAAN_SHARED;
   auto* shared = reinterpret_cast<Found*>(shared_memory);
   const int64_t item = blockIdx.x;
@@ -138,7 +138,7 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) count_walk_kernel(PlannedWalk w) {
 }
 
 // A block for images and one for captions: where each item's pairs begin.
-CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) start_walk_kernel(PlannedWalk w) {
+CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) start_schedule_kernel(PlannedSchedule w) {
   CAAN_SHARED;
   auto* shared = reinterpret_cast<Found*>(shared_memory);
   const bool of_images = blockIdx.x == 0;
@@ -159,7 +159,7 @@ CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) start_walk_kernel(PlannedWalk w) {
 }
 
 // A block an image, and then a block a caption: their pairs at their places.
-CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) place_walk_kernel(PlannedWalk w) {
+CAAN_KERNEL void CAAN_BOUNDS(THREADS, 1) place_schedule_kernel(PlannedSchedule w) {
   CAAN_SHARED;
   auto* shared = reinterpret_cast<Found*>(shared_memory);
   const int64_t item = blockIdx.x;
@@ -195,10 +195,10 @@ void plan(const PlannedSide& regions, const PlannedSide& words, const PlannedPai
   launch<plan_kernel>(blocks, THREADS, SHARED, stream, regions, words, pairs, count);
 }
 
-void plan_walk(const PlannedWalk& walk, Stream stream) {
-  launch<count_walk_kernel>(walk.images + walk.captions, THREADS, SHARED, stream, walk);
-  launch<start_walk_kernel>(2, THREADS, SHARED, stream, walk);
-  launch<place_walk_kernel>(walk.images + walk.captions, THREADS, SHARED, stream, walk);
+void plan_schedule(const PlannedSchedule& schedule, Stream stream) {
+  launch<count_schedule_kernel>(schedule.images + schedule.captions, THREADS, SHARED, stream, schedule);
+  launch<start_schedule_kernel>(2, THREADS, SHARED, stream, schedule);
+  launch<place_schedule_kernel>(schedule.images + schedule.captions, THREADS, SHARED, stream, schedule);
 }
 
 } // namespace caan::cuda

@@ -38,12 +38,12 @@ void plan(const PlannedSide& regions, const PlannedSide& words, const PlannedPai
 // more; their places in the gradients; and places in keys by caption, as many as there are keys. image_starts (images + 1) and
 // caption_starts (captions + 1) are where each item's begin. `counts` (images + captions) and `ranks` (images, captions) are
 // scratch memory.
-struct PlannedWalk {
+struct PlannedSchedule {
   const float* gradients;
   const int64_t *region_lengths, *word_lengths;
   int64_t images, captions;
   int64_t *keys, *order, *image_starts, *by_caption, *caption_starts, *counts, *ranks;
 };
-void plan_walk(const PlannedWalk& walk, Stream stream);
+void plan_schedule(const PlannedSchedule& schedule, Stream stream);
 
 } // namespace caan::cuda

@@ -3,7 +3,7 @@
 // that place, pair after pair, and a row of a document the rows of queries that found it.
 //
 // A warp has one row and 128 columns of it, whose sums lie in registers: no two warps write to one place, nothing is atomic, and
-// sums have the order of the walk. float32 throughout.
+// sums have the order of the schedule. float32 throughout.
 #include "max_similarity/cuda/kernels.h"
 #include "max_similarity/cuda/search.h"
 
@@ -57,7 +57,7 @@ struct Sums {
   }
 };
 
-// Calls body(pair of the list) for an item's places of the walk that the list has, in their order.
+// Calls body(pair of the list) for an item's places of the schedule that the list has, in their order.
 template <typename Body>
 CAAN_DEVICE void for_pairs(const Terms& terms, int64_t listed, int64_t item, Body body) {
   for (int64_t step = terms.starts[item]; step < terms.starts[item + 1]; ++step) {

@@ -51,9 +51,9 @@ struct Scores {
 template <typename T>
 void add_largest(const Search<T>& search, const float* largest, int64_t stride, const Scores& scores, Stream stream);
 
-// Gradients of the pairs of a walk from its place `first`, a list of which the search has: pair k gives coefficients[k] times a
-// document's row to a query's row, and that to the document's. The walk's places of item i are those from starts[i] to the next,
-// or what `order` has there. sums: float32 of the side's features, which are added to.
+// Gradients of the pairs of a schedule from its place `first`, a list of which the search has: pair k gives coefficients[k] times a
+// document's row to a query's row, and that to the document's. The schedule's places of item i are those from starts[i] to the
+// next, or what `order` has there. sums: float32 of the side's features, which are added to.
 struct Terms {
   const float* coefficients;
   const int32_t* places;

@@ -1,8 +1,8 @@
 // Products of query rows by document rows, of which only the largest of every query row leaves the registers.
 //
-// A block takes a tile of query rows, those of all queries one after the other, and walks the rows of some documents, also packed,
-// tile after tile: no padding is multiplied but that of the last tiles. A warp owns its query rows and sees every document row, so
-// that largest products are carried from tile to tile in registers and a document may begin and end anywhere in one.
+// A block takes a tile of query rows, those of all queries one after the other, and goes through the rows of some documents, also
+// packed, tile after tile: no padding is multiplied but that of the last tiles. A warp owns its query rows and sees every document
+// row, so that largest products are carried from tile to tile in registers and a document may begin and end anywhere in one.
 //
 // Half precision, and widths of whole 16-byte units: mma.sync, 32 query rows a warp by 112 document rows a tile, 64 columns at a
 // time through two stages of shared memory; four warps a block, three blocks a multiprocessor. Up to 128 columns a block's queries
@@ -30,7 +30,7 @@ namespace caan::max_similarity {
 namespace {
 
 constexpr int64_t NO_ROW = -1;
-// Blocks that run at one time share so many tiles of queries, and the documents that these walk, in the L2 cache.
+// Blocks that run at one time share so many tiles of queries, and the documents that these go through, in the L2 cache.
 constexpr int64_t BAND = 16;
 
 CAAN_BOTH constexpr int64_t ceil_of(int64_t count, int64_t step) { return (count + step - 1) / step; }

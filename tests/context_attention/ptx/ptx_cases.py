@@ -14,7 +14,7 @@ from caan_kernels.context_attention.gpu import launch
 
 HALF, SINGLE = cases.HALF_DTYPES, (torch.float32,)
 # What every call of all pairs with a backward launches.
-PLANNING = ("plan_kernel", "count_walk_kernel", "start_walk_kernel", "place_walk_kernel")
+PLANNING = ("plan_kernel", "count_schedule_kernel", "start_schedule_kernel", "place_schedule_kernel")
 
 
 class Case(NamedTuple):

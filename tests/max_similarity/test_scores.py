@@ -168,9 +168,9 @@ def test_shapes_alone():
     assert ck.max_similarity(torch.empty(2, 3, 4, device="meta"), torch.empty(5, 3, 4, device="meta")).shape == (2, 5)
 
 
-@pytest.mark.parametrize("name", ["fpga", None])
-def test_backends_that_are_none(name):
-    with pytest.raises(ValueError, match=rf"^backend: expected 'auto', 'reference', 'cpu', 'triton', 'cuda', got {name!r}$"):
+@pytest.mark.parametrize(("name", "error"), [("fpga", ValueError), (None, TypeError)])
+def test_backends_that_are_none(name, error):
+    with pytest.raises(error, match=rf"^backend: expected 'auto', 'reference', 'cpu', 'triton', 'cuda', got {name!r}$"):
         problem("odd").call(backend=name)
 
 

@@ -96,6 +96,16 @@ def test_borders_between_blocks(dtype):
         assert alone.item() == scores[i, t].item()
 
 
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
+@pytest.mark.parametrize("listed", [False, True], ids=["all_pairs", "list"])
+def test_largest_tiles(dtype, listed):
+    """Blocks of 64 regions, with one caption in a program and with two."""
+    case = lengths_given((2, 64, 3, 20, *WIDTHS), [64, 49], [20, 9, 16], dtype, pairs=listed)
+    expected, plain = cases.oracle(case)[0], case.call(backend="reference")
+    error = cases.score_error(case.call(backend="triton"), expected)
+    assert error <= max(2e-6, 2 * cases.score_error(plain, expected))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradients_at_borders_between_blocks(dtype):
     case = lengths_given((2, 33, 3, 33, *WIDTHS), [17, 33], [16, 17, 33], dtype)

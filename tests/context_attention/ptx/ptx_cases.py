@@ -7,6 +7,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import cases
+import pytest
 import torch
 from support.ptx import compilers, cuda_launches
 
@@ -144,6 +145,11 @@ CASES = {
     "ieee_gradients": Case(("gradient_kernel",), SINGLE, (5, 3), (6, 4, 2), (40, 40), scratch=6000, ieee=True, quick=False),
     **option_cases(),
 }
+
+
+def slow(*given):
+    """Parameters for tools/release_check.sh; others of the same test run in CI."""
+    return pytest.param(*given, marks=pytest.mark.release)
 
 
 def product(edit: Callable[[str, str], str] | None = None):

@@ -5,17 +5,12 @@ from typing import NamedTuple
 import cases
 import pytest
 import torch
-from ptx_cases import CASES, Case, product
+from ptx_cases import CASES, Case, product, slow
 from support.ptx import PtxError
 from support.ptx.faults import BARRIER, WAIT, WARP_BARRIER, assert_needed, editing
 
 PRODUCT, GRADIENTS = "product_tile_kernel<bfloat16>", "gradient_tile_kernel<bfloat16>"
 LARGE_OF_FLOAT32 = CASES["large_of_float32"]._replace(words=(9,))
-
-
-def slow(*given):
-    """Parameters for tools/release_check.sh; others of the same test run in CI."""
-    return pytest.param(*given, marks=pytest.mark.release)
 
 
 def run(case, edit, dtype=torch.bfloat16):

@@ -37,9 +37,9 @@ struct Call {
 
   Call(int M_, int N_, int D_, int H_) : M(M_), N(N_), D(D_), H(H_), m{M_, M_ / 2}, n{N_, 1, N_ / 2 + 1} {
     std::mt19937 random(0);
-    const auto draw = [&](size_t count) {
+    const auto draw = [&](size_t size) {
       std::normal_distribution<float> normal(0, 0.3f);
-      std::vector<T> numbers(count);
+      std::vector<T> numbers(size);
       for (T& x : numbers) x = half_of<T>(normal(random));
       return numbers;
     };
@@ -99,7 +99,7 @@ template <typename T>
 void run_tiles(const Options& options, int M, int N) {
   const Call<T> call(M, N, 136, 72);
   std::vector<float> scores(6);
-  Tiles tiles{call.order.data(), call.starts.data(), nullptr, nullptr, nullptr, 0, 3, 1, 2, 0, 1, 1, N > 16 ? 2 : 1};
+  Tiles tiles{call.order.data(), call.starts.data(), nullptr, nullptr, nullptr, 0, 3, 1, 2, 0, N > 16 ? 2 : 1};
   score_tiles(call.sides(), tiles, options, scores.data(), nullptr);
   tiles.pairs = call.pairs.data(), tiles.order = call.places.data(), tiles.listed = 6;
   std::vector<int64_t> keys;

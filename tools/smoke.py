@@ -47,7 +47,7 @@ def main() -> None:
     try:
         torch.ops.caan_kernels.tanh_(torch.ones(4, dtype=torch.int32))
     except RuntimeError as error:
-        assert "expected float32 or float64" in str(error), error
+        assert "expected dtype float32 or float64" in str(error), error
     else:
         raise SystemExit("error: an op took a dtype that it has no kernel for")
 

@@ -69,14 +69,15 @@ def test_a_model_too_large_for_the_memory(data, tmp_path, capsys):
 
 
 def train_with_a_worker(data, tmp_path):
-    """A training in its second epoch or later, and its worker.
+    """A training that has a row in metrics.csv, and its worker.
 
     In the first step torch imports modules of its own, and prints a traceback of what a killed worker raises there.
     """
     train = ["train", "--data", str(data), "--out", str(tmp_path / "run"), *SMALL, "--workers", "1", "--epochs", "10000"]
     process = subprocess.Popen([sys.executable, "-m", "caan", *train], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while process.poll() is None and not ((tmp_path / "run" / "metrics.csv").exists() and children.read_text()):
+    children, metrics = Path(f"/proc/{process.pid}/task/{process.pid}/children"), tmp_path / "run" / "metrics.csv"
+    # A run writes the header before its first step.
+    while process.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) > 1 and children.read_text()):
         time.sleep(0.05)
     return process, int(children.read_text().split()[0])
 

@@ -66,7 +66,7 @@ def build_index(
         StaleIndexError: another model has made what is there.
         MissingFileError, FormatError, NonFiniteError, WidthError: the gallery or the features cannot be used.
         ValueError: the model is a dense one, of intra="features".
-        StaleSplitError: the split has changed since the gallery took it in, or another one is on its way in.
+        StaleSplitError: the split has changed since the gallery took it in, or another one is partly in.
         OSError: a file cannot be written, or another process is at this gallery.
     """
     folder = Path(folder)

@@ -46,7 +46,7 @@ ARRAYS = (
 
 @dataclass
 class Source:
-    """A split that is in a gallery, or on its way there.
+    """A split that is in a gallery, all of it or a part.
 
     Attributes:
         data: the folder that it is from.
